@@ -1,0 +1,124 @@
+#include "pool_shim.h"
+#include "http_connection.h"
+#include "http_core.h"
+#include "http_protocol.h"
+#include "http_request.h"
+
+extern module pool_module;
+APLOG_USE_MODULE(pool);
+
+void pool_shim_log_server(int level, apr_status_t status, const server_rec *s, const char *text)
+{
+    ap_log_error(APLOG_MARK, level, status, s, "%s", text);
+}
+
+void pool_shim_log_request(int level, apr_status_t status, const request_rec *r, const char *text)
+{
+    ap_log_rerror(APLOG_MARK, level, status, r, "%s", text);
+}
+
+void pool_shim_log_startup(int level, apr_status_t status, const char *text)
+{
+    ap_log_error(APLOG_MARK, level | APLOG_STARTUP, status, NULL, "%s", text);
+}
+
+void pool_shim_log_request_as(int module_index, int level, const request_rec *r, const char *text)
+{
+    ap_log_rerror_(NULL, 0, module_index, level, 0, r, "%s", text);
+}
+
+void pool_shim_log_server_as(int module_index, int level, const server_rec *s, const char *text)
+{
+    ap_log_error_(NULL, 0, module_index, level, 0, s, "%s", text);
+}
+
+int pool_shim_request_loglevel(const request_rec *r)
+{
+    return ap_get_request_module_loglevel(r, APLOG_MODULE_INDEX);
+}
+
+void pool_shim_brigade_insert_tail(apr_bucket_brigade *bb, apr_bucket *b)
+{
+    APR_BRIGADE_INSERT_TAIL(bb, b);
+}
+
+void pool_shim_brigade_insert_head(apr_bucket_brigade *bb, apr_bucket *b)
+{
+    APR_BRIGADE_INSERT_HEAD(bb, b);
+}
+
+void pool_shim_brigade_concat(apr_bucket_brigade *a, apr_bucket_brigade *b)
+{
+    APR_BRIGADE_CONCAT(a, b);
+}
+
+apr_bucket *pool_shim_brigade_first(apr_bucket_brigade *bb)
+{
+    return APR_BRIGADE_EMPTY(bb) ? NULL : APR_BRIGADE_FIRST(bb);
+}
+
+apr_bucket *pool_shim_bucket_next(apr_bucket_brigade *bb, apr_bucket *b)
+{
+    apr_bucket *next = APR_BUCKET_NEXT(b);
+
+    return next == APR_BRIGADE_SENTINEL(bb) ? NULL : next;
+}
+
+void pool_shim_bucket_delete(apr_bucket *b)
+{
+    apr_bucket_delete(b);
+}
+
+void pool_shim_bucket_remove(apr_bucket *b)
+{
+    APR_BUCKET_REMOVE(b);
+}
+
+void pool_shim_bucket_insert_before(apr_bucket *at, apr_bucket *b)
+{
+    APR_BUCKET_INSERT_BEFORE(at, b);
+}
+
+apr_status_t pool_shim_bucket_read(apr_bucket *b, const char **data, apr_size_t *len, apr_read_type_e block)
+{
+    return apr_bucket_read(b, data, len, block);
+}
+
+apr_status_t pool_shim_bucket_split(apr_bucket *b, apr_size_t point)
+{
+    return apr_bucket_split(b, point);
+}
+
+apr_status_t pool_shim_bucket_setaside(apr_bucket *b, apr_pool_t *p)
+{
+    return apr_bucket_setaside(b, p);
+}
+
+int pool_shim_bucket_kind(const apr_bucket *b)
+{
+    if (APR_BUCKET_IS_FILE(b))
+        return POOL_BUCKET_FILE;
+    if (!APR_BUCKET_IS_METADATA(b))
+        return POOL_BUCKET_DATA;
+    if (APR_BUCKET_IS_EOS(b))
+        return POOL_BUCKET_EOS;
+    if (APR_BUCKET_IS_FLUSH(b))
+        return POOL_BUCKET_FLUSH;
+    if (AP_BUCKET_IS_EOR(b))
+        return POOL_BUCKET_EOR;
+    if (AP_BUCKET_IS_EOC(b))
+        return POOL_BUCKET_EOC;
+    if (AP_BUCKET_IS_ERROR(b))
+        return POOL_BUCKET_ERROR;
+    return POOL_BUCKET_METADATA;
+}
+
+int pool_shim_bucket_error_status(const apr_bucket *b)
+{
+    return ((const ap_bucket_error *)b->data)->status;
+}
+
+apr_file_t *pool_shim_bucket_file(const apr_bucket *b)
+{
+    return ((const apr_bucket_file *)b->data)->fd;
+}

@@ -1,0 +1,57 @@
+/*
+ * What C can do and Rust cannot: macros, variadic functions, the command table. No decision is taken here.
+ */
+#ifndef POOL_SHIM_H
+#define POOL_SHIM_H
+
+#include "httpd.h"
+#include "http_config.h"
+#include "http_log.h"
+#include "util_filter.h"
+#include "apr_buckets.h"
+#include "apr_hooks.h"
+
+/* The directives; used by the module record, which is Rust's (a cdylib does not export a C record). */
+extern const command_rec pool_shim_commands[];
+
+/* Logging: text is printed as it is, never as a format. */
+void pool_shim_log_server(int level, apr_status_t status, const server_rec *s, const char *text);
+void pool_shim_log_request(int level, apr_status_t status, const request_rec *r, const char *text);
+void pool_shim_log_startup(int level, apr_status_t status, const char *text);
+/* As the named module would: what counts is that module's LogLevel. */
+void pool_shim_log_request_as(int module_index, int level, const request_rec *r, const char *text);
+void pool_shim_log_server_as(int module_index, int level, const server_rec *s, const char *text);
+int pool_shim_request_loglevel(const request_rec *r);
+
+/* Brigades and buckets. */
+void pool_shim_brigade_insert_tail(apr_bucket_brigade *bb, apr_bucket *b);
+void pool_shim_brigade_insert_head(apr_bucket_brigade *bb, apr_bucket *b);
+void pool_shim_brigade_concat(apr_bucket_brigade *a, apr_bucket_brigade *b);
+apr_bucket *pool_shim_brigade_first(apr_bucket_brigade *bb);
+/* NULL at the end of the brigade. */
+apr_bucket *pool_shim_bucket_next(apr_bucket_brigade *bb, apr_bucket *b);
+void pool_shim_bucket_delete(apr_bucket *b);
+void pool_shim_bucket_remove(apr_bucket *b);
+void pool_shim_bucket_insert_before(apr_bucket *at, apr_bucket *b);
+apr_status_t pool_shim_bucket_read(apr_bucket *b, const char **data, apr_size_t *len, apr_read_type_e block);
+apr_status_t pool_shim_bucket_split(apr_bucket *b, apr_size_t point);
+apr_status_t pool_shim_bucket_setaside(apr_bucket *b, apr_pool_t *p);
+
+enum {
+    POOL_BUCKET_DATA = 0,
+    POOL_BUCKET_EOS,
+    POOL_BUCKET_EOR,
+    POOL_BUCKET_EOC,
+    POOL_BUCKET_FLUSH,
+    POOL_BUCKET_ERROR,
+    POOL_BUCKET_FILE,
+    POOL_BUCKET_METADATA
+};
+/* One of the above. */
+int pool_shim_bucket_kind(const apr_bucket *b);
+/* The status of an ERROR bucket. */
+int pool_shim_bucket_error_status(const apr_bucket *b);
+/* The file of a FILE bucket. */
+apr_file_t *pool_shim_bucket_file(const apr_bucket *b);
+
+#endif

@@ -1,0 +1,37 @@
+/* What bindgen reads: httpd's and APR's headers, then our own shim. */
+#ifndef POOL_WRAPPER_H
+#define POOL_WRAPPER_H
+
+#include "httpd.h"
+#include "http_config.h"
+#include "http_connection.h"
+#include "http_core.h"
+#include "http_log.h"
+#include "http_main.h"
+#include "http_protocol.h"
+#include "http_request.h"
+#include "http_ssl.h"
+#include "http_vhost.h"
+#include "ap_expr.h"
+#include "ap_mpm.h"
+#include "ap_provider.h"
+#include "mpm_common.h"
+#include "mod_auth.h"
+#include "mod_core.h"
+#include "mod_log_config.h"
+#include "mod_ssl.h"
+#include "scoreboard.h"
+#include "unixd.h"
+#include "util_filter.h"
+#include "util_script.h"
+#include "apr_buckets.h"
+#include "apr_hooks.h"
+#include "apr_lib.h"
+#include "apr_optional.h"
+#include "apr_portable.h"
+#include "apr_strings.h"
+#include "apr_tables.h"
+#include "apr_thread_proc.h"
+#include "pool_shim.h"
+
+#endif

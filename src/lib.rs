@@ -1,0 +1,16 @@
+//! mod_pool: server pools for Apache httpd 2.4.
+//!
+//! The layers, bottom up; a module imports only downwards, and roles never import one another
+//! (`tests/layering.rs` checks both): `ffi`, `apr`, `httpd` and `sys` hold the unsafe code, `wire`, `policy` and
+//! `settings` are pure, `controller`, `seed`, `zygote`, `worker`, `frontend` are the roles a process can have, and
+//! `entry` is where httpd calls in. See `docs/architecture.md`.
+
+pub mod controller;
+#[cfg(feature = "httpd")]
+pub mod entry;
+#[cfg(feature = "httpd")]
+pub mod ffi;
+pub mod policy;
+pub mod settings;
+pub mod sys;
+pub mod wire;
