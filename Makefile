@@ -41,6 +41,7 @@ demo-check:
 	@exec demo/check
 
 test:
+	@scripts/deps build demo test
 	@exec tests/run
 
 check:
