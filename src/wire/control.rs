@@ -94,11 +94,7 @@ pub enum FrontendMessage {
     /// Nobody waits for it any more.
     Cancel { want: WantId },
     /// The lease is given back. Only with [`Returned::Idle`] the data socket travels with it.
-    Return {
-        lease: LeaseId,
-        lend: LendCount,
-        how: Returned,
-    },
+    Return { lease: LeaseId, lend: LendCount, how: Returned },
 }
 
 /// In which state a lease comes back.
@@ -134,23 +130,13 @@ pub enum ControllerMessage {
         contended: bool,
     },
     /// There will be no lease for this Want.
-    Refuse {
-        want: WantId,
-        reason: Refusal,
-        retry_after_s: u32,
-        text: String,
-    },
+    Refuse { want: WantId, reason: Refusal, retry_after_s: u32, text: String },
     /// Return this lease as soon as it is idle.
     Recall { lease: LeaseId, lend: LendCount },
     /// Whether requests of other frontends wait for this pool: while they do, each lease goes back after one request.
     Contended { pool: u32, on: bool },
     /// The worker of a lease that this frontend holds has ended. `wait_status` as of waitpid(2).
-    Obituary {
-        lease: LeaseId,
-        lend: LendCount,
-        pid: u32,
-        wait_status: i32,
-    },
+    Obituary { lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
     /// A line that a process of the pool wrote to its standard error.
     Log { pool: u32, pid: u32, line: Vec<u8> },
 }
