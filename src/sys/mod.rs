@@ -3,6 +3,8 @@
 //! Runs in: every role.  Trusts: the kernel.  Owns: nothing.  Never: knows httpd, decides a policy.
 
 pub mod fork;
+pub mod image;
+pub mod launch;
 pub mod privileges;
 pub mod socket;
 pub mod title;
