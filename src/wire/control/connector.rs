@@ -89,15 +89,9 @@ impl ParentMessage {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let message = match r.u8()? {
-            CONFIGURE => Self::Configure {
-                generation: r.u64()?,
-            },
-            CHILD_STARTED => Self::ChildStarted {
-                pid: field::pid(&mut r)?,
-            },
-            CHILD_GONE => Self::ChildGone {
-                pid: field::pid(&mut r)?,
-            },
+            CONFIGURE => Self::Configure { generation: r.u64()? },
+            CHILD_STARTED => Self::ChildStarted { pid: field::pid(&mut r)? },
+            CHILD_GONE => Self::ChildGone { pid: field::pid(&mut r)? },
             STOP => Self::Stop,
             _ => return Err(Malformed::Field("kind")),
         };
@@ -148,17 +142,9 @@ impl Hello {
         let count = r.u16()?;
         let mut in_flight = Vec::new();
         for _ in 0..count {
-            in_flight.push(InFlight {
-                pid: field::pid(&mut r)?,
-                pool: field::name(&mut r, false)?,
-            });
+            in_flight.push(InFlight { pid: field::pid(&mut r)?, pool: field::name(&mut r, false)? });
         }
         r.finish()?;
-        Ok(Self {
-            version,
-            build_id,
-            generation,
-            in_flight,
-        })
+        Ok(Self { version, build_id, generation, in_flight })
     }
 }

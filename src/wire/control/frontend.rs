@@ -26,11 +26,7 @@ pub enum FrontendMessage {
     /// Nobody waits for it any more.
     Cancel { want: WantId },
     /// The lease is given back. Only with [`Returned::Idle`] the data socket travels with it.
-    Return {
-        lease: LeaseId,
-        lend: LendCount,
-        how: Returned,
-    },
+    Return { lease: LeaseId, lend: LendCount, how: Returned },
 }
 
 /// In which state a lease comes back.
@@ -66,23 +62,13 @@ pub enum ControllerMessage {
         contended: bool,
     },
     /// There will be no lease for this Want.
-    Refuse {
-        want: WantId,
-        reason: Refusal,
-        retry_after_s: u32,
-        text: String,
-    },
+    Refuse { want: WantId, reason: Refusal, retry_after_s: u32, text: String },
     /// Return this lease as soon as it is idle.
     Recall { lease: LeaseId, lend: LendCount },
     /// Whether requests of other frontends wait for this pool: while they do, each lease goes back after one request.
     Contended { pool: u32, on: bool },
     /// The worker of a lease that this frontend holds has ended. `wait_status` as of waitpid(2).
-    Obituary {
-        lease: LeaseId,
-        lend: LendCount,
-        pid: u32,
-        wait_status: i32,
-    },
+    Obituary { lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
     /// A line that a process of the pool wrote to its standard error.
     Log { pool: u32, pid: u32, line: Vec<u8> },
 }
@@ -189,18 +175,11 @@ impl FrontendMessage {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let message = match r.u8()? {
-            WANT => Self::Want {
-                want: WantId(r.u32()?),
-                pool: r.u32()?,
-            },
-            CANCEL => Self::Cancel {
-                want: WantId(r.u32()?),
-            },
-            RETURN => Self::Return {
-                lease: LeaseId(r.u64()?),
-                lend: LendCount(r.u32()?),
-                how: Returned::from_code(r.u8()?)?,
-            },
+            WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()? },
+            CANCEL => Self::Cancel { want: WantId(r.u32()?) },
+            RETURN => {
+                Self::Return { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?), how: Returned::from_code(r.u8()?)? }
+            }
             _ => return Err(Malformed::Field("kind")),
         };
         r.finish()?;
@@ -213,14 +192,7 @@ impl ControllerMessage {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Grant {
-                want,
-                lease,
-                lend,
-                pid,
-                cold,
-                contended,
-            } => {
+            Self::Grant { want, lease, lend, pid, cold, contended } => {
                 out.put_u8(GRANT);
                 out.put_u32(want.0);
                 out.put_u64(lease.0);
@@ -229,12 +201,7 @@ impl ControllerMessage {
                 out.put_u8(u8::from(*cold));
                 out.put_u8(u8::from(*contended));
             }
-            Self::Refuse {
-                want,
-                reason,
-                retry_after_s,
-                text,
-            } => {
+            Self::Refuse { want, reason, retry_after_s, text } => {
                 out.put_u8(REFUSE);
                 out.put_u32(want.0);
                 out.put_u8(reason.code());
@@ -251,12 +218,7 @@ impl ControllerMessage {
                 out.put_u32(*pool);
                 out.put_u8(u8::from(*on));
             }
-            Self::Obituary {
-                lease,
-                lend,
-                pid,
-                wait_status,
-            } => {
+            Self::Obituary { lease, lend, pid, wait_status } => {
                 out.put_u8(OBITUARY);
                 out.put_u64(lease.0);
                 out.put_u32(lend.0);
@@ -291,14 +253,8 @@ impl ControllerMessage {
                 retry_after_s: r.u32()?,
                 text: field::text(&mut r)?,
             },
-            RECALL => Self::Recall {
-                lease: LeaseId(r.u64()?),
-                lend: LendCount(r.u32()?),
-            },
-            CONTENDED => Self::Contended {
-                pool: r.u32()?,
-                on: field::boolean(&mut r, "on")?,
-            },
+            RECALL => Self::Recall { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?) },
+            CONTENDED => Self::Contended { pool: r.u32()?, on: field::boolean(&mut r, "on")? },
             OBITUARY => Self::Obituary {
                 lease: LeaseId(r.u64()?),
                 lend: LendCount(r.u32()?),
@@ -312,11 +268,7 @@ impl ControllerMessage {
                 if line.len() > MAX_LOG_LINE {
                     return Err(Malformed::Field("line"));
                 }
-                Self::Log {
-                    pool,
-                    pid,
-                    line: line.to_vec(),
-                }
+                Self::Log { pool, pid, line: line.to_vec() }
             }
             _ => return Err(Malformed::Field("kind")),
         };

@@ -73,10 +73,7 @@ impl SeedOrder {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let order = match r.u8()? {
-            START_ZYGOTE => Self::StartZygote {
-                request: r.u32()?,
-                pool: field::name(&mut r, true)?,
-            },
+            START_ZYGOTE => Self::StartZygote { request: r.u32()?, pool: field::name(&mut r, true)? },
             _ => return Err(Malformed::Field("kind")),
         };
         r.finish()?;
@@ -117,19 +114,10 @@ impl SeedReport {
                 if version != CONTROL_VERSION {
                     return Err(Malformed::Field("version"));
                 }
-                Self::Ready {
-                    version,
-                    build_id: r.u64()?,
-                }
+                Self::Ready { version, build_id: r.u64()? }
             }
-            ZYGOTE_STARTED => Self::ZygoteStarted {
-                request: r.u32()?,
-                pid: field::pid(&mut r)?,
-            },
-            SEED_FAILED => Self::Failed {
-                request: r.u32()?,
-                text: field::text(&mut r)?,
-            },
+            ZYGOTE_STARTED => Self::ZygoteStarted { request: r.u32()?, pid: field::pid(&mut r)? },
+            SEED_FAILED => Self::Failed { request: r.u32()?, text: field::text(&mut r)? },
             _ => return Err(Malformed::Field("kind")),
         };
         r.finish()?;
@@ -186,13 +174,8 @@ impl ZygoteReport {
         let mut r = Reader::new(bytes);
         let report = match r.u8()? {
             ZYGOTE_READY => Self::Ready,
-            FORKED => Self::Forked {
-                request: r.u32()?,
-                pid: field::pid(&mut r)?,
-            },
-            ZYGOTE_FAILED => Self::Failed {
-                text: field::text(&mut r)?,
-            },
+            FORKED => Self::Forked { request: r.u32()?, pid: field::pid(&mut r)? },
+            ZYGOTE_FAILED => Self::Failed { text: field::text(&mut r)? },
             _ => return Err(Malformed::Field("kind")),
         };
         r.finish()?;

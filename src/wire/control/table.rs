@@ -5,9 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{
-    field, CONTROL_VERSION, MAX_POOLS, MAX_PROCESSES, MAX_SEED_ARG, MAX_SEED_ARGS, MAX_TIMEOUT_MS,
-};
+use super::{field, CONTROL_VERSION, MAX_POOLS, MAX_PROCESSES, MAX_SEED_ARG, MAX_SEED_ARGS, MAX_TIMEOUT_MS};
 use crate::wire::codec::{Malformed, Put, Reader};
 
 /// The pool table that the parent gives the controller for one generation of the configuration.
@@ -99,12 +97,7 @@ impl PoolTable {
             pools.push(row);
         }
         r.finish()?;
-        Ok(Self {
-            generation,
-            frontend_uid,
-            seed_argv,
-            pools,
-        })
+        Ok(Self { generation, frontend_uid, seed_argv, pools })
     }
 }
 
@@ -148,15 +141,6 @@ impl PoolRow {
             return Err(Malformed::Field("timeout"));
         }
         let queue_limit = r.u32()?;
-        Ok(Self {
-            name,
-            parent,
-            uid,
-            max_processes,
-            min_spare,
-            idle_timeout_ms,
-            queue_timeout_ms,
-            queue_limit,
-        })
+        Ok(Self { name, parent, uid, max_processes, min_spare, idle_timeout_ms, queue_timeout_ms, queue_limit })
     }
 }

@@ -4,11 +4,7 @@ use super::*;
 use crate::wire::codec::Malformed;
 
 /// Round trip, every truncation, one byte too many, every single byte changed.
-fn check<T: PartialEq + std::fmt::Debug>(
-    value: &T,
-    bytes: &[u8],
-    decode: fn(&[u8]) -> Result<T, Malformed>,
-) {
+fn check<T: PartialEq + std::fmt::Debug>(value: &T, bytes: &[u8], decode: fn(&[u8]) -> Result<T, Malformed>) {
     assert_eq!(decode(bytes).as_ref(), Ok(value));
     for end in 0..bytes.len() {
         assert!(decode(&bytes[..end]).is_err(), "{value:?} cut at {end}");
@@ -46,11 +42,7 @@ fn table() -> PoolTable {
         generation: 3,
         frontend_uid: 33,
         seed_argv: vec![b"/usr/sbin/apache2".to_vec(), b"-k".to_vec(), Vec::new()],
-        pools: vec![
-            row("", None),
-            row("hosting", Some(0)),
-            row("alice", Some(1)),
-        ],
+        pools: vec![row("", None), row("hosting", Some(0)), row("alice", Some(1))],
     }
 }
 
@@ -76,15 +68,9 @@ fn tables_that_are_no_tree_are_refused() {
     refused(|t| t.pools[2].name = "a\nb".into(), "pool name");
     refused(|t| t.pools[2].uid = Some(u32::MAX), "uid");
     refused(|t| t.pools[2].max_processes = 0, "max_processes");
-    refused(
-        |t| t.pools[2].max_processes = MAX_PROCESSES + 1,
-        "max_processes",
-    );
+    refused(|t| t.pools[2].max_processes = MAX_PROCESSES + 1, "max_processes");
     refused(|t| t.pools[2].min_spare = 9, "min_spare");
-    refused(
-        |t| t.pools[2].idle_timeout_ms = MAX_TIMEOUT_MS + 1,
-        "timeout",
-    );
+    refused(|t| t.pools[2].idle_timeout_ms = MAX_TIMEOUT_MS + 1, "timeout");
     refused(|t| t.seed_argv.clear(), "seed_argv");
     refused(|t| t.seed_argv[0] = b"a\0b".to_vec(), "seed_argv");
 }
@@ -105,11 +91,7 @@ fn parent_messages() {
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
-        check(
-            &ConnectorMessage::Parent(m.clone()),
-            &m.encode(),
-            ConnectorMessage::decode,
-        );
+        check(&ConnectorMessage::Parent(m.clone()), &m.encode(), ConnectorMessage::decode);
     }
 }
 
@@ -118,13 +100,7 @@ fn hello(entries: usize) -> Hello {
         version: CONTROL_VERSION,
         build_id: u64::MAX - 1,
         generation: 2,
-        in_flight: vec![
-            InFlight {
-                pid: 99,
-                pool: "alice".into()
-            };
-            entries
-        ],
+        in_flight: vec![InFlight { pid: 99, pool: "alice".into() }; entries],
     }
 }
 
@@ -133,11 +109,7 @@ fn hellos() {
     for entries in [0, 1, 3] {
         let h = hello(entries);
         check(&h, &h.encode(), Hello::decode);
-        check(
-            &ConnectorMessage::Hello(h.clone()),
-            &h.encode(),
-            ConnectorMessage::decode,
-        );
+        check(&ConnectorMessage::Hello(h.clone()), &h.encode(), ConnectorMessage::decode);
     }
 }
 
@@ -159,23 +131,10 @@ fn a_hello_of_another_version_is_refused() {
 #[test]
 fn frontend_messages() {
     let (lease, lend) = (LeaseId(1 << 40), LendCount(9));
-    let mut all = vec![
-        FrontendMessage::Want {
-            want: WantId(1),
-            pool: 2,
-        },
-        FrontendMessage::Cancel { want: WantId(3) },
-    ];
+    let mut all = vec![FrontendMessage::Want { want: WantId(1), pool: 2 }, FrontendMessage::Cancel { want: WantId(3) }];
     all.extend(
-        [
-            Returned::Idle,
-            Returned::Last,
-            Returned::Abandoned,
-            Returned::Dead,
-            Returned::Violation,
-            Returned::TimedOut,
-        ]
-        .map(|how| FrontendMessage::Return { lease, lend, how }),
+        [Returned::Idle, Returned::Last, Returned::Abandoned, Returned::Dead, Returned::Violation, Returned::TimedOut]
+            .map(|how| FrontendMessage::Return { lease, lend, how }),
     );
     for m in &all {
         check(m, &m.encode(), FrontendMessage::decode);
@@ -186,42 +145,21 @@ fn frontend_messages() {
 fn controller_messages() {
     let (lease, lend, pid) = (LeaseId(5), LendCount(1), 4711);
     let mut all = vec![
-        ControllerMessage::Grant {
-            want: WantId(1),
-            lease,
-            lend,
-            pid,
-            cold: true,
-            contended: false,
-        },
+        ControllerMessage::Grant { want: WantId(1), lease, lend, pid, cold: true, contended: false },
         ControllerMessage::Recall { lease, lend },
         ControllerMessage::Contended { pool: 3, on: true },
-        ControllerMessage::Obituary {
-            lease,
-            lend,
-            pid,
-            wait_status: 9,
-        },
-        ControllerMessage::Log {
-            pool: 3,
-            pid,
-            line: b"PHP Warning: \xff".to_vec(),
-        },
+        ControllerMessage::Obituary { lease, lend, pid, wait_status: 9 },
+        ControllerMessage::Log { pool: 3, pid, line: b"PHP Warning: \xff".to_vec() },
     ];
     all.extend(
-        [
-            Refusal::QueueFull,
-            Refusal::QueueTimeout,
-            Refusal::Throttled,
-            Refusal::NoPool,
-            Refusal::Stopping,
-        ]
-        .map(|reason| ControllerMessage::Refuse {
-            want: WantId(2),
-            reason,
-            retry_after_s: 4,
-            text: "setuid: Operation not permitted".into(),
-        }),
+        [Refusal::QueueFull, Refusal::QueueTimeout, Refusal::Throttled, Refusal::NoPool, Refusal::Stopping].map(
+            |reason| ControllerMessage::Refuse {
+                want: WantId(2),
+                reason,
+                retry_after_s: 4,
+                text: "setuid: Operation not permitted".into(),
+            },
+        ),
     );
     for m in &all {
         check(m, &m.encode(), ControllerMessage::decode);
@@ -230,32 +168,19 @@ fn controller_messages() {
 
 #[test]
 fn orders_and_reports() {
-    let m = SeedOrder::StartZygote {
-        request: 1,
-        pool: "alice".into(),
-    };
+    let m = SeedOrder::StartZygote { request: 1, pool: "alice".into() };
     check(&m, &m.encode(), SeedOrder::decode);
     let text = String::from("php.ini is not readable");
     for m in [
-        SeedReport::Ready {
-            version: CONTROL_VERSION,
-            build_id: 77,
-        },
+        SeedReport::Ready { version: CONTROL_VERSION, build_id: 77 },
         SeedReport::ZygoteStarted { request: 1, pid: 2 },
-        SeedReport::Failed {
-            request: 1,
-            text: text.clone(),
-        },
+        SeedReport::Failed { request: 1, text: text.clone() },
     ] {
         check(&m, &m.encode(), SeedReport::decode);
     }
     let m = ZygoteOrder::Fork { request: 6 };
     check(&m, &m.encode(), ZygoteOrder::decode);
-    for m in [
-        ZygoteReport::Ready,
-        ZygoteReport::Forked { request: 6, pid: 8 },
-        ZygoteReport::Failed { text },
-    ] {
+    for m in [ZygoteReport::Ready, ZygoteReport::Forked { request: 6, pid: 8 }, ZygoteReport::Failed { text }] {
         check(&m, &m.encode(), ZygoteReport::decode);
     }
 }
@@ -263,31 +188,19 @@ fn orders_and_reports() {
 #[test]
 fn values_out_of_range_are_refused() {
     let m = ZygoteReport::Forked { request: 1, pid: 0 };
-    assert_eq!(
-        ZygoteReport::decode(&m.encode()),
-        Err(Malformed::Field("pid"))
-    );
+    assert_eq!(ZygoteReport::decode(&m.encode()), Err(Malformed::Field("pid")));
     let m = ParentMessage::ChildStarted { pid: u32::MAX };
-    assert_eq!(
-        ParentMessage::decode(&m.encode()),
-        Err(Malformed::Field("pid"))
-    );
+    assert_eq!(ParentMessage::decode(&m.encode()), Err(Malformed::Field("pid")));
     let m = ControllerMessage::Contended { pool: 1, on: true };
     let mut bytes = m.encode();
     bytes[5] = 2;
-    assert_eq!(
-        ControllerMessage::decode(&bytes),
-        Err(Malformed::Field("on"))
-    );
+    assert_eq!(ControllerMessage::decode(&bytes), Err(Malformed::Field("on")));
 }
 
 #[test]
 fn long_texts_are_cut_between_characters() {
-    let m = ZygoteReport::Failed {
-        text: "ä".repeat(400),
-    };
-    let ZygoteReport::Failed { text } = ZygoteReport::decode(&m.encode()).expect("cut, not broken")
-    else {
+    let m = ZygoteReport::Failed { text: "ä".repeat(400) };
+    let ZygoteReport::Failed { text } = ZygoteReport::decode(&m.encode()).expect("cut, not broken") else {
         panic!("another kind");
     };
     assert_eq!(text, "ä".repeat(250));
