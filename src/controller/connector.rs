@@ -20,6 +20,8 @@ const BATCH: usize = 64;
 /// parent's fork has returned.
 const MAX_EARLY: usize = 1024;
 const EARLY_LIFE: Millis = 5_000;
+/// At most one refusal is logged in this time.
+const REFUSAL_INTERVAL: Millis = 1_000;
 /// Buffer of a frontend's channel: some thousand grants and obituaries between two looks of a busy frontend.
 const CHANNEL_BUFFER: i32 = 1 << 20;
 
@@ -73,7 +75,13 @@ impl Controller {
         }
     }
 
-    fn note_refusal(&self, sender: Credentials, why: &str) {
+    /// Whoever holds the other end can have us refuse messages as fast as he sends them: one line a second is enough.
+    fn note_refusal(&mut self, sender: Credentials, why: &str) {
+        let now = self.now();
+        if self.refusal_noted.is_some_and(|at| now < at + REFUSAL_INTERVAL) {
+            return;
+        }
+        self.refusal_noted = Some(now);
         log::notice(&format!("mod_pool: a message of pid {} (uid {}) was refused: {why}", sender.pid, sender.uid));
     }
 
@@ -120,6 +128,8 @@ impl Controller {
         let pid = early.sender.pid;
         let generation = early.hello.generation;
         if !self.announced.contains(&pid) || !self.tables.contains_key(&generation) {
+            // One for each sender: nobody can push the others out by repeating himself.
+            self.early.retain(|other| other.sender.pid != pid);
             if self.early.len() >= MAX_EARLY {
                 self.early.pop_front();
             }

@@ -61,6 +61,10 @@ impl Controller {
             match (socket, worker) {
                 // Another socket in its place would let one frontend play the worker of the next.
                 (Some(socket), Some(worker)) if descriptor::identity(&socket).ok() == worker.identity => {
+                    // An idle worker has nothing to say: it has died, or it breaks the protocol.
+                    if descriptor::is_readable(&socket) {
+                        how = Returned::Violation;
+                    }
                     worker.data = Some(socket);
                 }
                 // The descriptor was lost on the way (our limit): its last copy is closed, so the worker ends.

@@ -4,6 +4,9 @@
 
 use crate::sys::descriptor;
 
+/// Longest line, in bytes: a pipe that can be written to takes `PIPE_BUF` (4096) bytes without waiting.
+const MAX_LINE: usize = 4000;
+
 /// Something the administrator has to do something about.
 pub(super) fn error(text: &str) {
     line("error", text);
@@ -17,6 +20,7 @@ pub(super) fn notice(text: &str) {
 fn line(level: &str, text: &str) {
     let mut out = format!("[{}] [pool:{level}] [pid {}] ", descriptor::local_time(), std::process::id()).into_bytes();
     escape(text.as_bytes(), &mut out);
+    out.truncate(MAX_LINE);
     out.push(b'\n');
     // A log that cannot take a line now loses it: the pools go on.
     descriptor::write_standard_error(&out);

@@ -90,6 +90,7 @@ struct Controller {
     orphans: orphans::Sweep,
     connector_token: u64,
     replaced_noted: bool,
+    refusal_noted: Option<Millis>,
     done: bool,
 }
 
@@ -144,6 +145,7 @@ impl Controller {
             orphans: orphans::Sweep::default(),
             connector_token: 0,
             replaced_noted: false,
+            refusal_noted: None,
             done: false,
         };
         for source in [Source::Connector, Source::Signal, Source::Parent] {
@@ -171,12 +173,15 @@ impl Controller {
                 log::error(&format!("mod_pool: the controller cannot wait for events: {e}"));
                 return 1;
             }
-            for token in &ready {
-                match self.sources.get(token).copied() {
-                    Some(Source::Parent) => return 0,
-                    Some(source) => self.readable(source),
-                    // Closed by an event before this one.
-                    None => {}
+            // Who has died is known before anything is lent: the death of an idle worker costs no request.
+            for deaths in [true, false] {
+                for token in &ready {
+                    match self.sources.get(token).copied() {
+                        Some(Source::Parent) => return 0,
+                        Some(source) if deaths == matches!(source, Source::WorkerProcess(_)) => self.readable(source),
+                        // Closed by an event before this one, or of the other pass.
+                        Some(_) | None => {}
+                    }
                 }
             }
             self.feed(Event::Tick);

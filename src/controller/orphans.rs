@@ -3,6 +3,9 @@
 //! Runs in: controller (subreaper of all it started).  Trusts: /proc.  Owns: nothing.
 //! Never: ends a child that an open order may still be about.
 
+use super::seeds::Seed;
+use super::workers::WorkerProcess;
+use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
 use crate::policy::Millis;
 use crate::sys::process::{self, PidFd};
@@ -80,8 +83,11 @@ impl Controller {
 
     /// Ends and reaps whatever is left: known processes, and their descendants as they become ours.
     pub(super) fn end_all(&mut self) {
-        for process in self.foreign.values() {
-            process.what.kill();
+        let known = self.foreign.values().map(|p| &p.what);
+        let known = known.chain(self.workers.values().filter_map(WorkerProcess::pidfd));
+        let known = known.chain(self.zygotes.values().filter_map(ZygoteProcess::pidfd));
+        for process in known.chain(self.seeds.values().map(Seed::pidfd)) {
+            process.kill();
         }
         let began = Instant::now();
         while let Ok(children) = process::children() {

@@ -14,6 +14,9 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Bytes of one pool that are logged in each [`PERIOD`].
 const ALLOWANCE: usize = 64 * 1024;
 const PERIOD: Millis = 1_000;
+/// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
+/// controller busy.
+const READ_ALLOWANCE: usize = 4 << 20;
 /// Bytes read from one pipe before others get their turn: what the pipe itself holds by default.
 const READ: usize = 4096;
 const READS: usize = 16;
@@ -33,7 +36,10 @@ struct Pipe {
 struct Budget {
     since: Millis,
     bytes: usize,
+    read: usize,
     dropped: u64,
+    /// Pipes that are not watched until the period ends.
+    paused: Vec<u64>,
 }
 
 /// All such pipes, and what each pool has written in this period.
@@ -107,13 +113,42 @@ impl Controller {
                 Ok(n @ 1..) => {
                     let lines = pipe.take(buf.get(..n).unwrap_or_default());
                     let (key, pid) = (pipe.key, pipe.pid);
+                    let too_much = self.note_read(key, n);
                     for line in lines {
                         self.pool_line(key, pid, line);
+                    }
+                    if too_much {
+                        return self.pause_pool_errors(number);
                     }
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
                 Ok(_) | Err(_) => return self.close_pool_errors(number),
             }
+        }
+    }
+
+    /// Counts what was read. Whether it is too much for this period.
+    fn note_read(&mut self, key: PoolKey, n: usize) -> bool {
+        let now = self.now();
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
+        budget.read += n;
+        budget.read > READ_ALLOWANCE
+    }
+
+    fn pause_pool_errors(&mut self, number: u64) {
+        let Some(pipe) = self.errors.pipes.get(&number) else {
+            return;
+        };
+        if let Some(budget) = self.errors.budgets.get_mut(&pipe.key) {
+            self.poller.remove(&pipe.fd.what);
+            budget.paused.push(number);
+        }
+    }
+
+    fn resume_pool_errors(&mut self, number: u64) {
+        if let Some(pipe) = self.errors.pipes.get(&number) {
+            // It fails for a pipe that was never paused only.
+            let _ = self.poller.add(&pipe.fd.what, pipe.fd.token);
         }
     }
 
@@ -135,10 +170,7 @@ impl Controller {
 
     fn pool_line(&mut self, key: PoolKey, pid: u32, line: Vec<u8>) {
         let now = self.now();
-        let budget = self.errors.budgets.entry(key).or_default();
-        if budget.bytes == 0 && budget.dropped == 0 {
-            budget.since = now;
-        }
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
         if budget.bytes + line.len() > ALLOWANCE {
             budget.dropped += 1;
             return;
@@ -168,15 +200,20 @@ impl Controller {
     pub(super) fn report_dropped_lines(&mut self) {
         let now = self.now();
         let mut dropped = Vec::new();
+        let mut paused = Vec::new();
         self.errors.budgets.retain(|key, budget| {
             if budget.since + PERIOD > now {
                 return true;
             }
+            paused.append(&mut budget.paused);
             if budget.dropped > 0 {
                 dropped.push((*key, budget.dropped));
             }
             false
         });
+        for number in paused {
+            self.resume_pool_errors(number);
+        }
         for (key, count) in dropped {
             let text = format!("{count} lines dropped");
             if !self.send_pool_line(key, 0, text.clone().into_bytes()) {

@@ -31,6 +31,12 @@ pub(super) struct Seed {
     ending: bool,
 }
 
+impl Seed {
+    pub(super) fn pidfd(&self) -> &PidFd {
+        &self.process.what
+    }
+}
+
 impl Controller {
     pub(super) fn start_seed(&mut self, generation: u64) {
         if let Err(e) = self.try_start_seed(generation) {

@@ -27,6 +27,12 @@ pub(super) struct WorkerProcess {
     errors: Option<u64>,
 }
 
+impl WorkerProcess {
+    pub(super) fn pidfd(&self) -> Option<&PidFd> {
+        self.process.as_ref().map(|p| &p.what)
+    }
+}
+
 impl Controller {
     pub(super) fn fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) {
         if let Err(e) = self.try_fork_worker(lease, zygote, key) {

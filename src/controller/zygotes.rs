@@ -30,6 +30,8 @@ pub(super) struct ZygoteProcess {
     pub open: HashMap<u32, LeaseId>,
     /// It said Ready before the seed said who it is.
     ready_early: bool,
+    /// It said Ready, which it does once.
+    ready: bool,
     /// To be killed as soon as it is known who it is.
     condemned: bool,
     /// When it was ordered.
@@ -37,6 +39,10 @@ pub(super) struct ZygoteProcess {
 }
 
 impl ZygoteProcess {
+    pub(super) fn pidfd(&self) -> Option<&PidFd> {
+        self.process.as_ref().map(|p| &p.what)
+    }
+
     pub(super) fn awaits_worker(&self) -> bool {
         !self.open.is_empty()
     }
@@ -59,6 +65,7 @@ impl Controller {
                 errors: None,
                 open: HashMap::new(),
                 ready_early: false,
+                ready: false,
                 condemned: false,
                 ordered: self.now(),
             },
@@ -159,6 +166,9 @@ impl Controller {
             return;
         };
         let (pid, key) = (process.what.pid(), zygote.key);
+        if std::mem::replace(&mut zygote.ready, true) {
+            return self.violated(id, "it was ready twice");
+        }
         let uid = self.pool_uid(key);
         let dropped = crate::sys::process::uids_of(pid).is_ok_and(|real| uid.is_some_and(|uid| real == [uid; 4]));
         if dropped {

@@ -29,6 +29,12 @@ pub fn write_standard_error(bytes: &[u8]) -> bool {
     }
 }
 
+/// Whether there is something to read, or the peer is gone.
+pub fn is_readable(fd: impl AsFd) -> bool {
+    let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    matches!(nix::poll::poll(&mut poll, PollTimeout::ZERO), Ok(1..))
+}
+
 /// Number of the kernel's object behind a socket, the same for each copy of the descriptor.
 pub fn identity(fd: impl AsFd) -> io::Result<(u64, u64)> {
     let stat = nix::sys::stat::fstat(fd)?;
@@ -101,9 +107,12 @@ mod tests {
     fn unread_messages_are_counted() {
         let (a, b) = socket::seqpacket_pair().expect("pair");
         assert_eq!(unsent(a.as_fd()), 0);
+        assert!(!is_readable(&b));
         socket::send(a.as_fd(), b"x", &[], socket::Blocking::No).expect("send");
         assert!(unsent(a.as_fd()) > 0);
+        assert!(is_readable(&b));
         drop(b);
+        assert!(is_readable(&a), "the end counts");
     }
 
     #[test]

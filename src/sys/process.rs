@@ -52,7 +52,7 @@ impl PidFd {
 
     /// Reaps it if it has ended and is our child: its status as waitpid(2) writes it.
     pub fn reap(&self) -> Option<i32> {
-        status_of(waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG))
+        status_of(waitid(Id::PIDFd(self.fd.as_fd()), ANY_END))
     }
 }
 
@@ -61,6 +61,9 @@ impl AsFd for PidFd {
         self.fd.as_fd()
     }
 }
+
+/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end.
+const ANY_END: WaitPidFlag = WaitPidFlag::WEXITED.union(WaitPidFlag::WNOHANG).union(WaitPidFlag::__WALL);
 
 /// A status as waitpid(2) writes it; for a process that is not there to reap any more, the one of SIGKILL.
 fn status_of(result: nix::Result<WaitStatus>) -> Option<i32> {
@@ -78,14 +81,12 @@ fn as_pid(pid: u32) -> Option<Pid> {
 
 /// Whether this is a child of ours that was not reaped.
 pub fn is_own_child(pid: u32) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    as_pid(pid).is_some_and(|pid| waitid(Id::Pid(pid), flags).is_ok())
+    as_pid(pid).is_some_and(|pid| waitid(Id::Pid(pid), ANY_END | WaitPidFlag::WNOWAIT).is_ok())
 }
 
 /// Reaps a child by number, if it has ended.
 pub fn reap_pid(pid: u32) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-    as_pid(pid).is_some_and(|pid| status_of(waitid(Id::Pid(pid), flags)).is_some())
+    as_pid(pid).is_some_and(|pid| status_of(waitid(Id::Pid(pid), ANY_END)).is_some())
 }
 
 /// Real, effective, saved and file system uid of a process.

@@ -41,8 +41,9 @@ fn environment() -> Vec<CString> {
 }
 
 /// Runs `/proc/self/exe`; standard input and output are inherited, all descriptors but those of `image` are closed, no
-/// signal is blocked or ignored. Returns the child's pid. Errors: those of
-/// fork(2), or an argument with a NUL byte. A failed exec shows as exit status 127.
+/// signal is blocked. Signals that we ignore the image ignores too: a Ctrl-C for httpd's process group is not for it.
+/// Returns the child's pid. Errors: those of fork(2), or an argument with a NUL byte. A failed exec shows as exit
+/// status 127.
 pub fn spawn_image(image: &Image<'_>) -> io::Result<u32> {
     let argv: Vec<CString> =
         image.argv.iter().map(|a| CString::new(a.as_slice()).map_err(io::Error::other)).collect::<Result<_, _>>()?;
@@ -72,9 +73,6 @@ pub fn spawn_image(image: &Image<'_>) -> io::Result<u32> {
             libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
             if let Some(limit) = &limit {
                 libc::setrlimit(libc::RLIMIT_NOFILE, limit);
-            }
-            for signal in 1..=31 {
-                libc::signal(signal, libc::SIG_DFL);
             }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
