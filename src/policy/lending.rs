@@ -242,6 +242,7 @@ impl State {
                 let since = self.wants.get(&oldest)?.since;
                 let full = self.accounts.full(&pool.chain)?;
                 (oldest < own
+                    && self.zygote_is_ready(pool.zygote)
                     && self.now - since >= PATIENCE
                     && pool.wants.len() > pool.forking + pool.incoming
                     && chain.contains(&full))
@@ -292,7 +293,8 @@ impl State {
             if self.accounts.full(&pool.chain).is_some() {
                 if pool.wants.is_empty() {
                     self.hungry.insert(key);
-                } else {
+                } else if ready.is_some() {
+                    // Room made earlier would be taken by others before this pool can use it.
                     self.make_room(key);
                 }
                 return;

@@ -51,6 +51,10 @@ impl State {
         None
     }
 
+    pub(super) fn zygote_is_ready(&self, id: Option<ZygoteId>) -> bool {
+        id.and_then(|id| self.zygotes.get(&id)).is_some_and(|z| z.state == ZygoteState::Ready)
+    }
+
     pub(super) fn zygote_ready(&mut self, id: ZygoteId) {
         let Some(zygote) = self.zygotes.get_mut(&id) else {
             return;

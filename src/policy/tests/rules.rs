@@ -129,9 +129,10 @@ fn the_idle_worker_of_another_pool_makes_room_under_a_shared_cap() {
     let held = b.lent(F1, 1, 1);
     b.give_back(F1, held, Returned::Idle);
     b.want(F1, 2, 2);
-    assert_eq!(b.retired(), Some(held.0));
     let zygote = b.zygote_started().expect("b's zygote");
+    b.nothing();
     b.event(Event::ZygoteReady { zygote });
+    assert_eq!(b.retired(), Some(held.0));
     assert_eq!(b.fork_ordered(), None, "the ending worker still counts");
     b.reaped(held.0, 0);
     b.obey();
@@ -145,6 +146,7 @@ fn lent_leases_of_other_pools_are_recalled_and_taken_when_patience_ends() {
     b.pass(5);
     let second = b.lent(F1, 2, 1);
     b.want(F2, 3, 2);
+    b.obey();
     assert!(b.has(|a| *a == Action::Recall { frontend: F1, lease: first.0, lend: first.1 }));
     assert!(!b.has(|a| matches!(a, Action::Recall { .. })));
     b.pass(PATIENCE);
@@ -156,6 +158,26 @@ fn lent_leases_of_other_pools_are_recalled_and_taken_when_patience_ends() {
     b.give_back(F1, first, Returned::Idle);
     assert_eq!(b.grant().map(|g| g.0), Some(4), "one slot is on its way, the other worker stays");
     b.reaped(second.0, 0);
+    b.obey();
+    assert_eq!(b.grant().map(|g| g.0), Some(3));
+}
+
+#[test]
+fn whose_turn_came_first_is_served_first_whatever_his_pool() {
+    let mut b = Bench::new(1, vec![row("a", Some(0), 4), row("b", Some(0), 4)]);
+    let held = b.lent(F1, 1, 1);
+    b.want(F2, 2, 1);
+    b.want(F2, 3, 2);
+    b.obey();
+    b.pass(2 * PATIENCE);
+    b.give_back(F1, held, Returned::Idle);
+    let (want, lease, lend, ..) = b.grant().expect("the older Want");
+    assert_eq!(want, 2);
+    b.want(F1, 4, 1);
+    b.give_back(F2, (lease, lend), Returned::Idle);
+    assert_eq!(b.grant(), None);
+    assert_eq!(b.retired(), Some(lease), "now it is the other pool's turn");
+    b.reaped(lease, 0);
     b.obey();
     assert_eq!(b.grant().map(|g| g.0), Some(3));
 }
@@ -283,6 +305,7 @@ fn min_spare_never_evicts_and_comes_back_when_there_is_room() {
     let mut b = Bench::new(1, vec![spare, row("b", Some(0), 4)]);
     b.obey();
     b.want(F1, 1, 2);
+    b.obey();
     let evicted = b.retired().expect("the spare worker makes room");
     b.obey();
     b.reaped(evicted, 0);

@@ -180,6 +180,7 @@ fn caps_hold_over_both_generations() {
     let late = FrontendId(9);
     b.event(Event::FrontendCame { frontend: late, generation: 2 });
     b.want(late, 1, 1);
+    b.obey();
     assert!(b.has(|a| matches!(a, Action::Recall { frontend: F1, .. })));
     b.obey();
     assert_eq!(b.grant(), None);
