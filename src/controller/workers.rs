@@ -3,8 +3,8 @@
 //! Runs in: controller.  Trusts: wait status.  Owns: the data sockets that no frontend holds.
 //! Never: reads from a data socket, keeps a copy of one that is lent.
 
-use super::{Controller, Source, Watched};
-use crate::policy::{Event, PoolKey, ZygoteId};
+use super::{log, Controller, Source, Watched};
+use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
@@ -24,6 +24,7 @@ pub(super) struct WorkerProcess {
     pub identity: Option<(u64, u64)>,
     /// `None` until its zygote has told its pid.
     process: Option<Watched<PidFd>>,
+    key: PoolKey,
     errors: Option<u64>,
 }
 
@@ -54,12 +55,12 @@ impl Controller {
         socket::send(channel.what.as_fd(), &order.encode(), &[theirs.as_fd(), errors_write.as_fd()], Blocking::No)?;
         z.open.insert(request, lease);
         let errors = self.add_pool_errors(errors, key).ok();
-        self.workers.insert(lease, WorkerProcess { data: Some(data), identity, process: None, errors });
+        self.workers.insert(lease, WorkerProcess { data: Some(data), identity, process: None, key, errors });
         Ok(())
     }
 
     /// Its zygote has told a pid, and the kernel has confirmed it.
-    pub(super) fn worker_forked(&mut self, lease: LeaseId, pid: u32) {
+    pub(super) fn worker_forked(&mut self, lease: LeaseId, pid: u32, key: PoolKey) {
         let process = match self.watch_child(pid, Source::WorkerProcess(lease)) {
             Ok(process) => process,
             Err(e) => return self.feed(Event::ForkFailed { lease, text: format!("it cannot be watched: {e}") }),
@@ -69,6 +70,7 @@ impl Controller {
             data: None,
             identity: None,
             process: None,
+            key,
             errors: None,
         });
         worker.process = Some(process);
@@ -113,6 +115,11 @@ impl Controller {
         let Some(status) = self.workers.get(&lease).and_then(|w| w.process.as_ref()).and_then(|p| p.what.reap()) else {
             return;
         };
+        // Only an idle worker that nobody has told to end has its data socket here.
+        if let Some(worker) = self.workers.get(&lease).filter(|w| w.data.is_some()) {
+            let (name, text) = (self.pool_name(worker.key), describe_status(status));
+            log::notice(&format!("mod_pool: pool {name}: an idle worker died: {text}"));
+        }
         self.forget_worker(lease);
         self.feed(Event::WorkerGone { lease, wait_status: status });
     }

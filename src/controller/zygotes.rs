@@ -3,7 +3,7 @@
 //! Runs in: controller.  Trusts: nothing a zygote says (it runs as the pool's user): only answers to open orders, with
 //! pids that the kernel confirms.  Owns: each zygote's process and channel.  Never: waits for a zygote.
 
-use super::{Controller, Source, Watched};
+use super::{log, Controller, Source, Watched};
 use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
@@ -30,6 +30,8 @@ pub(super) struct ZygoteProcess {
     pub open: HashMap<u32, LeaseId>,
     /// It said Ready before the seed said who it is.
     ready_early: bool,
+    /// It was told to end.
+    ending: bool,
     /// It said Ready, which it does once.
     ready: bool,
     /// To be killed as soon as it is known who it is.
@@ -65,6 +67,7 @@ impl Controller {
                 errors: None,
                 open: HashMap::new(),
                 ready_early: false,
+                ending: false,
                 ready: false,
                 condemned: false,
                 ordered: self.now(),
@@ -137,8 +140,8 @@ impl Controller {
             let report = match socket::receive(channel.what.as_fd(), &mut buf, Blocking::No) {
                 Ok(received) if received.len == 0 => {
                     // It ends, or wants us to believe so.
-                    self.end_zygote(id);
-                    return self.kill_zygote(id);
+                    self.close_channel(id);
+                    return self.kill_process(id);
                 }
                 Ok(received) => ZygoteReport::decode(buf.get(..received.len).unwrap_or_default()),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
@@ -190,17 +193,29 @@ impl Controller {
         if uid.is_none() || !self.is_new_child(pid, uid) {
             return self.violated(id, "it told a pid that is not its worker's");
         }
-        self.worker_forked(lease, pid);
+        self.worker_forked(lease, pid, key);
     }
 
     /// Closes the channel: the zygote ends by itself.
     pub(super) fn end_zygote(&mut self, id: ZygoteId) {
+        if let Some(zygote) = self.zygotes.get_mut(&id) {
+            zygote.ending = true;
+        }
+        self.close_channel(id);
+    }
+
+    fn close_channel(&mut self, id: ZygoteId) {
         if let Some(channel) = self.zygotes.get_mut(&id).and_then(|z| z.channel.take()) {
             self.unwatch(channel.token, &channel.what);
         }
     }
 
     pub(super) fn kill_zygote(&mut self, id: ZygoteId) {
+        self.end_zygote(id);
+        self.kill_process(id);
+    }
+
+    fn kill_process(&mut self, id: ZygoteId) {
         let now = self.now();
         let Some(zygote) = self.zygotes.get_mut(&id) else {
             return;
@@ -216,7 +231,6 @@ impl Controller {
                 }
             }
         }
-        self.end_zygote(id);
     }
 
     pub(super) fn reap_zygote(&mut self, id: ZygoteId) {
@@ -226,8 +240,12 @@ impl Controller {
             return;
         };
         if let Some(zygote) = self.zygotes.remove(&id) {
+            let text = describe_status(status);
+            if !zygote.ending {
+                log::notice(&format!("mod_pool: pool {}: its zygote died: {text}", self.pool_name(zygote.key)));
+            }
             self.close_zygote(zygote);
-            self.feed(Event::ZygoteGone { zygote: id, text: describe_status(status) });
+            self.feed(Event::ZygoteGone { zygote: id, text });
         }
     }
 }

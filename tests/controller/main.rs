@@ -18,6 +18,8 @@ fn main() {
     let tests: &[(&str, fn())] = &[
         ("a_lease_works_and_is_lent_again", a_lease_works_and_is_lent_again),
         ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
+        ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
+        ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
         ("only_the_parent_is_the_parent", only_the_parent_is_the_parent),
         ("an_obituary_follows_kill_9", an_obituary_follows_kill_9),
         ("a_pool_goes_to_zero_and_back", a_pool_goes_to_zero_and_back),
@@ -80,6 +82,31 @@ fn who_was_not_announced_is_not_served() {
         f.lease(1, 1).ask("ping").starts_with("pong")
     });
     assert!(status, "an announced frontend was not served");
+}
+
+fn a_hello_may_come_before_its_announcement() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
+    let pid = stage::fork(|| {
+        let mut f = Frontend::hello(&stage, 1, vec![]);
+        stage::write_all(&write, b"said");
+        f.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    stage::read_some(&read);
+    std::thread::sleep(Duration::from_millis(100));
+    stage.announce(pid);
+    assert_eq!(stage::wait(pid), 0);
+}
+
+fn who_does_not_read_is_cut_off_alone() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let cut_off = stage::in_an_announced_child(&stage, || {
+        let silent = Frontend::hello(&stage, 1, vec![]);
+        (0..200_000).any(|want| !silent.try_send(&FrontendMessage::Want { want: WantId(want), pool: 99 }))
+    });
+    assert!(cut_off, "its refusals were buffered without end");
+    assert!(f.lease(1, 1).ask("ping").starts_with("pong"));
 }
 
 fn only_the_parent_is_the_parent() {

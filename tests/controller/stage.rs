@@ -240,7 +240,11 @@ impl Frontend {
 
     pub fn send(&self, message: &FrontendMessage) {
         // A controller that refuses us closes the channel.
-        let _ = socket::send(self.channel.as_fd(), &message.encode(), &[], Blocking::Yes);
+        let _ = self.try_send(message);
+    }
+
+    pub fn try_send(&self, message: &FrontendMessage) -> bool {
+        socket::send(self.channel.as_fd(), &message.encode(), &[], Blocking::Yes).is_ok()
     }
 
     /// `None` after the time, a message of `None` at the end of the channel.
