@@ -2,9 +2,13 @@
 //!
 //! Runs in: every role.  Trusts: the kernel.  Owns: nothing.  Never: knows httpd, decides a policy.
 
+pub mod descriptor;
 pub mod fork;
 pub mod image;
 pub mod launch;
+pub mod poller;
 pub mod privileges;
+pub mod process;
 pub mod socket;
+pub mod spawn;
 pub mod title;
