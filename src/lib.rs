@@ -10,6 +10,8 @@ pub mod controller;
 pub mod entry;
 #[cfg(feature = "httpd")]
 pub mod ffi;
+#[cfg(feature = "httpd")]
+pub mod httpd;
 pub mod policy;
 pub mod settings;
 pub mod sys;
