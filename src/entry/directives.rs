@@ -12,10 +12,7 @@ use std::os::raw::{c_char, c_void};
 
 /// # Safety
 /// `cmd` is what httpd gave the directive's handler that calls this.
-unsafe fn handle(
-    cmd: *mut ffi::cmd_parms,
-    body: impl FnOnce(&mut Command<'_>) -> Handled,
-) -> *const c_char {
+unsafe fn handle(cmd: *mut ffi::cmd_parms, body: impl FnOnce(&mut Command<'_>) -> Handled) -> *const c_char {
     guard(PANICKED.as_ptr(), || {
         // SAFETY: by contract; the handler's call bounds the command.
         let mut command = unsafe { Command::from_raw(cmd) };
@@ -123,9 +120,5 @@ unsafe extern "C" fn pool_entry_pool_module_role(
     // SAFETY: as before.
     let role = unsafe { text(role) };
     // SAFETY: as before.
-    unsafe {
-        handle(cmd, |command| {
-            config::pool_module_role(command, module, role)
-        })
-    }
+    unsafe { handle(cmd, |command| config::pool_module_role(command, module, role)) }
 }

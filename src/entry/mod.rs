@@ -8,7 +8,7 @@ use crate::ffi::{
     self,
     guard::{guard, guard_or_abort},
 };
-use crate::httpd::config;
+use crate::httpd::{config, ServerRec};
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 
@@ -42,10 +42,7 @@ unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
     });
 }
 
-unsafe extern "C" fn create_dir_config(
-    pool: *mut ffi::apr_pool_t,
-    _dir: *mut c_char,
-) -> *mut c_void {
+unsafe extern "C" fn create_dir_config(pool: *mut ffi::apr_pool_t, _dir: *mut c_char) -> *mut c_void {
     // SAFETY: called by httpd, with a live pool.
     guard_or_abort(|| unsafe { config::create_dir_config(pool) })
 }
@@ -59,10 +56,7 @@ unsafe extern "C" fn merge_dir_config(
     guard_or_abort(|| unsafe { config::merge_dir_config(pool, base, inner) })
 }
 
-unsafe extern "C" fn create_server_config(
-    pool: *mut ffi::apr_pool_t,
-    _server: *mut ffi::server_rec,
-) -> *mut c_void {
+unsafe extern "C" fn create_server_config(pool: *mut ffi::apr_pool_t, _server: *mut ffi::server_rec) -> *mut c_void {
     // SAFETY: called by httpd, with a live pool.
     guard_or_abort(|| unsafe { config::create_server_config(pool) })
 }
@@ -83,7 +77,7 @@ unsafe extern "C" fn check_config(
     main: *mut ffi::server_rec,
 ) -> c_int {
     // SAFETY: httpd calls the hook with its main server.
-    let checked = guard(false, || unsafe { config::check_config(main) });
+    let checked = guard(false, || config::check_config(unsafe { ServerRec::from_raw(main) }));
     if checked {
         ffi::HOOK_OK
     } else {

@@ -3,8 +3,9 @@
 //! Runs in: parent and seed while the configuration is read; workers, for `.htaccess`.  Trusts: httpd.
 //! Owns: nothing.  Never: keeps anything of a directive past its handler.
 
-use super::config::ServerConfig;
-use super::place::place_text;
+use super::config::{server_config, ServerConfig};
+use super::ServerRec;
+use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::Place;
 use std::ffi::CStr;
@@ -40,10 +41,7 @@ impl<'h> Command<'h> {
     /// # Safety
     /// `raw` is what httpd gave the handler whose call bounds `'h`.
     pub unsafe fn from_raw(raw: *mut ffi::cmd_parms) -> Self {
-        Command {
-            raw,
-            handler: PhantomData,
-        }
+        Command { raw, handler: PhantomData }
     }
 
     fn parms(&self) -> &ffi::cmd_parms {
@@ -69,16 +67,7 @@ impl<'h> Command<'h> {
         let Some(directive) = self.directive() else {
             return Place::default();
         };
-        Place {
-            file: text_or_empty(directive.filename),
-            line: u32::try_from(directive.line_num).unwrap_or(0),
-        }
-    }
-
-    /// Inside `<VirtualHost>`?
-    pub fn in_virtual_host(&self) -> bool {
-        // SAFETY: httpd sets `server` before it calls a handler.
-        unsafe { (*self.parms().server).is_virtual != 0 }
+        Place { file: text_or_empty(directive.filename), line: u32::try_from(directive.line_num).unwrap_or(0) }
     }
 
     /// Inside a section such as `<Directory>`, `<Location>` or `<If>`, or in `.htaccess`?
@@ -121,10 +110,10 @@ impl<'h> Command<'h> {
         words
     }
 
-    /// The configuration of the server that the directive belongs to: the main one or a virtual host.
+    /// The record of the server that the directive belongs to: the main one or a virtual host.
     pub fn server_config(&self) -> Option<&ServerConfig> {
         // SAFETY: httpd sets `server` before it calls a handler; the configuration outlives the handler.
-        unsafe { super::config::server_config(self.parms().server) }
+        server_config(unsafe { ServerRec::from_raw(self.parms().server) })
     }
 
     /// The directives in this section, each with its arguments.
@@ -153,11 +142,7 @@ impl<'h> Command<'h> {
     /// Handles the directives in this section, in the context the section itself is in.
     pub fn walk_children(&mut self) -> Handled {
         let (first, context, cmd) = match self.directive() {
-            Some(directive) => (
-                directive.first_child,
-                self.parms().context,
-                self.parms().cmd,
-            ),
+            Some(directive) => (directive.first_child, self.parms().context, self.parms().cmd),
             None => return Ok(()),
         };
         let section = self.parms().directive;
@@ -179,15 +164,17 @@ impl<'h> Command<'h> {
         match handled {
             Ok(()) => ptr::null(),
             Err(Refused::ByHttpd(message)) => message,
-            // SAFETY: the pool is live during the handler; the configuration is read by one thread.
-            Err(Refused::Said(text)) => unsafe { place_text(self.parms().pool, &text) },
+            Err(Refused::Said(text)) => {
+                // SAFETY: the pool is live during the handler; the configuration is read by one thread.
+                let pool = unsafe { AprPool::from_raw(self.parms().pool) };
+                pool.copy(text.as_bytes())
+            }
         }
     }
 }
 
 /// Lets a panic in a directive's handler fail the configuration instead of httpd.
-pub const PANICKED: &CStr =
-    c"mod_pool failed while it read this directive; see the error log, and report it";
+pub const PANICKED: &CStr = c"mod_pool failed while it read this directive; see the error log, and report it";
 
 fn text_or_empty(text: *const c_char) -> String {
     if text.is_null() {

@@ -4,17 +4,18 @@
 //! each reading of the configuration starts with new ones.  Never: changes them after check_config.
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
-use super::place::{place, place_plain};
+use super::log::{self, Level};
+use super::{RequestRec, ServerRec};
+use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::{
-    Account, Accounts, Findings, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
-    BLOCK_DIRECTIVES,
+    Account, Accounts, Findings, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings, BLOCK_DIRECTIVES,
 };
 use crate::sys::accounts;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::raw::{c_int, c_uint, c_void};
+use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,14 +26,7 @@ unsafe extern "C" {
 }
 
 /// Where `AssignServerPool` can stand, besides the server config itself.
-const ASSIGNABLE_SECTIONS: [&str; 6] = [
-    "<VirtualHost",
-    "<Location",
-    "<LocationMatch",
-    "<If",
-    "<ElseIf",
-    "<Else",
-];
+const ASSIGNABLE_SECTIONS: [&str; 6] = ["<VirtualHost", "<Location", "<LocationMatch", "<If", "<ElseIf", "<Else"];
 
 /// The names that mod_php has had.
 const PHP_MODULES: [&CStr; 3] = [c"mod_php.c", c"mod_php7.c", c"mod_php5.c"];
@@ -41,11 +35,13 @@ const PHP_MODULES: [&CStr; 3] = [c"mod_php.c", c"mod_php7.c", c"mod_php5.c"];
 const UNRESOLVED: u32 = u32::MAX;
 
 /// One server's record. After the configuration was read all virtual hosts share the main server's.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ServerConfig {
     reading: RefCell<Reading>,
     /// Set by check_config.
     tree: OnceLock<PoolTree>,
+    /// The first `PHPIniDir`; mod_php too keeps to the first, with a warning.
+    php_ini_dir: OnceLock<String>,
 }
 
 /// What the directives said; used on the one thread that reads the configuration.
@@ -54,7 +50,6 @@ struct Reading {
     builder: PoolTreeBuilder,
     /// Directory records point to them.
     assigned: Vec<Arc<AssignedName>>,
-    php_ini_dir: Option<String>,
 }
 
 /// One `AssignServerPool`.
@@ -94,15 +89,14 @@ pub enum Assignment {
 /// # Safety
 /// Called by httpd, with a live pool.
 pub unsafe fn create_server_config(pool: *mut ffi::apr_pool_t) -> *mut c_void {
-    let config = ServerConfig {
-        reading: RefCell::default(),
-        tree: OnceLock::new(),
-    };
+    let config = ServerConfig::default();
     // SAFETY: the pool is live; configurations are read by one thread.
-    unsafe { place(pool, config) }.cast()
+    let pool = unsafe { AprPool::from_raw(pool) };
+    // Only ever read through `&`: what changes is in cells.
+    ptr::from_ref(pool.place(config)).cast_mut().cast()
 }
 
-/// What a virtual host assigned goes to the main server's record, which the virtual host has from then on.
+/// What a virtual host said goes to the main server's record, which the virtual host has from then on.
 ///
 /// # Safety
 /// Called by httpd: both are records of [`create_server_config`].
@@ -114,34 +108,43 @@ pub unsafe fn merge_server_config(base: *mut c_void, virtual_host: *mut c_void) 
         let other = unsafe { &*virtual_host.cast::<ServerConfig>() };
         let mut assigned = std::mem::take(&mut other.reading.borrow_mut().assigned);
         main.reading.borrow_mut().assigned.append(&mut assigned);
+        if let Some(path) = other.php_ini_dir.get() {
+            let _ = main.php_ini_dir.set(path.clone());
+        }
     }
     base
+}
+
+/// A record in the pool's own memory; it has nothing to drop, so nothing is registered for the end of a request.
+///
+/// # Safety
+/// The pool is live and this thread's.
+unsafe fn place_record(pool: *mut ffi::apr_pool_t, record: DirConfig) -> *mut DirConfig {
+    const { assert!(align_of::<DirConfig>() <= 8 && !std::mem::needs_drop::<DirConfig>()) };
+    // SAFETY: the pool is live; httpd's pools end the process when memory is short, so the answer is not NULL.
+    let place = unsafe { ffi::apr_palloc(pool, size_of::<DirConfig>()) }.cast::<DirConfig>();
+    // SAFETY: fresh memory of the right size, aligned to 8.
+    unsafe { place.write(record) };
+    place
 }
 
 /// # Safety
 /// Called by httpd, with a live pool.
 pub unsafe fn create_dir_config(pool: *mut ffi::apr_pool_t) -> *mut c_void {
     // SAFETY: the pool is live and this thread's.
-    unsafe { place_plain(pool, DirConfig::default()) }.cast()
+    unsafe { place_record(pool, DirConfig::default()) }.cast()
 }
 
 /// # Safety
 /// Called by httpd: both are records of [`create_dir_config`] or of this function, the pool is live.
-pub unsafe fn merge_dir_config(
-    pool: *mut ffi::apr_pool_t,
-    base: *mut c_void,
-    inner: *mut c_void,
-) -> *mut c_void {
+pub unsafe fn merge_dir_config(pool: *mut ffi::apr_pool_t, base: *mut c_void, inner: *mut c_void) -> *mut c_void {
     // SAFETY: a directory record, see above.
     let base = unsafe { *base.cast::<DirConfig>() };
     // SAFETY: a directory record, see above.
     let inner = unsafe { *inner.cast::<DirConfig>() };
-    let merged = DirConfig {
-        assigned: inner.assigned.or(base.assigned),
-        ssl: base.ssl.merged(inner.ssl),
-    };
+    let merged = DirConfig { assigned: inner.assigned.or(base.assigned), ssl: base.ssl.merged(inner.ssl) };
     // SAFETY: the pool is live and this thread's.
-    unsafe { place_plain(pool, merged) }.cast()
+    unsafe { place_record(pool, merged) }.cast()
 }
 
 /// By this httpd finds our records.
@@ -150,12 +153,9 @@ fn module() -> *const ffi::module {
 }
 
 /// The record of a server; of the main server, once the configuration was read.
-///
-/// # Safety
-/// `server` is a live server_rec of a configuration that outlives `'c`.
-pub(super) unsafe fn server_config<'c>(server: *const ffi::server_rec) -> Option<&'c ServerConfig> {
-    // SAFETY: live by contract; httpd keeps a vector of records for each server.
-    let vector = unsafe { (*server).module_config };
+pub(super) fn server_config(s: ServerRec<'_>) -> Option<&ServerConfig> {
+    // SAFETY: the server is live; httpd keeps a vector of records for each.
+    let vector = unsafe { (*s.as_ptr()).module_config };
     // SAFETY: httpd wrote the record's index when it loaded the module.
     let record = unsafe { ffi::ap_get_module_config(vector, module()) };
     // SAFETY: NULL, or made by create_server_config in the configuration pool; changed only through its cells.
@@ -170,18 +170,21 @@ unsafe fn dir_config(per_dir: *const ffi::ap_conf_vector_t) -> DirConfig {
     // SAFETY: live by contract; see server_config.
     let record = unsafe { ffi::ap_get_module_config(per_dir, module()) };
     // SAFETY: NULL where no directive of ours was met, else a record of create_dir_config.
-    unsafe { record.cast::<DirConfig>().as_ref() }
-        .copied()
-        .unwrap_or_default()
+    unsafe { record.cast::<DirConfig>().as_ref() }.copied().unwrap_or_default()
 }
 
-/// Which pool serves a request with this `r->per_dir_config`; `None` if no directive says.
-///
-/// # Safety
-/// `per_dir` is a live vector of directory records, of a configuration that check_config let pass.
-pub unsafe fn assigned_pool(per_dir: *const ffi::ap_conf_vector_t) -> Option<Assignment> {
-    // SAFETY: by contract.
-    match unsafe { dir_config(per_dir) }.assigned? {
+/// Which pool serves the request, by the sections merged so far; `None` if no directive says.
+pub fn assigned_pool(r: RequestRec<'_>) -> Option<Assignment> {
+    assignment(request_dir_config(r))
+}
+
+/// Which pool serves requests of this server that no section treats otherwise.
+pub fn default_assignment(s: ServerRec<'_>) -> Option<Assignment> {
+    assignment(default_dir_config(s))
+}
+
+fn assignment(config: DirConfig) -> Option<Assignment> {
+    match config.assigned? {
         Assigned::Frontend => Some(Assignment::None),
         Assigned::Pool(name) => {
             // SAFETY: it lives in the configuration pool, as `per_dir` does or outlived by it.
@@ -191,58 +194,50 @@ pub unsafe fn assigned_pool(per_dir: *const ffi::ap_conf_vector_t) -> Option<Ass
     }
 }
 
-/// What mod_ssl's directives said for this directory; all off if mod_ssl is not loaded.
-///
-/// # Safety
-/// `per_dir` is a live vector of directory records.
-pub unsafe fn ssl_options(per_dir: *const ffi::ap_conf_vector_t) -> SslOptions {
-    // SAFETY: by contract.
-    unsafe { dir_config(per_dir) }.ssl.effective()
+/// What mod_ssl's directives said for the request, by the sections merged so far; all off if mod_ssl is not loaded.
+pub fn ssl_options(r: RequestRec<'_>) -> SslOptions {
+    request_dir_config(r).ssl.effective()
+}
+
+fn request_dir_config(r: RequestRec<'_>) -> DirConfig {
+    // SAFETY: the request is live.
+    let vector = unsafe { (*r.as_ptr()).per_dir_config };
+    // SAFETY: a request has a vector of directory records from its creation on.
+    unsafe { dir_config(vector) }
+}
+
+fn default_dir_config(s: ServerRec<'_>) -> DirConfig {
+    // SAFETY: the server is live.
+    let vector = unsafe { (*s.as_ptr()).lookup_defaults };
+    // SAFETY: each server has a vector of default directory records.
+    unsafe { dir_config(vector) }
 }
 
 /// The pool tree; only the root pool before check_config.
-///
-/// # Safety
-/// `server` is a live server_rec of a configuration that outlives `'c`.
-pub unsafe fn pool_tree<'c>(server: *const ffi::server_rec) -> &'c PoolTree {
+pub fn pool_tree(s: ServerRec<'_>) -> &PoolTree {
     static EMPTY: OnceLock<PoolTree> = OnceLock::new();
-    // SAFETY: by contract; the record lives in the configuration pool.
-    let config = unsafe { server_config(server) };
-    config
-        .and_then(|config| config.tree.get())
-        .unwrap_or_else(|| EMPTY.get_or_init(PoolTree::default))
+    server_config(s).and_then(|config| config.tree.get()).unwrap_or_else(|| EMPTY.get_or_init(PoolTree::default))
 }
 
 /// `PHPIniDir`, if it was given and mod_php is loaded.
-///
-/// # Safety
-/// `server` is a live server_rec; called on the thread that reads the configuration, or in a process of one thread.
-pub unsafe fn php_ini_dir(server: *const ffi::server_rec) -> Option<String> {
-    // SAFETY: by contract.
-    let config = unsafe { server_config(server) }?;
-    config.reading.borrow().php_ini_dir.clone()
+pub fn php_ini_dir(s: ServerRec<'_>) -> Option<&str> {
+    server_config(s)?.php_ini_dir.get().map(String::as_str)
 }
 
 /// A hash of what defines a virtual host: frontend and worker compare it before they speak of the same one by index.
 /// It is the same in every process that has read the same text.
-///
-/// # Safety
-/// `server` is a live server_rec.
-pub unsafe fn vhost_hash(server: *const ffi::server_rec) -> u64 {
-    // SAFETY: by contract.
-    let server = unsafe { &*server };
+pub fn vhost_hash(s: ServerRec<'_>) -> u64 {
+    // SAFETY: the server is live.
+    let port = unsafe { (*s.as_ptr()).port };
+    let (file, line) = s.defined_at();
     let mut hash = Fnv1a::default();
-    for text in [server.defn_name, server.server_hostname.cast_const()] {
-        if !text.is_null() {
-            // SAFETY: httpd's strings are NUL-terminated and live as long as the server_rec.
-            hash.bytes(unsafe { CStr::from_ptr(text) }.to_bytes());
-        }
+    for text in [file, s.hostname()] {
+        hash.bytes(text);
         hash.bytes(&[0]);
     }
-    hash.bytes(&server.defn_line_number.to_le_bytes());
-    hash.bytes(&server.port.to_le_bytes());
-    // SAFETY: each server_rec has its default directory records.
-    match unsafe { dir_config(server.lookup_defaults) }.assigned {
+    hash.bytes(&line.to_le_bytes());
+    hash.bytes(&port.to_le_bytes());
+    match default_dir_config(s).assigned {
         None => {}
         Some(Assigned::Frontend) => hash.bytes(b"none"),
         // SAFETY: it lives in the configuration pool, as the server_rec does.
@@ -279,19 +274,12 @@ pub fn frontend_uid() -> u32 {
 
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
 /// server must not start.
-///
-/// # Safety
-/// `main` is the live main server_rec, at httpd's check_config.
-pub unsafe fn check_config(main: *const ffi::server_rec) -> bool {
-    // SAFETY: by contract.
-    let Some(config) = (unsafe { server_config(main) }) else {
+pub fn check_config(main: ServerRec<'_>) -> bool {
+    let Some(config) = server_config(main) else {
         return false;
     };
     let own = accounts::effective_ids();
-    let around = Surroundings {
-        unprivileged: (own.0 != 0).then_some(own),
-        frontend_uid: frontend_uid(),
-    };
+    let around = Surroundings { unprivileged: (own.0 != 0).then_some(own), frontend_uid: frontend_uid() };
     let reading = config.reading.borrow();
     let (tree, mut findings) = reading.builder.finish();
     findings.append(tree.check(&around));
@@ -307,11 +295,11 @@ pub unsafe fn check_config(main: *const ffi::server_rec) -> bool {
 
 fn report(findings: &Findings) {
     for text in &findings.errors {
-        log_startup(ffi::APLOG_EMERG, text);
+        log::startup(Level::Emerg, text.as_str());
     }
     if warnings_are_due() {
         for text in &findings.warnings {
-            log_startup(ffi::APLOG_WARNING, text);
+            log::startup(Level::Warning, text.as_str());
         }
     }
 }
@@ -326,12 +314,6 @@ fn warnings_are_due() -> bool {
     let seed = unsafe { ffi::ap_exists_config_define(c"POOL_SEED".as_ptr()) } != 0;
     let dry_pass = state == ffi::AP_SQ_MS_CREATE_PRE_CONFIG as c_int;
     !seed && (mode == ffi::AP_SQ_RM_CONFIG_TEST as c_int || !dry_pass)
-}
-
-fn log_startup(level: c_uint, text: &str) {
-    let text = CString::new(text).unwrap_or_default();
-    // SAFETY: a NUL-terminated text, printed as it is; no server is needed for a message of the start-up.
-    unsafe { ffi::pool_shim_log_startup(level as c_int, 0, text.as_ptr()) }
 }
 
 struct SystemAccounts;
@@ -370,9 +352,7 @@ fn with_builder(
         )
         .into());
     }
-    let config = command
-        .server_config()
-        .ok_or_else(|| format!("{name} {value}: httpd gave no record for it"))?;
+    let config = command.server_config().ok_or_else(|| format!("{name} {value}: httpd gave no record for it"))?;
     Ok(f(&mut config.reading.borrow_mut().builder)?)
 }
 
@@ -392,24 +372,18 @@ pub fn setting(
 
 /// `PoolUser`.
 pub fn pool_user(command: &Command<'_>, value: &CStr) -> Handled {
-    setting(command, value, |builder, text| {
-        builder.set_user(text, &SystemAccounts)
-    })
+    setting(command, value, |builder, text| builder.set_user(text, &SystemAccounts))
 }
 
 /// `PoolGroup`.
 pub fn pool_group(command: &Command<'_>, value: &CStr) -> Handled {
-    setting(command, value, |builder, text| {
-        builder.set_group(text, &SystemAccounts)
-    })
+    setting(command, value, |builder, text| builder.set_group(text, &SystemAccounts))
 }
 
 /// `PoolEnv`.
 pub fn pool_env(command: &Command<'_>, name: &CStr, value: &CStr) -> Handled {
     let name = lossy(name);
-    let value = value
-        .to_str()
-        .map_err(|_| format!("PoolEnv {name}: the value is not UTF-8; write it in UTF-8"))?;
+    let value = value.to_str().map_err(|_| format!("PoolEnv {name}: the value is not UTF-8; write it in UTF-8"))?;
     with_builder(command, &name, |builder| builder.set_env(&name, value))
 }
 
@@ -422,19 +396,14 @@ pub fn pool_module_role(command: &Command<'_>, module: &CStr, role: &CStr) -> Ha
              file (mod_x.c), and put the line into <IfModule {module}> if the module may be absent"
         )
     })?;
-    with_builder(command, &module, |builder| {
-        builder.set_module_role(&file, &role)
-    })
+    with_builder(command, &module, |builder| builder.set_module_role(&file, &role))
 }
 
 /// `<ServerPool name>`.
 pub fn server_pool(command: &mut Command<'_>, args: &CStr) -> Handled {
     let text = lossy(args);
     let Some(name) = text.trim_end().strip_suffix('>') else {
-        return Err(format!(
-            "<ServerPool {text}: the closing '>' is missing; write <ServerPool name>"
-        )
-        .into());
+        return Err(format!("<ServerPool {text}: the closing '>' is missing; write <ServerPool name>").into());
     };
     let words = command.words(&CString::new(name).unwrap_or_default());
     let [name] = &words[..] else {
@@ -477,14 +446,10 @@ pub fn assign_server_pool(command: &Command<'_>, dir: &mut DirConfig, name: &CSt
         dir.assigned = Some(Assigned::Frontend);
         return Ok(());
     }
-    let config = command
-        .server_config()
-        .ok_or_else(|| format!("AssignServerPool {name}: httpd gave no record for it"))?;
-    let assigned = Arc::new(AssignedName {
-        place: format!("at {}", command.place()),
-        name,
-        index: AtomicU32::new(UNRESOLVED),
-    });
+    let config =
+        command.server_config().ok_or_else(|| format!("AssignServerPool {name}: httpd gave no record for it"))?;
+    let assigned =
+        Arc::new(AssignedName { place: format!("at {}", command.place()), name, index: AtomicU32::new(UNRESOLVED) });
     dir.assigned = Some(Assigned::Pool(ptr::NonNull::from(&*assigned)));
     config.reading.borrow_mut().assigned.push(assigned);
     Ok(())
@@ -532,11 +497,8 @@ pub fn ssl_verify_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handl
 /// `PHPIniDir`.
 pub fn php_ini_dir_directive(command: &Command<'_>, args: &CStr) -> Handled {
     if only_if_loaded(command, &PHP_MODULES)? {
-        if let (Some(config), Some(word)) = (
-            command.server_config(),
-            command.words(args).into_iter().next(),
-        ) {
-            config.reading.borrow_mut().php_ini_dir = Some(word);
+        if let (Some(config), Some(word)) = (command.server_config(), command.words(args).into_iter().next()) {
+            let _ = config.php_ini_dir.set(word);
         }
     }
     Ok(())

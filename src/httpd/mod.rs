@@ -1,7 +1,13 @@
-//! httpd's things with safe faces.
+//! httpd's structures and hooks behind safe names.
 //!
-//! Runs in: every process httpd is in.  Trusts: httpd.  Owns: this module's configuration.  Never: talks to a pool.
+//! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
 pub mod command;
 pub mod config;
-mod place;
+pub mod hooks;
+pub mod log;
+pub mod request;
+pub mod server;
+
+pub use request::RequestRec;
+pub use server::ServerRec;

@@ -8,8 +8,8 @@
 use super::check::Findings;
 use super::{values, Accounts, Identity, Limits, ModuleRole, Place, PoolTree, ServerPool, ROOT};
 use super::{
-    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL_MAX_PROCESSES,
-    DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
+    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT,
+    DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
 };
 use std::collections::HashMap;
 use std::io;
@@ -67,16 +67,8 @@ pub struct PoolTreeBuilder {
 
 impl Default for PoolTreeBuilder {
     fn default() -> Self {
-        let root = Block {
-            name: "root".into(),
-            ..Block::default()
-        };
-        PoolTreeBuilder {
-            blocks: vec![root],
-            by_name: HashMap::new(),
-            open: Vec::new(),
-            roles: Vec::new(),
-        }
+        let root = Block { name: "root".into(), ..Block::default() };
+        PoolTreeBuilder { blocks: vec![root], by_name: HashMap::new(), open: Vec::new(), roles: Vec::new() }
     }
 }
 
@@ -94,9 +86,7 @@ impl PoolTreeBuilder {
             )));
         }
         if self.open.len() >= MAX_DEPTH {
-            return Err(said(format!(
-                "blocks are nested more than {MAX_DEPTH} deep; flatten them"
-            )));
+            return Err(said(format!("blocks are nested more than {MAX_DEPTH} deep; flatten them")));
         }
         let parent = self.open.last().copied().unwrap_or(0);
         let at = self.blocks.len();
@@ -143,9 +133,7 @@ impl PoolTreeBuilder {
     /// `PoolUser`, `PoolGroup`: they belong to one pool, the root pool has no processes of its own.
     fn in_block(&self, directive: &str, text: &str) -> Set {
         if self.open.is_empty() {
-            return Err(format!(
-                "{directive} {text}: belongs to one pool; write it in a <ServerPool> block"
-            ));
+            return Err(format!("{directive} {text}: belongs to one pool; write it in a <ServerPool> block"));
         }
         Ok(())
     }
@@ -161,17 +149,14 @@ impl PoolTreeBuilder {
             }
             None => {
                 let found = accounts.user_by_name(text).map_err(|e| unread(said, &e))?;
-                let found = found.ok_or_else(|| {
-                    said("there is no such user; create it, or give a numeric id as #1234".into())
-                })?;
+                let found = found
+                    .ok_or_else(|| said("there is no such user; create it, or give a numeric id as #1234".into()))?;
                 (found.uid, Some(found))
             }
         };
         let (uid, account) = account;
         if uid == 0 {
-            return Err(said(
-                "uid 0 is refused, a pool never runs as root; name an unprivileged user".into(),
-            ));
+            return Err(said("uid 0 is refused, a pool never runs as root; name an unprivileged user".into()));
         }
         self.here().user = Some(User {
             text: text.to_owned(),
@@ -190,19 +175,12 @@ impl PoolTreeBuilder {
             None => accounts
                 .group_by_name(text)
                 .map_err(|e| unread(said, &e))?
-                .ok_or_else(|| {
-                    said("there is no such group; create it, or give a numeric id as #1234".into())
-                })?,
+                .ok_or_else(|| said("there is no such group; create it, or give a numeric id as #1234".into()))?,
         };
         if gid == 0 {
-            return Err(said(
-                "gid 0 is refused, it is root's group; name an unprivileged group".into(),
-            ));
+            return Err(said("gid 0 is refused, it is root's group; name an unprivileged group".into()));
         }
-        self.here().group = Some(Group {
-            text: text.to_owned(),
-            gid,
-        });
+        self.here().group = Some(Group { text: text.to_owned(), gid });
         Ok(())
     }
 
@@ -226,8 +204,7 @@ impl PoolTreeBuilder {
 
     pub fn set_max_requests(&mut self, text: &str) -> Set {
         let value = values::number(text, &values::REQUESTS);
-        self.here().max_requests =
-            Some(value.map_err(|e| told("PoolMaxRequestsPerProcess", text, &e))?);
+        self.here().max_requests = Some(value.map_err(|e| told("PoolMaxRequestsPerProcess", text, &e))?);
         Ok(())
     }
 
@@ -259,9 +236,7 @@ impl PoolTreeBuilder {
     pub fn set_module_role(&mut self, module: &str, role: &str) -> Set {
         let said = |what| format!("PoolModuleRole {module} {role}: {what}");
         if let Some(pool) = self.open_pool() {
-            return Err(said(format!(
-                "holds for every pool; move it out of <ServerPool {pool}>"
-            )));
+            return Err(said(format!("holds for every pool; move it out of <ServerPool {pool}>")));
         }
         let role = values::module_role(role).map_err(said)?;
         self.roles.retain(|(name, _)| name != module);
@@ -303,33 +278,21 @@ fn told(directive: &str, text: &str, what: &str) -> String {
 }
 
 fn unread(said: impl Fn(String) -> String, error: &io::Error) -> String {
-    said(format!(
-        "the system's user database cannot be read ({error}); repair it, or give a numeric id as #1234"
-    ))
+    said(format!("the system's user database cannot be read ({error}); repair it, or give a numeric id as #1234"))
 }
 
 fn identity(user: &User, group: Option<&Group>) -> Result<Identity, String> {
     let gid = match (group, user.gid) {
         (Some(group), _) => group.gid,
         (None, Some(0)) => {
-            return Err(format!(
-                "PoolUser {}: its primary group is gid 0, which is refused; add PoolGroup",
-                user.text
-            ))
+            return Err(format!("PoolUser {}: its primary group is gid 0, which is refused; add PoolGroup", user.text))
         }
         (None, Some(gid)) => gid,
         (None, None) => {
-            return Err(format!(
-                "PoolUser {}: has no passwd entry that would name its group; add PoolGroup",
-                user.text
-            ))
+            return Err(format!("PoolUser {}: has no passwd entry that would name its group; add PoolGroup", user.text))
         }
     };
-    Ok(Identity {
-        uid: user.uid,
-        gid,
-        user_name: user.name.clone(),
-    })
+    Ok(Identity { uid: user.uid, gid, user_name: user.name.clone() })
 }
 
 fn put(env: &mut Vec<(String, String)>, name: &str, value: &str) {
@@ -357,18 +320,9 @@ fn root_pool(block: &Block) -> ServerPool {
 }
 
 /// User and group are not inherited: they are what isolates a pool, so each pool names its own.
-fn sub_pool(
-    block: &Block,
-    groups: bool,
-    parent: &ServerPool,
-    findings: &mut Findings,
-) -> ServerPool {
+fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Findings) -> ServerPool {
     let from = &parent.limits;
-    let default_max = if groups {
-        from.max_processes
-    } else {
-        from.max_processes.min(DEFAULT_POOL_MAX_PROCESSES)
-    };
+    let default_max = if groups { from.max_processes } else { from.max_processes.min(DEFAULT_POOL_MAX_PROCESSES) };
     let max_processes = block.max_processes.unwrap_or(default_max);
     if let Some(spare) = block.min_spare.filter(|&spare| spare > max_processes) {
         findings.errors.push(format!(

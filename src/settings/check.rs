@@ -37,11 +37,7 @@ impl PoolTree {
     pub fn check(&self, around: &Surroundings) -> Findings {
         let mut findings = Findings::default();
         if let Some(own) = around.unprivileged {
-            findings.errors.extend(
-                self.pools()
-                    .iter()
-                    .filter_map(|pool| unattainable(pool, own)),
-            );
+            findings.errors.extend(self.pools().iter().filter_map(|pool| unattainable(pool, own)));
         }
         let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
         for pool in self.pools() {
@@ -74,9 +70,7 @@ impl PoolTree {
         let said = |what: String| format!("AssignServerPool {name}: {what}");
         let Some(index) = self.find(name) else {
             if self.is_empty() {
-                return Err(said(
-                    "no pool is defined; define it with <ServerPool>, or assign none".into(),
-                ));
+                return Err(said("no pool is defined; define it with <ServerPool>, or assign none".into()));
             }
             let known = listed(self.pools().iter().skip(1).map(|pool| pool.name.as_str()));
             return Err(said(format!(

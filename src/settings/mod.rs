@@ -152,10 +152,7 @@ impl PoolTree {
 
     /// What `PoolModuleRole` said about the module with this file name (`mod_x.c`).
     pub fn module_role(&self, module: &str) -> Option<ModuleRole> {
-        self.roles
-            .iter()
-            .find(|(name, _)| name == module)
-            .map(|&(_, role)| role)
+        self.roles.iter().find(|(name, _)| name == module).map(|&(_, role)| role)
     }
 
     /// All of `PoolModuleRole`, by module file name.
@@ -169,18 +166,8 @@ impl PoolTree {
     }
 
     /// What the controller must know of it.
-    pub fn to_table(
-        &self,
-        generation: u64,
-        frontend_uid: u32,
-        seed_argv: Vec<Vec<u8>>,
-    ) -> PoolTable {
-        PoolTable {
-            generation,
-            frontend_uid,
-            seed_argv,
-            pools: self.pools.iter().map(row).collect(),
-        }
+    pub fn to_table(&self, generation: u64, frontend_uid: u32, seed_argv: Vec<Vec<u8>>) -> PoolTable {
+        PoolTable { generation, frontend_uid, seed_argv, pools: self.pools.iter().map(row).collect() }
     }
 }
 

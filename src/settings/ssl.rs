@@ -38,13 +38,7 @@ pub struct SslDirRecord {
 
 impl Default for SslDirRecord {
     fn default() -> Self {
-        SslDirRecord {
-            options: RELATIVE,
-            add: 0,
-            del: 0,
-            require: false,
-            verify: false,
-        }
+        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, verify: false }
     }
 }
 

@@ -1,9 +1,8 @@
 //! Tables of what is accepted and refused, and what the tree makes of it.
 
 use super::{
-    Account, Accounts, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder,
-    SslDirRecord, Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES,
-    DEFAULT_ROOT_MAX_PROCESSES, ROOT,
+    Account, Accounts, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord, Surroundings,
+    DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
 };
 use std::io;
 use std::time::Duration;
@@ -11,12 +10,7 @@ use std::time::Duration;
 /// alice and bob as usual, ops whose primary group is root's, a root, a database that fails for "ldap".
 struct FakeAccounts;
 
-const KNOWN: [(&str, u32, u32); 4] = [
-    ("root", 0, 0),
-    ("alice", 1001, 1001),
-    ("bob", 1002, 1002),
-    ("ops", 1003, 0),
-];
+const KNOWN: [(&str, u32, u32); 4] = [("root", 0, 0), ("alice", 1001, 1001), ("bob", 1002, 1002), ("ops", 1003, 0)];
 
 impl Accounts for FakeAccounts {
     fn user_by_name(&self, name: &str) -> io::Result<Option<Account>> {
@@ -41,18 +35,11 @@ impl Accounts for FakeAccounts {
 }
 
 fn known(is: impl Fn(&&(&str, u32, u32)) -> bool) -> Option<Account> {
-    KNOWN.iter().find(is).map(|&(name, uid, gid)| Account {
-        name: name.into(),
-        uid,
-        gid,
-    })
+    KNOWN.iter().find(is).map(|&(name, uid, gid)| Account { name: name.into(), uid, gid })
 }
 
 fn at(line: u32) -> Place {
-    Place {
-        file: "pools.conf".into(),
-        line,
-    }
+    Place { file: "pools.conf".into(), line }
 }
 
 /// Reads lines as httpd would hand them over; `<ServerPool x>` and `</ServerPool>` are blocks.
@@ -129,139 +116,49 @@ fn accepts() {
 #[test]
 fn refuses() {
     let table = [
-        (
-            "PoolUser carol",
-            "PoolUser carol: there is no such user; create it",
-        ),
-        (
-            "PoolUser 1001",
-            "PoolUser 1001: there is no such user; create it, or give a numeric id as #1234",
-        ),
+        ("PoolUser carol", "PoolUser carol: there is no such user; create it"),
+        ("PoolUser 1001", "PoolUser 1001: there is no such user; create it, or give a numeric id as #1234"),
         ("PoolUser root", "PoolUser root: uid 0 is refused"),
         ("PoolUser #0", "PoolUser #0: uid 0 is refused"),
         ("PoolUser #-1", "PoolUser #-1: not a numeric id; give #"),
-        (
-            "PoolUser #4294967295",
-            "PoolUser #4294967295: not a numeric id; give #",
-        ),
+        ("PoolUser #4294967295", "PoolUser #4294967295: not a numeric id; give #"),
         ("PoolUser #", "PoolUser #: not a numeric id; give #"),
-        (
-            "PoolUser ldap",
-            "PoolUser ldap: the system's user database cannot be read (no answer); repair it",
-        ),
-        (
-            "PoolUser ops",
-            "PoolUser ops: its primary group is gid 0, which is refused; add PoolGroup",
-        ),
-        (
-            "PoolUser #5000",
-            "PoolUser #5000: has no passwd entry that would name its group; add PoolGroup",
-        ),
-        (
-            "PoolGroup www",
-            "PoolGroup www: has no effect without PoolUser; add PoolUser",
-        ),
-        (
-            "PoolGroup nope",
-            "PoolGroup nope: there is no such group; create it",
-        ),
+        ("PoolUser ldap", "PoolUser ldap: the system's user database cannot be read (no answer); repair it"),
+        ("PoolUser ops", "PoolUser ops: its primary group is gid 0, which is refused; add PoolGroup"),
+        ("PoolUser #5000", "PoolUser #5000: has no passwd entry that would name its group; add PoolGroup"),
+        ("PoolGroup www", "PoolGroup www: has no effect without PoolUser; add PoolUser"),
+        ("PoolGroup nope", "PoolGroup nope: there is no such group; create it"),
         ("PoolGroup root", "PoolGroup root: gid 0 is refused"),
         ("PoolGroup #0", "PoolGroup #0: gid 0 is refused"),
-        (
-            "PoolMaxProcesses 0",
-            "PoolMaxProcesses 0: not a whole number from 1 to 32768; give",
-        ),
-        (
-            "PoolMaxProcesses -1",
-            "PoolMaxProcesses -1: not a whole number from 1 to 32768; give",
-        ),
-        (
-            "PoolMaxProcesses 99999999999999999999",
-            "PoolMaxProcesses 99999999999999999999: not a whole number",
-        ),
-        (
-            "PoolMaxProcesses 8k",
-            "PoolMaxProcesses 8k: not a whole number",
-        ),
-        (
-            "PoolMaxProcesses +8",
-            "PoolMaxProcesses +8: not a whole number",
-        ),
-        (
-            "PoolMinSpare -1",
-            "PoolMinSpare -1: not a whole number from 0 to 32768; give",
-        ),
-        (
-            "PoolIdleTimeout 0",
-            "PoolIdleTimeout 0: not a time from 100ms to 168h; give",
-        ),
+        ("PoolMaxProcesses 0", "PoolMaxProcesses 0: not a whole number from 1 to 32768; give"),
+        ("PoolMaxProcesses -1", "PoolMaxProcesses -1: not a whole number from 1 to 32768; give"),
+        ("PoolMaxProcesses 99999999999999999999", "PoolMaxProcesses 99999999999999999999: not a whole number"),
+        ("PoolMaxProcesses 8k", "PoolMaxProcesses 8k: not a whole number"),
+        ("PoolMaxProcesses +8", "PoolMaxProcesses +8: not a whole number"),
+        ("PoolMinSpare -1", "PoolMinSpare -1: not a whole number from 0 to 32768; give"),
+        ("PoolIdleTimeout 0", "PoolIdleTimeout 0: not a time from 100ms to 168h; give"),
         ("PoolIdleTimeout -5s", "PoolIdleTimeout -5s: not a time"),
         ("PoolIdleTimeout 5d", "PoolIdleTimeout 5d: not a time"),
         ("PoolIdleTimeout s", "PoolIdleTimeout s: not a time"),
-        (
-            "PoolIdleTimeout 9999999999999999999h",
-            "PoolIdleTimeout 9999999999999999999h: not a time",
-        ),
-        (
-            "PoolMaxRequestsPerProcess -1",
-            "PoolMaxRequestsPerProcess -1: not a whole number from 0 to 1000000000; give",
-        ),
-        (
-            "PoolQueueTimeout 0",
-            "PoolQueueTimeout 0: not a time from 1ms to 1h; give",
-        ),
+        ("PoolIdleTimeout 9999999999999999999h", "PoolIdleTimeout 9999999999999999999h: not a time"),
+        ("PoolMaxRequestsPerProcess -1", "PoolMaxRequestsPerProcess -1: not a whole number from 0 to 1000000000; give"),
+        ("PoolQueueTimeout 0", "PoolQueueTimeout 0: not a time from 1ms to 1h; give"),
         ("PoolQueueTimeout 2h", "PoolQueueTimeout 2h: not a time"),
-        (
-            "PoolQueueLimit 100001",
-            "PoolQueueLimit 100001: not a whole number from 0 to 100000; give",
-        ),
-        (
-            "PoolEnv 9A x",
-            "PoolEnv 9A: not the name of an environment variable; use",
-        ),
-        (
-            "PoolEnv A=B x",
-            "PoolEnv A=B: not the name of an environment variable; use",
-        ),
-        (
-            "PoolUmask 8",
-            "PoolUmask 8: not an octal number from 0 to 0777; give",
-        ),
+        ("PoolQueueLimit 100001", "PoolQueueLimit 100001: not a whole number from 0 to 100000; give"),
+        ("PoolEnv 9A x", "PoolEnv 9A: not the name of an environment variable; use"),
+        ("PoolEnv A=B x", "PoolEnv A=B: not the name of an environment variable; use"),
+        ("PoolUmask 8", "PoolUmask 8: not an octal number from 0 to 0777; give"),
         ("PoolUmask 1000", "PoolUmask 1000: not an octal number"),
         ("PoolUmask -27", "PoolUmask -27: not an octal number"),
         ("PoolUmask u=rwx", "PoolUmask u=rwx: not an octal number"),
-        (
-            "PoolModuleRole mod_x.c worker",
-            "PoolModuleRole mod_x.c worker: holds for every pool; move it out",
-        ),
-        (
-            "<ServerPool p>",
-            "<ServerPool p>: a pool of this name is defined already at pools.conf:1; give",
-        ),
-        (
-            "<ServerPool none>",
-            "<ServerPool none>: this name has a meaning of its own; choose",
-        ),
-        (
-            "<ServerPool Root>",
-            "<ServerPool Root>: this name has a meaning of its own; choose",
-        ),
-        (
-            "<ServerPool -x>",
-            "<ServerPool -x>: a pool's name starts with",
-        ),
-        (
-            "<ServerPool .x>",
-            "<ServerPool .x>: a pool's name starts with",
-        ),
-        (
-            "<ServerPool a/b>",
-            "<ServerPool a/b>: a pool's name has 1 to 64 letters",
-        ),
-        (
-            "<ServerPool ä>",
-            "<ServerPool ä>: a pool's name has 1 to 64 letters",
-        ),
+        ("PoolModuleRole mod_x.c worker", "PoolModuleRole mod_x.c worker: holds for every pool; move it out"),
+        ("<ServerPool p>", "<ServerPool p>: a pool of this name is defined already at pools.conf:1; give"),
+        ("<ServerPool none>", "<ServerPool none>: this name has a meaning of its own; choose"),
+        ("<ServerPool Root>", "<ServerPool Root>: this name has a meaning of its own; choose"),
+        ("<ServerPool -x>", "<ServerPool -x>: a pool's name starts with"),
+        ("<ServerPool .x>", "<ServerPool .x>: a pool's name starts with"),
+        ("<ServerPool a/b>", "<ServerPool a/b>: a pool's name has 1 to 64 letters"),
+        ("<ServerPool ä>", "<ServerPool ä>: a pool's name has 1 to 64 letters"),
     ];
     for (line, says) in table {
         let result = read(&format!("<ServerPool p>\n{line}\n</ServerPool>"));
@@ -274,22 +171,10 @@ fn refuses() {
 #[test]
 fn refuses_what_stands_in_the_wrong_place() {
     let table = [
-        (
-            "PoolUser alice",
-            "PoolUser alice: belongs to one pool; write it in a <ServerPool> block",
-        ),
-        (
-            "PoolGroup www",
-            "PoolGroup www: belongs to one pool; write it in a <ServerPool> block",
-        ),
-        (
-            "</ServerPool>",
-            "</ServerPool>: no block is open; remove it",
-        ),
-        (
-            "PoolModuleRole mod_x.c nowhere",
-            "PoolModuleRole mod_x.c nowhere: not a role; give frontend, worker or both",
-        ),
+        ("PoolUser alice", "PoolUser alice: belongs to one pool; write it in a <ServerPool> block"),
+        ("PoolGroup www", "PoolGroup www: belongs to one pool; write it in a <ServerPool> block"),
+        ("</ServerPool>", "</ServerPool>: no block is open; remove it"),
+        ("PoolModuleRole mod_x.c nowhere", "PoolModuleRole mod_x.c nowhere: not a role; give frontend, worker or both"),
     ];
     for (line, says) in table {
         assert_eq!(read(line).err().as_deref(), Some(says), "{line}");
@@ -346,14 +231,7 @@ fn sub_pools_inherit_all_but_user_group_and_cap() {
     assert_eq!(findings, Findings::default());
     let alice = pool(&tree, "alice");
     assert_eq!(alice.parent, tree.find("hosting"));
-    assert_eq!(
-        alice.user,
-        Some(Identity {
-            uid: 1001,
-            gid: 1001,
-            user_name: Some("alice".into())
-        })
-    );
+    assert_eq!(alice.user, Some(Identity { uid: 1001, gid: 1001, user_name: Some("alice".into()) }));
     assert_eq!(alice.limits.max_processes, DEFAULT_POOL_MAX_PROCESSES);
     // Inherited, and cut to what the pool may have.
     assert_eq!(alice.limits.min_spare, DEFAULT_POOL_MAX_PROCESSES);
@@ -384,10 +262,7 @@ fn caps_follow_the_tree() {
         </ServerPool>",
     );
     assert_eq!(pool(&tree, "groups").limits.max_processes, 50);
-    assert_eq!(
-        pool(&tree, "a").limits.max_processes,
-        DEFAULT_POOL_MAX_PROCESSES
-    );
+    assert_eq!(pool(&tree, "a").limits.max_processes, DEFAULT_POOL_MAX_PROCESSES);
     assert_eq!(pool(&tree, "b").limits.max_processes, 3);
 }
 
@@ -441,15 +316,11 @@ const TWO_POOLS: &str = "<ServerPool p>
 #[test]
 fn shared_uids_are_warned_of() {
     let (tree, _) = tree(TWO_POOLS);
-    let mut around = Surroundings {
-        unprivileged: None,
-        frontend_uid: 33,
-    };
+    let mut around = Surroundings { unprivileged: None, frontend_uid: 33 };
     let apart = tree.check(&around);
     assert_eq!((apart.errors.len(), apart.warnings.len()), (0, 1));
-    assert!(apart.warnings[0].starts_with(
-        "PoolUser of <ServerPool b> at pools.conf:5: uid 1001 is that of <ServerPool a> too"
-    ));
+    assert!(apart.warnings[0]
+        .starts_with("PoolUser of <ServerPool b> at pools.conf:5: uid 1001 is that of <ServerPool a> too"));
     around.frontend_uid = 1001;
     let all = tree.check(&around);
     assert_eq!((all.errors.len(), all.warnings.len()), (0, 2));
@@ -459,13 +330,7 @@ fn shared_uids_are_warned_of() {
 #[test]
 fn without_root_only_ones_own_id_is_had() {
     let (tree, _) = tree(TWO_POOLS);
-    let errors = |own| {
-        tree.check(&Surroundings {
-            unprivileged: Some(own),
-            frontend_uid: 33,
-        })
-        .errors
-    };
+    let errors = |own| tree.check(&Surroundings { unprivileged: Some(own), frontend_uid: 33 }).errors;
     assert_eq!(errors((1001, 1001)), Vec::<String>::new());
     assert_eq!(errors((1002, 1002)).len(), 2);
     assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 of <ServerPool a>"));
@@ -489,9 +354,7 @@ fn assignment_needs_a_known_pool_with_a_user() {
             .into())
     );
     assert!(tree.assignable("root").is_err());
-    assert!(PoolTree::default()
-        .assignable("x")
-        .is_err_and(|e| e.contains("no pool is defined; define it")));
+    assert!(PoolTree::default().assignable("x").is_err_and(|e| e.contains("no pool is defined; define it")));
 }
 
 #[test]
@@ -499,19 +362,10 @@ fn the_table_has_what_the_controller_needs() {
     let (tree, _) = tree(TWO_POOLS);
     let table = tree.to_table(3, 33, vec![b"apache2".to_vec()]);
     assert_eq!((table.generation, table.frontend_uid), (3, 33));
-    let rows: Vec<_> = table
-        .pools
-        .iter()
-        .map(|row| (row.name.as_str(), row.parent, row.uid))
-        .collect();
+    let rows: Vec<_> = table.pools.iter().map(|row| (row.name.as_str(), row.parent, row.uid)).collect();
     assert_eq!(
         rows,
-        [
-            ("root", None, None),
-            ("p", Some(0), None),
-            ("a", Some(1), Some(1001)),
-            ("b", Some(1), Some(1001))
-        ]
+        [("root", None, None), ("p", Some(0), None), ("a", Some(1), Some(1001)), ("b", Some(1), Some(1001))]
     );
     assert_eq!(table.pools[2].idle_timeout_ms, 30_000);
 }

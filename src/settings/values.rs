@@ -17,17 +17,13 @@ pub const SPARE: RangeInclusive<u32> = 0..=32_768;
 pub const REQUESTS: RangeInclusive<u32> = 0..=1_000_000_000;
 pub const QUEUE: RangeInclusive<u32> = 0..=100_000;
 /// Below a tenth of a second a pool would do little but fork.
-pub const IDLE: RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
+pub const IDLE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
 pub const WAIT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// The name of a pool that is being defined.
 pub fn pool_name(text: &str) -> Result<(), String> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
-    if ["none", "root"]
-        .iter()
-        .any(|r| text.eq_ignore_ascii_case(r))
-    {
+    if ["none", "root"].iter().any(|r| text.eq_ignore_ascii_case(r)) {
         return Err("this name has a meaning of its own; choose another one".into());
     }
     if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(plain) {
@@ -36,9 +32,7 @@ pub fn pool_name(text: &str) -> Result<(), String> {
         ));
     }
     if text.starts_with(['-', '.']) {
-        return Err(
-            "a pool's name starts with a letter, a digit or '_'; choose such a name".into(),
-        );
+        return Err("a pool's name starts with a letter, a digit or '_'; choose such a name".into());
     }
     Ok(())
 }
@@ -48,20 +42,12 @@ pub fn number(text: &str, range: &RangeInclusive<u32>) -> Result<u32, String> {
     digits(text)
         .and_then(|n| u32::try_from(n).ok())
         .filter(|n| range.contains(n))
-        .ok_or_else(|| {
-            format!(
-                "not a whole number from {} to {}; give one in this range",
-                range.start(),
-                range.end()
-            )
-        })
+        .ok_or_else(|| format!("not a whole number from {} to {}; give one in this range", range.start(), range.end()))
 }
 
 /// A time with httpd's suffixes (`ap_timeout_parameter_parse`): `ms`, `s`, `min`, `h`; seconds without one.
 pub fn time(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(unit_at);
     let unit_ms = match unit {
         "" | "s" => 1000,
@@ -91,12 +77,7 @@ pub fn numeric_id(text: &str) -> Option<Result<u32, String>> {
         digits(id)
             .and_then(|n| u32::try_from(n).ok())
             .filter(|&n| n != u32::MAX)
-            .ok_or_else(|| {
-                format!(
-                    "not a numeric id; give # and a number from 1 to {}",
-                    u32::MAX - 1
-                )
-            }),
+            .ok_or_else(|| format!("not a numeric id; give # and a number from 1 to {}", u32::MAX - 1)),
     )
 }
 
@@ -114,24 +95,17 @@ pub fn env_name(text: &str) -> Result<(), String> {
     let first = text.bytes().next();
     let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
     if first.is_none_or(|c| c.is_ascii_digit()) || !text.bytes().all(plain) {
-        return Err(
-            "not the name of an environment variable; use letters, digits and '_', no digit first"
-                .into(),
-        );
+        return Err("not the name of an environment variable; use letters, digits and '_', no digit first".into());
     }
     Ok(())
 }
 
 pub fn module_role(text: &str) -> Result<ModuleRole, String> {
-    [
-        ("frontend", ModuleRole::Frontend),
-        ("worker", ModuleRole::Worker),
-        ("both", ModuleRole::Both),
-    ]
-    .into_iter()
-    .find(|(word, _)| text.eq_ignore_ascii_case(word))
-    .map(|(_, role)| role)
-    .ok_or_else(|| "not a role; give frontend, worker or both".into())
+    [("frontend", ModuleRole::Frontend), ("worker", ModuleRole::Worker), ("both", ModuleRole::Both)]
+        .into_iter()
+        .find(|(word, _)| text.eq_ignore_ascii_case(word))
+        .map(|(_, role)| role)
+        .ok_or_else(|| "not a role; give frontend, worker or both".into())
 }
 
 /// Digits only: no sign, no blank, nothing behind.

@@ -29,11 +29,7 @@ pub fn group_by_name(name: &str) -> io::Result<Option<u32>> {
 }
 
 fn entry(user: User) -> PasswdEntry {
-    PasswdEntry {
-        name: user.name,
-        uid: user.uid.as_raw(),
-        gid: user.gid.as_raw(),
-    }
+    PasswdEntry { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }
 }
 
 /// The effective uid and gid of this process.

@@ -1,3 +1,9 @@
-#![forbid(unsafe_code)]
+//! The operating system: system calls with checked results and owned file descriptors.
+//!
+//! Runs in: every role.  Trusts: the kernel.  Owns: nothing.  Never: knows httpd, decides a policy.
 
 pub mod accounts;
+pub mod fork;
+pub mod privileges;
+pub mod socket;
+pub mod title;
