@@ -100,10 +100,10 @@ unsafe extern "C" fn pool_entry_pool_env(
     name: *const c_char,
     value: *const c_char,
 ) -> *const c_char {
-    // SAFETY: httpd calls this as the handler of a TAKE2 directive.
+    // SAFETY: httpd calls this as the handler of a TAKE12 directive.
     let name = unsafe { text(name) };
-    // SAFETY: as before.
-    let value = unsafe { text(value) };
+    // SAFETY: as before; httpd gives NULL for a value that is absent or empty.
+    let value = if value.is_null() { c"" } else { unsafe { text(value) } };
     // SAFETY: as before.
     unsafe { handle(cmd, |command| config::pool_env(command, name, value)) }
 }
