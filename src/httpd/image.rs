@@ -26,7 +26,10 @@ pub fn is_defined(name: &std::ffi::CStr) -> bool {
 /// A shared mapping that could be written: two pools would share it. Returns the line of /proc/self/maps.
 pub fn writable_shared_mapping() -> io::Result<Option<String>> {
     let maps = fs::read_to_string("/proc/self/maps")?;
-    Ok(maps.lines().find(|l| l.split_whitespace().nth(1).is_some_and(|p| p.starts_with("rw") && p.ends_with('s'))).map(str::to_owned))
+    Ok(maps
+        .lines()
+        .find(|l| l.split_whitespace().nth(1).is_some_and(|p| p.starts_with("rw") && p.ends_with('s')))
+        .map(str::to_owned))
 }
 
 /// What a server writes to its error log goes to `null`; the `error_log` hook carries the lines.
@@ -34,7 +37,14 @@ pub fn error_logs_to(null: OwnedFd, main: ServerRec<'_>, pconf: AprPool<'_>) {
     let mut fd = null.into_raw_fd();
     let mut file: *mut ffi::apr_file_t = ptr::null_mut();
     // SAFETY: the descriptor is ours and stays open; the pool lives as long as the configuration.
-    unsafe { ffi::apr_os_file_put(&raw mut file, &raw mut fd, (ffi::APR_FOPEN_WRITE | ffi::APR_FOPEN_APPEND) as i32, pconf.as_ptr()) };
+    unsafe {
+        ffi::apr_os_file_put(
+            &raw mut file,
+            &raw mut fd,
+            (ffi::APR_FOPEN_WRITE | ffi::APR_FOPEN_APPEND) as i32,
+            pconf.as_ptr(),
+        )
+    };
     for server in main.iter() {
         // SAFETY: the servers belong to this configuration, which nobody else uses.
         unsafe { (*server.as_ptr()).error_log = file };
@@ -42,7 +52,12 @@ pub fn error_logs_to(null: OwnedFd, main: ServerRec<'_>, pconf: AprPool<'_>) {
 }
 
 /// Runs the modules' start-up as httpd does in its two passes. Errors name what failed; the process must end then.
-pub fn start_modules(main: ServerRec<'_>, pconf: AprPool<'_>, plog: AprPool<'_>, ptemp: AprPool<'_>) -> Result<(), &'static str> {
+pub fn start_modules(
+    main: ServerRec<'_>,
+    pconf: AprPool<'_>,
+    plog: AprPool<'_>,
+    ptemp: AprPool<'_>,
+) -> Result<(), &'static str> {
     for state in [ffi::AP_SQ_MS_CREATE_PRE_CONFIG, ffi::AP_SQ_MS_CREATE_CONFIG] {
         // SAFETY: httpd's own variable; one thread.
         unsafe { ffi::ap_main_state = state as i32 };

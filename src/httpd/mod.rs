@@ -3,6 +3,8 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
 pub mod classes;
+pub mod command;
+pub mod config;
 pub mod hooks;
 pub mod image;
 pub mod log;
