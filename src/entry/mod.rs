@@ -2,6 +2,8 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the module record.  Never: decides anything itself.
 
+pub mod worker_hooks;
+
 use crate::ffi::{self, guard::guard};
 use std::os::raw::c_char;
 use std::ptr;

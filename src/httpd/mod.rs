@@ -2,10 +2,15 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
+pub mod errorlog;
 pub mod hooks;
 pub mod log;
+pub mod rebuild;
 pub mod request;
+pub mod response;
 pub mod server;
+pub mod tls;
+pub mod worker_filters;
 
 pub use request::RequestRec;
 pub use server::ServerRec;
