@@ -38,15 +38,13 @@ pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
 fn put_some(out: &mut Vec<u8>, limit: usize, table: Table<'_>, wanted: impl Fn(&[u8], &[u8]) -> bool) {
     let mut left = limit.saturating_sub(out.len());
     let mut writer = PairsWriter::new(out);
-    let mut count = 0;
-    for (name, value) in table.iter().filter(|(n, v)| wanted(n, v)) {
+    for (name, value) in table.iter().filter(|(n, v)| wanted(n, v)).take(MAX_META_PAIRS) {
         let value = &value[..value.len().min(MAX_VALUE)];
         let size = name.len() + value.len() + 5;
-        if size > left || count == MAX_META_PAIRS {
+        if size > left {
             break;
         }
         left -= size;
-        count += 1;
         // Both are shorter than MAX_BYTES.
         let _ = writer.pair(name, value);
     }

@@ -189,7 +189,7 @@ impl Worker {
             FrameKind::Interim
         } else {
             self.response.head_sent.set(true);
-            let no_body = rebuild::with_current(|r| response::is_header_only(r)).unwrap_or(false);
+            let no_body = rebuild::with_current(response::is_header_only).unwrap_or(false);
             self.response.bodiless.set(no_body || matches!(head.status, 204 | 304));
             FrameKind::Head
         };
