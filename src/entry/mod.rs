@@ -3,6 +3,7 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the module record.  Never: decides anything itself.
 
 mod directives;
+pub mod worker_hooks;
 
 use crate::ffi::{
     self,

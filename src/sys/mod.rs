@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod descriptor;
+pub mod file;
 pub mod fork;
 pub mod image;
 pub mod launch;
