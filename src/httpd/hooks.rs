@@ -104,7 +104,7 @@ impl Hook {
 
     /// Source file names of the modules that are registered, in the order they run.
     pub fn modules(self) -> Vec<String> {
-        self.entries().iter().map(|e| module_name(e)).collect()
+        self.entries().iter().map(module_name).collect()
     }
 
     /// The function that this module registered, if it is there: the first when it registered several.
