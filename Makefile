@@ -55,7 +55,7 @@ bench:
 	@exec bench/run
 
 fuzz:
-	@scripts/deps build
+	@scripts/deps build fuzz
 	@exec fuzz/run
 
 install: build
