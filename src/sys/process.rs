@@ -201,3 +201,13 @@ mod tests {
         assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
     }
 }
+
+/// "was killed by signal 9", "exited with status 1": what a wait status (waitpid(2)) says.
+pub fn describe_wait_status(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        let core = if libc::WCOREDUMP(status) { " (core dumped)" } else { "" };
+        format!("was killed by signal {}{core}", libc::WTERMSIG(status))
+    } else {
+        format!("exited with status {}", libc::WEXITSTATUS(status))
+    }
+}
