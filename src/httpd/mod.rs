@@ -2,7 +2,9 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
+pub mod classes;
 pub mod hooks;
+pub mod image;
 pub mod log;
 pub mod request;
 pub mod server;

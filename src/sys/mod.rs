@@ -4,6 +4,8 @@
 
 pub mod descriptor;
 pub mod fork;
+pub mod image;
+pub mod launch;
 pub mod poller;
 pub mod privileges;
 pub mod process;
