@@ -336,8 +336,10 @@ fn workers_of_a_dead_controller_count() {
     let mut stage = Stage::open(Behaviour::Good, 1, 30_000);
     let mut f = stage.frontend();
     let lease = f.lease(1, 1);
+    let others: Vec<u32> = children_of(stage.controller).into_iter().filter(|p| *p != lease.pid).collect();
     stage::kill(stage.controller);
     stage.reap_controller();
+    eventually("seed and zygote end with their controller", || others.iter().all(|pid| !alive(*pid)));
     stage.start_controller();
     stage.configure(1, Behaviour::Good, 1, 30_000);
     let in_flight = vec![mod_pool::wire::control::InFlight { pid: lease.pid, pool: "alice".into() }];
