@@ -130,12 +130,6 @@ pub fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// From now on descendants whose parents die become children of this process (prctl(2)).
-pub fn become_subreaper() {
-    // It fails on no kernel that has pidfds.
-    let _ = nix::sys::prctl::set_child_subreaper(true);
-}
-
 /// A limit of open descriptors: soft, hard.
 pub type DescriptorLimit = (u64, u64);
 
