@@ -2,8 +2,12 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
+pub mod classes;
+pub mod command;
+pub mod config;
 pub mod errorlog;
 pub mod hooks;
+pub mod image;
 pub mod log;
 pub mod rebuild;
 pub mod request;
