@@ -122,3 +122,38 @@ apr_file_t *pool_shim_bucket_file(const apr_bucket *b)
 {
     return ((const apr_bucket_file *)b->data)->fd;
 }
+
+int pool_shim_total_modules(void)
+{
+    int n = 0;
+    module *m;
+
+    /* ap_merge_per_dir_configs copies as many; the list is what is public of that number. */
+    for (m = ap_top_module; m; m = m->next) {
+        if (m->module_index >= n)
+            n = m->module_index + 1;
+    }
+    return n;
+}
+
+void *pool_shim_ssl_options_record(apr_pool_t *p, server_rec *s)
+{
+    module *ssl = ap_find_linked_module("mod_ssl.c");
+    const command_rec *cmd;
+    cmd_parms parms = { 0 };
+    void *record;
+
+    if (!ssl || !ssl->create_dir_config || !ssl->cmds)
+        return NULL;
+    for (cmd = ssl->cmds; cmd->name && strcasecmp(cmd->name, "SSLOptions"); cmd++);
+    if (!cmd->name || cmd->args_how != RAW_ARGS)
+        return NULL;
+    record = ssl->create_dir_config(p, NULL);
+    parms.pool = parms.temp_pool = p;
+    parms.server = s;
+    parms.cmd = cmd;
+    parms.override = OR_ALL;
+    if (cmd->AP_RAW_ARGS(&parms, record, "+StdEnvVars +ExportCertData"))
+        return NULL;
+    return record;
+}

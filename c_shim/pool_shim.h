@@ -54,4 +54,12 @@ int pool_shim_bucket_error_status(const apr_bucket *b);
 /* The file of a FILE bucket. */
 apr_file_t *pool_shim_bucket_file(const apr_bucket *b);
 
+/* Modules for which vectors of configuration records have room. */
+int pool_shim_total_modules(void);
+/*
+ * A directory record of mod_ssl's, made by its own functions, in which "SSLOptions +StdEnvVars +ExportCertData" is in
+ * force; NULL without mod_ssl.
+ */
+void *pool_shim_ssl_options_record(apr_pool_t *p, server_rec *s);
+
 #endif

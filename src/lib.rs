@@ -13,9 +13,17 @@ pub mod entry;
 #[cfg(feature = "httpd")]
 pub mod ffi;
 #[cfg(feature = "httpd")]
+pub mod frontend;
+#[cfg(feature = "httpd")]
 pub mod httpd;
+#[cfg(feature = "httpd")]
+pub mod parent;
 pub mod policy;
+#[cfg(feature = "httpd")]
+pub mod seed;
 pub mod settings;
 pub mod sys;
 pub mod wire;
 pub mod worker;
+#[cfg(feature = "httpd")]
+pub mod zygote;

@@ -3,13 +3,17 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the module record.  Never: decides anything itself.
 
 mod directives;
+mod frontend_hooks;
+mod seed_hooks;
 pub mod worker_hooks;
 
+use crate::controller::{self, ControllerStart};
 use crate::ffi::{
     self,
     guard::{guard, guard_or_abort},
 };
-use crate::httpd::{config, ServerRec};
+use crate::httpd::{config, image, ServerRec};
+use crate::sys::{fork, launch};
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 
@@ -35,12 +39,54 @@ pub static mut pool_module: ffi::module = ffi::module {
     flags: 0,
 };
 
+/// What an image of httpd is for, as its command line says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    Server,
+    Controller,
+    Seed,
+}
+
+fn own_image() -> Image {
+    if image::is_defined(c"POOL_CONTROLLER") {
+        Image::Controller
+    } else if image::is_defined(c"POOL_SEED") {
+        Image::Seed
+    } else {
+        Image::Server
+    }
+}
+
 unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
     let middle = ffi::APR_HOOK_MIDDLE as c_int;
-    guard((), || {
+    guard_or_abort(|| {
+        let image = own_image();
+        if image == Image::Controller {
+            control();
+        }
         // SAFETY: httpd is single-threaded while it loads modules; the hook stays mapped (nodelete).
         unsafe { ffi::ap_hook_check_config(Some(check_config), ptr::null(), ptr::null(), middle) };
+        match image {
+            Image::Seed => seed_hooks::register(),
+            Image::Server | Image::Controller => frontend_hooks::register(),
+        }
     });
+}
+
+/// This image is the controller: httpd has loaded this one module, and gets no further.
+fn control() -> ! {
+    let connector = match launch::inherited_channel() {
+        Ok(connector) => connector,
+        Err(e) => {
+            eprintln!("mod_pool: the controller has no connector: {e}");
+            fork::exit_now(1);
+        }
+    };
+    controller::run(ControllerStart {
+        connector,
+        parent: launch::parent_pid(),
+        build_id: crate::sys::image::build_id(),
+    })
 }
 
 unsafe extern "C" fn create_dir_config(pool: *mut ffi::apr_pool_t, _dir: *mut c_char) -> *mut c_void {

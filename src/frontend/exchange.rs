@@ -4,7 +4,7 @@
 //! worker sends.  Owns: the state of the exchange.  Never: passes on what the decoders of `wire` have not checked.
 
 use super::desk::Lease;
-use super::request;
+use super::request::{self, BodyFlags, ServerName};
 use crate::httpd::client::{self, BodyLength, BodyRead, Client, ClientGone};
 use crate::httpd::{hooks, log, RequestRec};
 use crate::sys::socket::{self, Blocking, Received};
@@ -103,6 +103,7 @@ struct Run<'a, 'r> {
     r: RequestRec<'r>,
     lease: &'a mut Lease,
     pool_name: &'a str,
+    server: ServerName,
     client: Client<'r>,
     upload: Upload,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
@@ -119,7 +120,7 @@ struct Run<'a, 'r> {
 }
 
 /// Runs the exchange. The lease is in order afterwards only with [`Outcome::Done`] and `last: false`.
-pub fn run(r: RequestRec<'_>, lease: &mut Lease, pool_name: &str) -> Outcome {
+pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: &str) -> Outcome {
     let timeout = r.server().timeout();
     if lease.timeout != timeout {
         // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
@@ -138,6 +139,7 @@ pub fn run(r: RequestRec<'_>, lease: &mut Lease, pool_name: &str) -> Outcome {
         r,
         lease,
         pool_name,
+        server,
         client: Client::new(r),
         upload: Upload::Complete,
         messages: 0,
@@ -160,6 +162,10 @@ impl Run<'_, '_> {
     fn whole(&mut self, buffers: &mut Buffers) -> Outcome {
         match self.send_request(buffers) {
             Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                let why = "was not asked: a header or variable is longer than 65,535 bytes".to_owned();
+                return Outcome::Answer { status: 431, how: Returned::Idle, why };
+            }
             Err(e) if self.messages == 0 && is_unread(e.kind()) => return Outcome::Unread,
             Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
         }
@@ -202,7 +208,8 @@ impl Run<'_, '_> {
         let flags = flags | if expects { REQUEST_EXPECT } else { 0 };
         let out = &mut buffers.send;
         out.clear();
-        request::put(out, self.r, self.lease.exchange, flags, length)
+        let body = BodyFlags { flags, content_length: length };
+        request::put(out, self.r, self.server, self.lease.exchange, body)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         if self.upload == Upload::Running && out.len() < PREFETCH {
             self.read_some(&mut buffers.body, &mut buffers.send);

@@ -10,6 +10,7 @@ mod exchange;
 mod request;
 
 use crate::httpd::client::set_error_header;
+use crate::httpd::config::{self, Assignment};
 use crate::httpd::{log, RequestRec, ServerRec};
 use crate::settings::PoolTree;
 use crate::sys::image;
@@ -17,6 +18,7 @@ use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_C
 use channel::{Channel, Identity};
 use desk::{Desk, Leased, NoLease};
 use exchange::Outcome;
+use request::ServerName;
 use once_cell::sync::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -34,6 +36,7 @@ struct Frontend {
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
     logs: HashMap<u32, ServerRec<'static>>,
+    servers: HashMap<usize, ServerName>,
 }
 
 #[derive(Debug)]
@@ -51,7 +54,6 @@ pub struct FrontendStart<'a> {
     pub generation: u64,
     pub tree: &'a PoolTree,
     pub main: ServerRec<'static>,
-    pub logs: HashMap<u32, ServerRec<'static>>,
 }
 
 /// In a fresh child of httpd's, before it has threads: hello to the controller, and the helper thread.
@@ -66,7 +68,15 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
         .map(|p| PoolFacts { name: p.name.clone(), queue_timeout: p.limits.queue_timeout })
         .collect();
     let desk = Desk::new(pools.len(), channel);
-    let frontend = Frontend { desk, pools, main: start.main, logs: start.logs };
+    let mut logs = HashMap::new();
+    let mut servers = HashMap::new();
+    for (index, server) in (0..).zip(start.main.iter()) {
+        servers.insert(server.key(), ServerName { index, hash: config::vhost_hash(server) });
+        if let Some(Assignment::Pool(pool)) = config::default_assignment(server) {
+            logs.entry(pool).or_insert(server);
+        }
+    }
+    let frontend = Frontend { desk, pools, main: start.main, logs, servers };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
@@ -137,6 +147,10 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         return Handled::Status(503);
     };
     let desk = &frontend.desk;
+    let Some(server) = frontend.servers.get(&r.server().key()).copied() else {
+        log::request(log::Level::Error, r, "POOL107: the request's virtual host is not in the configuration");
+        return Handled::Status(500);
+    };
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
@@ -152,7 +166,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
-        let outcome = exchange::run(r, &mut lease, &facts.name);
+        let outcome = exchange::run(r, server, &mut lease, &facts.name);
         let pid = lease.pid;
         match outcome {
             Outcome::Done { last } => {
@@ -168,6 +182,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 let why = with_obituary(desk, lease.id, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
+                r.note(FAILED, b"1");
                 if status == 503 {
                     exchange::retry_after(r, 1);
                 }
@@ -182,10 +197,18 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         }
     }
     let why = "no worker took the request, in several tries: 503";
+    r.note(FAILED, b"1");
     log::request(log::Level::Error, r, format!("POOL105: [pool {}] {why}", facts.name));
     set_error_header(r, c"Retry-After", "1");
     Handled::Status(503)
 }
+
+/// The request that this one was redirected from got its error status from this module, not from a worker.
+pub fn has_failed(r: RequestRec<'_>) -> bool {
+    r.previous().is_some_and(|p| p.notes().get(FAILED).is_some())
+}
+
+const FAILED: &std::ffi::CStr = c"pool-failed";
 
 fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
     r.note(c"pool-wait", began.elapsed().as_micros().to_string().as_bytes());
@@ -225,6 +248,7 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     text.push(b' ');
     text.extend_from_slice(r.unparsed_uri());
     log::request(log::Level::Error, r, text);
+    r.note(FAILED, b"1");
     exchange::retry_after(r, why.retry_after_s);
     Handled::Status(503)
 }

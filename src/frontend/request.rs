@@ -4,7 +4,7 @@
 //! Owns: the list of names that a worker may not set.  Never: lets META change what the client gets.
 
 use crate::apr::Table;
-use crate::httpd::{client, config, frontend_tls, RequestRec};
+use crate::httpd::{client, frontend_tls, RequestRec};
 use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA,
@@ -12,13 +12,27 @@ use crate::wire::frame::{
 use crate::wire::request::{Address, RequestHead, REQUEST_TLS, REQUEST_TLS_CHECKED};
 use crate::wire::response::Meta;
 
-/// Appends the REQUEST frame, or frames. `flags` are those of the body.
+/// A virtual host, as both sides name it: place in the configuration, and hash of its definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerName {
+    pub index: u32,
+    pub hash: u64,
+}
+
+/// How the request announces its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyFlags {
+    pub flags: u8,
+    pub content_length: u64,
+}
+
+/// Appends the REQUEST frame, or frames.
 pub fn put(
     out: &mut Vec<u8>,
     r: RequestRec<'_>,
+    server: ServerName,
     exchange: Exchange,
-    flags: u8,
-    content_length: u64,
+    body: BodyFlags,
 ) -> Result<(), TooLong> {
     let tls = frontend_tls::variables(r);
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
@@ -27,11 +41,11 @@ pub fn put(
     put_frame(out, FrameKind::Request, 0, exchange, |out| {
         let peer = r.addresses();
         RequestHead {
-            flags: flags | tls_flags,
-            server_index: r.server().index(),
-            server_hash: config::vhost_hash(r.server()),
+            flags: body.flags | tls_flags,
+            server_index: server.index,
+            server_hash: server.hash,
             request_time: r.request_time(),
-            content_length,
+            content_length: body.content_length,
             connection_id: r.connection_id(),
             keepalives: r.keepalives(),
             request_line: r.the_request(),

@@ -100,3 +100,9 @@ pub fn silence_php() {
 pub fn php_is_loaded() -> bool {
     hooks::loaded_modules().iter().any(|m| PHP_MODULES.contains(&m.as_str()))
 }
+
+/// A handler name by which PHP is asked for.
+pub fn is_php_handler(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 3] = [b"application/x-httpd-php", b"application/x-httpd-php-source", b"php-script"];
+    NAMES.contains(&name)
+}

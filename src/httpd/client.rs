@@ -105,8 +105,8 @@ impl<'r> Client<'r> {
             ffi::ap_get_brigade(
                 (*rec).input_filters,
                 self.input,
-                ffi::AP_MODE_READBYTES,
-                ffi::APR_NONBLOCK_READ,
+                ffi::ap_input_mode_t_AP_MODE_READBYTES,
+                ffi::apr_read_type_e_APR_NONBLOCK_READ,
                 limit.min(1 << 30).cast_signed() as ffi::apr_off_t,
             )
         };
@@ -144,7 +144,7 @@ impl<'r> Client<'r> {
                     let mut len = 0;
                     // SAFETY: the bucket is live; data and len are ours to be written.
                     let rc = unsafe {
-                        ffi::pool_shim_bucket_read(at, &raw mut data, &raw mut len, ffi::APR_BLOCK_READ)
+                        ffi::pool_shim_bucket_read(at, &raw mut data, &raw mut len, ffi::apr_read_type_e_APR_BLOCK_READ)
                     };
                     if rc != 0 {
                         return BodyRead::Failed(400);
@@ -209,7 +209,7 @@ impl<'r> Client<'r> {
     /// The client's connection ends after this response.
     pub fn close_after(&self) {
         // SAFETY: the connection is live and this thread's.
-        unsafe { (*self.conn()).keepalive = ffi::AP_CONN_CLOSE };
+        unsafe { (*self.conn()).keepalive = ffi::ap_conn_keepalive_e_AP_CONN_CLOSE };
     }
 
     /// Takes the final head over into the request. Hop-by-hop fields and the frontend's own are left out.

@@ -148,7 +148,7 @@ pub unsafe fn merge_dir_config(pool: *mut ffi::apr_pool_t, base: *mut c_void, in
 }
 
 /// By this httpd finds our records.
-fn module() -> *const ffi::module {
+pub(super) fn module() -> *const ffi::module {
     &raw const pool_module
 }
 

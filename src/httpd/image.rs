@@ -32,24 +32,43 @@ pub fn writable_shared_mapping() -> io::Result<Option<String>> {
         .map(str::to_owned))
 }
 
-/// What a server writes to its error log goes to `null`; the `error_log` hook carries the lines.
-pub fn error_logs_to(null: OwnedFd, main: ServerRec<'_>, pconf: AprPool<'_>) {
+/// What a server writes to its error log goes nowhere; the `error_log` hook carries the lines.
+pub fn error_logs_to_null(main: ServerRec<'_>, pconf: AprPool<'_>) -> io::Result<()> {
+    let null: OwnedFd = fs::OpenOptions::new().append(true).open("/dev/null")?.into();
     let mut fd = null.into_raw_fd();
     let mut file: *mut ffi::apr_file_t = ptr::null_mut();
+    let flags = (ffi::APR_FOPEN_WRITE | ffi::APR_FOPEN_APPEND).cast_signed();
     // SAFETY: the descriptor is ours and stays open; the pool lives as long as the configuration.
-    unsafe {
-        ffi::apr_os_file_put(
-            &raw mut file,
-            &raw mut fd,
-            (ffi::APR_FOPEN_WRITE | ffi::APR_FOPEN_APPEND) as i32,
-            pconf.as_ptr(),
-        )
-    };
+    unsafe { ffi::apr_os_file_put(&raw mut file, &raw mut fd, flags, pconf.as_ptr()) };
     for server in main.iter() {
         // SAFETY: the servers belong to this configuration, which nobody else uses.
         unsafe { (*server.as_ptr()).error_log = file };
     }
+    Ok(())
 }
+
+/// What a worker says to `ap_mpm_query`; `None` for what it does not know.
+pub fn worker_answer(code: i32) -> Option<i32> {
+    let answers: [(u32, u32); 13] = [
+        (ffi::AP_MPMQ_MAX_DAEMON_USED, 1),
+        (ffi::AP_MPMQ_IS_THREADED, ffi::AP_MPMQ_NOT_SUPPORTED),
+        (ffi::AP_MPMQ_IS_FORKED, ffi::AP_MPMQ_DYNAMIC),
+        (ffi::AP_MPMQ_HARD_LIMIT_DAEMONS, 1),
+        (ffi::AP_MPMQ_HARD_LIMIT_THREADS, 1),
+        (ffi::AP_MPMQ_MAX_THREADS, 1),
+        (ffi::AP_MPMQ_MIN_SPARE_THREADS, 0),
+        (ffi::AP_MPMQ_MAX_SPARE_THREADS, 0),
+        (ffi::AP_MPMQ_MAX_DAEMONS, 1),
+        (ffi::AP_MPMQ_MPM_STATE, ffi::AP_MPMQ_RUNNING),
+        (ffi::AP_MPMQ_IS_ASYNC, 0),
+        (ffi::AP_MPMQ_GENERATION, 0),
+        (AP_MPMQ_CAN_WAITIO, 0),
+    ];
+    answers.iter().find(|(c, _)| i32::try_from(*c) == Ok(code)).and_then(|(_, a)| i32::try_from(*a).ok())
+}
+
+/// Newer than the headers of some releases (ap_mpm.h).
+const AP_MPMQ_CAN_WAITIO: u32 = 19;
 
 /// Runs the modules' start-up as httpd does in its two passes. Errors name what failed; the process must end then.
 pub fn start_modules(
@@ -77,4 +96,18 @@ pub fn start_modules(
     unsafe { ffi::ap_main_state = ffi::AP_SQ_MS_RUN_MPM as i32 };
     log::server(log::Level::Debug, main, "modules started");
     Ok(())
+}
+
+/// The first of the two times that httpd reads its configuration when it starts.
+pub fn is_dry_pass() -> bool {
+    // SAFETY: reads a variable of httpd's.
+    unsafe { ffi::ap_state_query(ffi::AP_SQ_MAIN_STATE.cast_signed()) == ffi::AP_SQ_MS_CREATE_PRE_CONFIG.cast_signed() }
+}
+
+/// The MPM that runs has threads.
+pub fn is_threaded() -> bool {
+    let mut answer = 0;
+    // SAFETY: httpd writes the answer to the place given.
+    let rc = unsafe { ffi::ap_mpm_query(ffi::AP_MPMQ_IS_THREADED.cast_signed(), &raw mut answer) };
+    rc == 0 && answer != ffi::AP_MPMQ_NOT_SUPPORTED.cast_signed()
 }

@@ -6,13 +6,17 @@ pub mod classes;
 pub mod command;
 pub mod config;
 pub mod errorlog;
+pub mod client;
+pub mod frontend_tls;
 pub mod hooks;
 pub mod image;
 pub mod log;
+pub mod php;
 pub mod rebuild;
 pub mod request;
 pub mod response;
 pub mod server;
+pub mod supervise;
 pub mod tls;
 pub mod worker_filters;
 

@@ -142,8 +142,89 @@ impl<'r> RequestRec<'r> {
         unsafe { !(*self.as_ptr()).prev.is_null() }
     }
 
+    pub fn request_time(self) -> i64 {
+        // SAFETY: the request is live (from_raw).
+        unsafe { (*self.as_ptr()).request_time }
+    }
+
+    fn conn(self) -> *mut ffi::conn_rec {
+        // SAFETY: the request is live, and its connection with it.
+        unsafe { (*self.as_ptr()).connection }
+    }
+
+    pub fn connection_id(self) -> u64 {
+        // SAFETY: a live request has a live connection.
+        unsafe { (*self.conn()).id }.cast_unsigned()
+    }
+
+    pub fn keepalives(self) -> u32 {
+        // SAFETY: a live request has a live connection.
+        u32::try_from(unsafe { (*self.conn()).keepalives }).unwrap_or(0)
+    }
+
+    pub fn connection_log_id(self) -> &'r [u8] {
+        // SAFETY: null or a string of the connection's.
+        unsafe { bytes((*self.conn()).log_id) }
+    }
+
+    /// The two ends of the connection, and the user agent behind it.
+    pub fn addresses(self) -> Addresses<'r> {
+        // SAFETY: a live request has a live connection; addresses and strings live in pools of theirs.
+        unsafe {
+            let (rec, c) = (&*self.as_ptr(), &*self.conn());
+            Addresses {
+                local: (bytes(c.local_ip), port_of(c.local_addr)),
+                client: (bytes(c.client_ip), port_of(c.client_addr)),
+                useragent: (bytes(rec.useragent_ip), port_of(rec.useragent_addr)),
+                remote_host: bytes(c.remote_host),
+            }
+        }
+    }
+
+    /// mod_proxy has taken the request already.
+    pub fn is_proxied(self) -> bool {
+        // SAFETY: the request is live (from_raw).
+        unsafe { (*self.as_ptr()).proxyreq != 0 }
+    }
+
+    /// Names the handler.
+    pub fn set_handler(self, name: &'static CStr) {
+        // SAFETY: the request is live; the name lives for ever.
+        unsafe { (*self.as_ptr()).handler = name.as_ptr() };
+    }
+
+    /// Names a file for the code that wants one; none is opened.
+    pub fn set_filename(self, name: &[u8]) {
+        let copy = self.pool().copy(name);
+        // SAFETY: the request is live; the copy lives in its pool.
+        unsafe { (*self.as_ptr()).filename = copy };
+    }
+
+    /// The request that this one was redirected from.
+    pub fn previous(self) -> Option<RequestRec<'r>> {
+        // SAFETY: a redirect's request and the one it came from live equally long.
+        NonNull::new(unsafe { (*self.as_ptr()).prev }).map(|raw| Self { raw, life: PhantomData })
+    }
+
     /// Sets a note for the loggers.
     pub fn note(self, name: &'static CStr, value: &[u8]) {
         self.notes().setn(name, self.pool().copy_str(value));
     }
+}
+
+/// Numeric addresses with their ports, as httpd prints them.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses<'r> {
+    pub local: (&'r [u8], u16),
+    pub client: (&'r [u8], u16),
+    pub useragent: (&'r [u8], u16),
+    /// Empty unless httpd has looked it up.
+    pub remote_host: &'r [u8],
+}
+
+/// # Safety
+/// `address` is null or live.
+unsafe fn port_of(address: *const ffi::apr_sockaddr_t) -> u16 {
+    // SAFETY: the caller's promise.
+    unsafe { address.as_ref() }.map_or(0, |a| a.port)
 }

@@ -16,6 +16,12 @@ pub struct ServerRec<'c> {
     life: PhantomData<&'c ffi::server_rec>,
 }
 
+// SAFETY: httpd writes to its servers only while it reads the configuration, before it has threads; what is read here
+// afterwards does not change.
+unsafe impl Send for ServerRec<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for ServerRec<'_> {}
+
 impl<'c> ServerRec<'c> {
     /// # Safety
     /// `raw` is a server of a configuration that lives during `'c`.
@@ -43,6 +49,11 @@ impl<'c> ServerRec<'c> {
             at = (!next.is_null()).then(|| unsafe { Self::from_raw(next) });
             Some(this)
         })
+    }
+
+    /// Tells servers of one configuration apart.
+    pub fn key(self) -> usize {
+        self.raw.as_ptr().addr()
     }
 
     /// `Timeout`.

@@ -105,6 +105,11 @@ pub fn become_subreaper() {
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
+/// The process that started this one.
+pub fn parent_pid() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
 /// Own pid, asked afresh: a fork may have happened.
 pub fn own_pid() -> u32 {
     std::process::id()

@@ -4,7 +4,7 @@
 //! Never: goes on after a step that failed (callers end the process).
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 fn check(rc: libc::c_int) -> io::Result<()> {
     if rc == 0 {
@@ -138,7 +138,7 @@ fn is_open(fd: RawFd) -> bool {
 }
 
 /// Makes `from` also available as `to` (dup2), not closed on exec: for standard input, output and error.
-pub fn duplicate_to(from: impl AsRawFd, to: RawFd) -> io::Result<()> {
+pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     // SAFETY: takes integers only; `to` is a standard stream, which no owner type in this process holds.
     if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
         return Err(io::Error::last_os_error());

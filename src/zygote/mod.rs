@@ -39,7 +39,7 @@ fn try_become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd
     privileges::new_session();
     let keep = [channel.as_raw_fd(), standard_error.as_raw_fd()];
     privileges::silence_descriptors(&keep).map_err(|e| ("closing inherited files", e))?;
-    privileges::duplicate_to(&standard_error, 2).map_err(|e| ("standard error", e))?;
+    privileges::duplicate_to(standard_error.as_fd(), 2).map_err(|e| ("standard error", e))?;
     let groups = match &user.user_name {
         Some(name) => privileges::groups_of(name, user.gid).map_err(|e| ("supplementary groups", e))?,
         None => vec![user.gid],
@@ -73,7 +73,7 @@ pub fn serve(pool: &ServerPool, channel: OwnedFd) -> ForkedWorker {
         match fork::fork_as_sibling() {
             Ok(Forked::Child) => {
                 privileges::new_session();
-                if privileges::duplicate_to(&standard_error, 2).is_err() {
+                if privileges::duplicate_to(standard_error.as_fd(), 2).is_err() {
                     fork::exit_now(1);
                 }
                 return ForkedWorker { lease };

@@ -1,0 +1,261 @@
+//! What httpd calls in the server proper: its parent and the children that are frontends.
+//!
+//! Runs in: parent (configuration, supervision), frontend (requests).  Trusts: httpd.  Owns: nothing.
+//! Never: decides anything itself.
+
+use crate::apr::AprPool;
+use crate::ffi::{
+    self,
+    guard::{guard, guard_or_abort},
+    HOOK_DECLINED, HOOK_DONE, HOOK_OK,
+};
+use crate::frontend::{self, FrontendStart, Handled};
+use crate::httpd::config::{self, Assignment};
+use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, RequestRec, ServerRec};
+use crate::parent;
+use std::os::raw::{c_int, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The handler of subrequests that a pool serves.
+const HANDLER: &std::ffi::CStr = c"pool-request";
+
+/// While the modules get ready for a configuration, the MPM counts as one without threads: stock PHP asks then, and
+/// would not load. It never runs in a threaded frontend, see `classes::silence_php`.
+static HIDES_THREADS: AtomicBool = AtomicBool::new(false);
+
+pub fn register() {
+    HIDES_THREADS.store(true, Ordering::Relaxed);
+    let first = ffi::APR_HOOK_REALLY_FIRST;
+    let last = ffi::APR_HOOK_REALLY_LAST.cast_signed();
+    let none = ptr::null();
+    // SAFETY: httpd is single-threaded while it loads modules; the functions have the types of these hooks and stay
+    // mapped (nodelete).
+    unsafe {
+        ffi::ap_hook_mpm_query(Some(mpm_query), none, none, first);
+        ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
+        ffi::ap_hook_check_config(Some(check_config), none, none, last);
+        ffi::ap_hook_post_config(Some(post_config), none, none, last);
+        ffi::ap_hook_child_status(Some(child_status), none, none, first);
+        ffi::ap_hook_child_init(Some(child_init), none, none, first);
+        ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
+        ffi::ap_hook_map_to_storage(Some(map_to_storage), none, none, first);
+        ffi::ap_hook_access_checker_ex(Some(access_checker_ex), none, none, first);
+        ffi::ap_hook_handler(Some(handler), none, none, first);
+    }
+}
+
+unsafe extern "C" fn mpm_query(code: c_int, result: *mut c_int, status: *mut ffi::apr_status_t) -> c_int {
+    if code != ffi::AP_MPMQ_IS_THREADED.cast_signed() || !HIDES_THREADS.load(Ordering::Relaxed) {
+        return HOOK_DECLINED;
+    }
+    // SAFETY: httpd passes two places for the answer.
+    unsafe {
+        *result = ffi::AP_MPMQ_NOT_SUPPORTED.cast_signed();
+        *status = 0;
+    }
+    HOOK_OK
+}
+
+unsafe extern "C" fn pre_config(
+    _pconf: *mut ffi::apr_pool_t,
+    _plog: *mut ffi::apr_pool_t,
+    _ptemp: *mut ffi::apr_pool_t,
+) -> c_int {
+    HIDES_THREADS.store(false, Ordering::Relaxed);
+    HOOK_OK
+}
+
+unsafe extern "C" fn check_config(
+    _pconf: *mut ffi::apr_pool_t,
+    _plog: *mut ffi::apr_pool_t,
+    _ptemp: *mut ffi::apr_pool_t,
+    _main: *mut ffi::server_rec,
+) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        if image::is_threaded() {
+            classes::silence_php();
+        }
+        HOOK_OK
+    })
+}
+
+unsafe extern "C" fn post_config(
+    pconf: *mut ffi::apr_pool_t,
+    _plog: *mut ffi::apr_pool_t,
+    _ptemp: *mut ffi::apr_pool_t,
+    main: *mut ffi::server_rec,
+) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        // SAFETY: httpd calls the hook with its main server and the configuration's pool.
+        let (main, pconf) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pconf)) };
+        if image::is_dry_pass() {
+            return HOOK_OK;
+        }
+        let tree = config::pool_tree(main);
+        if tree.is_empty() && parent::controller().is_none() {
+            return HOOK_OK;
+        }
+        let started = parent::configure(&parent::Start {
+            tree,
+            frontend_uid: config::frontend_uid(),
+            controller_argv: supervise::controller_argv(main),
+            seed_argv: supervise::seed_argv(main),
+        });
+        if let Err(e) = started {
+            log::server(log::Level::Emerg, main, format!("POOL108: the controller cannot be started: {e}"));
+            return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
+        }
+        // SAFETY: both functions stay mapped; the pools live as long as what is registered in them.
+        unsafe { supervise::watch(parent::controller(), pconf, controller_changed) };
+        // SAFETY: as before.
+        unsafe { supervise::at_exit(main.process_pool(), stop) };
+        HOOK_OK
+    })
+}
+
+/// httpd's parent has reaped the controller, or forgets it because the configuration ends.
+unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _status: c_int) {
+    guard((), || {
+        // SAFETY: `data` is what `watch` registered.
+        unsafe { supervise::unwatch(data, reason) };
+        if reason != ffi::APR_OC_REASON_DEATH.cast_signed() && reason != ffi::APR_OC_REASON_LOST.cast_signed() {
+            return;
+        }
+        log::startup(log::Level::Error, "POOL109: the controller has died; another one is started");
+        match parent::controller_died() {
+            // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
+            Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
+            Err(e) => log::startup(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
+        }
+    });
+}
+
+unsafe extern "C" fn stop(_data: *mut c_void) -> ffi::apr_status_t {
+    guard(0, || {
+        parent::stop();
+        0
+    })
+}
+
+unsafe extern "C" fn child_status(
+    _s: *mut ffi::server_rec,
+    pid: ffi::pid_t,
+    _generation: ffi::ap_generation_t,
+    _slot: c_int,
+    state: ffi::mpm_child_status,
+) {
+    guard((), || {
+        let Ok(pid) = u32::try_from(pid) else { return };
+        if state == ffi::mpm_child_status_MPM_CHILD_STARTED {
+            parent::child_status(pid, true);
+        } else if state == ffi::mpm_child_status_MPM_CHILD_EXITED {
+            parent::child_status(pid, false);
+        }
+    });
+}
+
+unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::server_rec) {
+    guard_or_abort(|| {
+        // SAFETY: httpd calls the hook with its main server and the child's pool; both live as long as the child.
+        let (main, pchild) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pchild)) };
+        frontend_tls::prepare(main, pchild);
+        if let Some((generation, connector)) = parent::frontend_start() {
+            let start = FrontendStart { connector, generation, tree: config::pool_tree(main), main };
+            if let Err(e) = frontend::start(start) {
+                log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
+            }
+        }
+    });
+}
+
+/// The pool that is to serve the request; `None` when the frontend is.
+fn pool_of(r: RequestRec<'_>) -> Option<u32> {
+    match config::assigned_pool(r)? {
+        Assignment::Pool(pool) => Some(pool),
+        Assignment::None => None,
+    }
+}
+
+unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        let r = unsafe { RequestRec::from_raw(raw) };
+        let Some(pool) = pool_of(r).filter(|_| !r.is_proxied()) else { return HOOK_DECLINED };
+        // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
+        if let Some(answer) = supervise::proxy_translate(r) {
+            return answer;
+        }
+        if r.is_redirected() {
+            // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,
+            // and serving its files here would be done as the wrong user.
+            return if frontend::has_failed(r) { ffi::HTTP_SERVICE_UNAVAILABLE.cast_signed() } else { answer(serve(r, pool)) };
+        }
+        if r.is_subrequest() {
+            r.set_handler(HANDLER);
+            r.set_filename(r.uri());
+            return HOOK_OK;
+        }
+        answer(serve(r, pool))
+    })
+}
+
+fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
+    match frontend_tls::check_access(r) {
+        Ok(()) => frontend::serve(r, pool),
+        Err(status) => Handled::Status(u16::try_from(status).unwrap_or(403)),
+    }
+}
+
+fn answer(handled: Handled) -> c_int {
+    match handled {
+        Handled::Done => HOOK_DONE,
+        Handled::Status(status) => c_int::from(status),
+    }
+}
+
+/// A subrequest that [`translate_name`] has marked for a pool; httpd must not look for a file.
+fn is_marked(r: RequestRec<'_>) -> bool {
+    r.is_subrequest() && r.handler() == HANDLER.to_bytes()
+}
+
+unsafe extern "C" fn map_to_storage(raw: *mut ffi::request_rec) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        let r = unsafe { RequestRec::from_raw(raw) };
+        if is_marked(r) {
+            HOOK_OK
+        } else {
+            HOOK_DECLINED
+        }
+    })
+}
+
+/// The worker asks for itself whether the user may.
+unsafe extern "C" fn access_checker_ex(raw: *mut ffi::request_rec) -> c_int {
+    // SAFETY: the same contract.
+    unsafe { map_to_storage(raw) }
+}
+
+unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        let r = unsafe { RequestRec::from_raw(raw) };
+        if is_marked(r) {
+            return match pool_of(r).map(|pool| serve(r, pool)) {
+                Some(Handled::Done) => HOOK_OK,
+                Some(Handled::Status(status)) => c_int::from(status),
+                None => ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
+            };
+        }
+        if classes::is_php_handler(r.handler()) && hooks::handler.function_of("mod_php.c").is_none() && classes::php_is_loaded() {
+            log::request(
+                log::Level::Error,
+                r,
+                "POOL112: PHP does not run in the frontend, which has threads: assign this URL to a pool (AssignServerPool)",
+            );
+            return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
+        }
+        HOOK_DECLINED
+    })
+}

@@ -1,0 +1,101 @@
+//! What httpd calls in a seed, and the way from there to zygote and worker.
+//!
+//! Runs in: seed, zygote, worker (one thread each).  Trusts: httpd.  Owns: nothing.  Never: returns to httpd's main.
+
+use super::worker_hooks;
+use crate::apr::AprPool;
+use crate::ffi::{self, guard::guard_or_abort};
+use crate::httpd::{classes, config, image, php, ServerRec};
+use crate::sys::{fork, launch, title};
+use crate::worker::WorkerStart;
+use crate::{seed, worker, zygote};
+use std::os::raw::c_int;
+use std::ptr;
+
+pub fn register() {
+    image::reading_for_good();
+    worker_hooks::register();
+    // SAFETY: httpd is single-threaded while it loads modules; the functions have the types of these hooks.
+    unsafe {
+        ffi::ap_hook_mpm_query(Some(mpm_query), ptr::null(), ptr::null(), ffi::APR_HOOK_REALLY_FIRST);
+        ffi::ap_hook_check_config(
+            Some(check_config),
+            ptr::null(),
+            ptr::null(),
+            ffi::APR_HOOK_REALLY_LAST.cast_signed(),
+        );
+    }
+}
+
+/// A worker is one process with one thread, whatever MPM the configuration loads.
+unsafe extern "C" fn mpm_query(code: c_int, result: *mut c_int, status: *mut ffi::apr_status_t) -> c_int {
+    let answer = match image::worker_answer(code) {
+        Some(answer) => answer,
+        None => return ffi::HOOK_DECLINED,
+    };
+    // SAFETY: httpd passes two places for the answer.
+    unsafe {
+        *result = answer;
+        *status = 0;
+    }
+    ffi::HOOK_OK
+}
+
+/// The configuration is read and checked: from here on this process is a seed.
+unsafe extern "C" fn check_config(
+    pconf: *mut ffi::apr_pool_t,
+    plog: *mut ffi::apr_pool_t,
+    ptemp: *mut ffi::apr_pool_t,
+    main: *mut ffi::server_rec,
+) -> c_int {
+    // SAFETY: httpd calls the hook with its main server and pools; as this function does not return, they live as long
+    // as the process.
+    let (main, pools) = unsafe {
+        (ServerRec::from_raw(main), [pconf, plog, ptemp].map(|p| AprPool::from_raw(p)))
+    };
+    guard_or_abort(|| be_seed(main, pools))
+}
+
+fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
+    title::init();
+    let tree = config::pool_tree(main);
+    classes::silence_frontend_modules(tree, &[("mod_ssl.c", "access_checker")]);
+    let channel = match launch::inherited_channel() {
+        Ok(channel) => channel,
+        Err(e) => fail(&format!("the seed has no channel: {e}")),
+    };
+    match image::writable_shared_mapping() {
+        Ok(None) => {}
+        Ok(Some(mapping)) => fail(&format!(
+            "a module made shared memory while the configuration was read, which all pools could write ({mapping}); \
+             give that module the role frontend with PoolModuleRole"
+        )),
+        Err(e) => fail(&format!("/proc/self/maps cannot be read: {e}")),
+    }
+    let start = seed::serve(channel, tree);
+    let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };
+    zygote::become_pool(pool, &start.channel, start.standard_error);
+    let [pconf, plog, ptemp] = pools;
+    if let Err(e) = image::error_logs_to_null(main, pconf) {
+        zygote::give_up(&start.channel, &format!("/dev/null: {e}"));
+    }
+    if let Err(what) = image::start_modules(main, pconf, plog, ptemp) {
+        zygote::give_up(&start.channel, what);
+    }
+    if let Err(what) = php::check_configuration(config::php_ini_dir(main)) {
+        zygote::give_up(&start.channel, &what);
+    }
+    let forked = zygote::serve(pool, start.channel);
+    worker::run(WorkerStart {
+        lease: forked.lease,
+        pool: pool.name.clone(),
+        server: main,
+        max_requests: pool.limits.max_requests,
+        server_hash: config::vhost_hash,
+    })
+}
+
+fn fail(what: &str) -> ! {
+    eprintln!("mod_pool: {what}");
+    fork::exit_now(1)
+}

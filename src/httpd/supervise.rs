@@ -1,0 +1,134 @@
+//! What the parent asks of httpd: command lines for the other images, watching the controller, mod_proxy's mapping.
+//!
+//! Runs in: parent; `proxy_translate` in frontends.  Trusts: httpd.  Owns: the record of the watched process.
+//! Never: sends a signal.
+
+use super::{hooks, RequestRec, ServerRec};
+use crate::apr::AprPool;
+use crate::ffi;
+use crate::sys::image;
+use once_cell::sync::OnceCell;
+use std::ffi::{c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Room in a command line for the title that replaces it.
+const TITLE_ROOM: usize = 160;
+
+fn words(list: &[&[u8]]) -> Vec<Vec<u8>> {
+    list.iter().map(|w| w.to_vec()).collect()
+}
+
+fn title_room() -> [Vec<u8>; 2] {
+    [b"-D".to_vec(), [b"POOL_TITLE_".as_slice(), &[b'_'; TITLE_ROOM]].concat()]
+}
+
+/// Arguments of a controller: an httpd that loads this module and reads no configuration.
+pub fn controller_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
+    let program = main.process_argv().first().map_or_else(|| b"apache2".to_vec(), |p| p.to_vec());
+    let own = image::own_file().unwrap_or_default();
+    let load = [b"LoadModule pool_module \"".as_slice(), own.as_os_str().as_bytes(), b"\""].concat();
+    let mut argv = vec![program];
+    argv.extend(words(&[b"-D", b"POOL_CONTROLLER", b"-f", b"/dev/null", b"-C", &load]));
+    argv.extend(title_room());
+    argv
+}
+
+/// Arguments of a seed: those that this httpd was started with, and what makes it a seed.
+pub fn seed_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
+    let mut argv: Vec<Vec<u8>> = main.process_argv().iter().filter(|w| **w != b"-X").map(|w| w.to_vec()).collect();
+    argv.extend(words(&[b"-D", b"POOL_SEED", b"-D", b"FOREGROUND"]));
+    if let Some(path) = cgi_module() {
+        let load = [b"LoadModule cgi_module \"".as_slice(), &path, b"\""].concat();
+        argv.extend(words(&[b"-C", &load]));
+    }
+    argv.extend(title_room());
+    argv
+}
+
+/// Where only mod_cgid is loaded, whose daemon runs as `User`: the file of mod_cgi beside it, which runs scripts in
+/// the process that serves the request.
+fn cgi_module() -> Option<Vec<u8>> {
+    let loaded = hooks::loaded_modules();
+    if !loaded.iter().any(|m| m == "mod_cgid.c") || loaded.iter().any(|m| m == "mod_cgi.c") {
+        return None;
+    }
+    // SAFETY: the name is NUL-terminated; the answer is null or a live module record.
+    let cgid = unsafe { ffi::ap_find_linked_module(c"mod_cgid.c".as_ptr()) };
+    let file = image::file_of(cgid.cast_const().cast())?.with_file_name("mod_cgi.so");
+    file.exists().then(|| file.as_os_str().as_bytes().to_vec())
+}
+
+/// What httpd calls when the watched process has ended (apr_thread_proc.h).
+pub type Changed = unsafe extern "C" fn(c_int, *mut c_void, c_int);
+
+/// The configuration's pool: where a controller that is started later is watched from.
+static POOL: AtomicPtr<ffi::apr_pool_t> = AtomicPtr::new(ptr::null_mut());
+
+/// Has httpd's parent tell when this child ends.
+///
+/// # Safety
+/// `changed` stays mapped; httpd's parent calls this on its one thread.
+pub unsafe fn watch(pid: Option<u32>, pconf: AprPool<'_>, changed: Changed) {
+    POOL.store(pconf.as_ptr(), Ordering::Relaxed);
+    // SAFETY: the caller's promise.
+    unsafe { watch_again(pid, changed) };
+}
+
+/// As [`watch`], in the same configuration.
+///
+/// # Safety
+/// As [`watch`]; the configuration given there is still in force.
+pub unsafe fn watch_again(pid: Option<u32>, changed: Changed) {
+    let pool = POOL.load(Ordering::Relaxed);
+    let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) else { return };
+    if pool.is_null() {
+        return;
+    }
+    // SAFETY: the configuration's pool is live; the record lives as long, and httpd drops the registration with it.
+    unsafe {
+        let process = ffi::apr_palloc(pool, size_of::<ffi::apr_proc_t>()).cast::<ffi::apr_proc_t>();
+        process.write_bytes(0, 1);
+        (*process).pid = pid;
+        ffi::apr_proc_other_child_register(process, Some(changed), process.cast(), ptr::null_mut(), pool);
+    }
+}
+
+/// Ends the registration that a callback was made for, where httpd leaves that to the callback.
+///
+/// # Safety
+/// `data` and `reason` are the callback's.
+pub unsafe fn unwatch(data: *mut c_void, reason: c_int) {
+    if reason == ffi::APR_OC_REASON_DEATH.cast_signed() || reason == ffi::APR_OC_REASON_LOST.cast_signed() {
+        // SAFETY: `data` is the registered record (watch_again), and unregistering it from its callback is APR's way.
+        unsafe { ffi::apr_proc_other_child_unregister(data) };
+    }
+}
+
+/// Has `stop` called when httpd's process pool ends. Once, however often the configuration is read.
+///
+/// # Safety
+/// `stop` stays mapped.
+pub unsafe fn at_exit(pool: AprPool<'static>, stop: unsafe extern "C" fn(*mut c_void) -> ffi::apr_status_t) {
+    static ONCE: OnceCell<()> = OnceCell::new();
+    ONCE.get_or_init(|| {
+        // SAFETY: the pool lives as long as the process.
+        unsafe { ffi::apr_pool_pre_cleanup_register(pool.as_ptr(), ptr::null(), Some(stop)) };
+    });
+}
+
+/// mod_proxy's own mapping of a request: its answer, if it takes the request (or refuses it).
+pub fn proxy_translate(r: RequestRec<'_>) -> Option<c_int> {
+    type Translate = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
+    static FUNCTION: OnceCell<Option<Translate>> = OnceCell::new();
+    let function = (*FUNCTION.get_or_init(|| {
+        // SAFETY: what is registered in this array takes a request and returns an int (http_request.h).
+        hooks::translate_name
+            .function_of("mod_proxy.c")
+            .map(|f| unsafe { std::mem::transmute::<*const c_void, Translate>(f) })
+    }))?;
+    // SAFETY: a live request at the point where httpd would call this function too.
+    let answer = unsafe { function(r.as_ptr()) };
+    (answer != ffi::HOOK_DECLINED).then_some(answer)
+}
