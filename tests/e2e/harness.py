@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import select
 import shutil
 import signal as signals
 import socket
@@ -895,12 +896,15 @@ class Conn:
                 context.set_alpn_protocols(alpn)
             if tls_max:
                 context.maximum_version = tls_max
+            context.post_handshake_auth = True
             if client_cert:
                 context.load_cert_chain(*client_cert)
-                context.post_handshake_auth = True
             self.sock = context.wrap_socket(self.raw, server_hostname=server_name)
         self.buffer = b""
         self.at_end = False
+        self.timeout = timeout
+        self.outgoing = None  # what send_while_reading still has to send
+        self.unsent = b""
 
     def __enter__(self):
         return self
@@ -913,7 +917,7 @@ class Conn:
 
     def reset(self):
         """Closes with RST, as a client that vanished."""
-        self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.sock.close()
 
     def send(self, data):
@@ -921,8 +925,54 @@ class Conn:
             data = data.replace("\n", "\r\n").encode()
         self.sock.sendall(data)
 
+    def send_while_reading(self, parts):
+        """Sends `parts` whenever the socket takes bytes while a response is being read.
+
+        One thread does both: a TLS connection must not be read and written by two at once.
+        """
+        self.outgoing = iter(parts)
+
+    @property
+    def sent_all(self):
+        return self.outgoing is None and not self.unsent
+
+    def _send_some(self):
+        while True:
+            if not self.unsent:
+                self.unsent = memoryview(next(self.outgoing, b""))
+                if not self.unsent:
+                    self.outgoing, self.unsent = None, b""
+                    return
+            try:
+                self.unsent = self.unsent[self.sock.send(self.unsent):]
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return
+            except OSError:  # the peer wants no more; its answer may still be there
+                self.outgoing, self.unsent = None, b""
+                self.refused = True
+                return
+
+    def _receive_while_sending(self):
+        deadline = time.monotonic() + self.timeout
+        self.sock.setblocking(False)
+        try:
+            while True:
+                if self.outgoing is not None:
+                    self._send_some()
+                try:
+                    return self.sock.recv(262144)
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    pass
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("neither bytes to read nor room to write")
+                writers = [self.sock] if self.outgoing is not None else []
+                select.select([self.sock], writers, [], left)
+        finally:
+            self.sock.settimeout(self.timeout)
+
     def half_close(self):
-        self.raw.shutdown(socket.SHUT_WR)
+        socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def request(self, method, path, host="alice.test", headers=(), body=b"", version="HTTP/1.1"):
         lines = [f"{method} {path} {version}", f"Host: {host}"]
@@ -941,7 +991,10 @@ class Conn:
         if self.at_end:
             return False
         try:
-            data = self.sock.recv(65536)
+            if self.outgoing is not None:
+                data = self._receive_while_sending()
+            else:
+                data = self.sock.recv(262144)
         except (ConnectionResetError, BrokenPipeError, ssl.SSLError) as e:
             if isinstance(e, TimeoutError):
                 raise
@@ -964,8 +1017,7 @@ class Conn:
         while have < count:
             if not self.buffer and not self.more():
                 return b"".join(parts), False
-            take = self.buffer[: count - have]
-            self.buffer = self.buffer[len(take):]
+            take, self.buffer = self.buffer[: count - have], self.buffer[count - have:]
             parts.append(take)
             have += len(take)
         return b"".join(parts), True
@@ -1072,6 +1124,7 @@ class H2:
     def __init__(self, server, tls=False, host="alice.test", timeout=20):
         import h2.config
         import h2.connection
+        import h2.settings
 
         self.host, self.tls = host, tls
         self.conn = server.connect(tls=tls, alpn=["h2"] if tls else None, server_name=host,
@@ -1081,6 +1134,7 @@ class H2:
         config = h2.config.H2Configuration(header_encoding="utf-8", validate_inbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
+        self.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: 0})
         self.streams = {}
         self.goaway = None
         self.flush()
