@@ -16,9 +16,7 @@ mod host {
         let out = Command::new(&program)
             .args(["-q", name])
             .output()
-            .unwrap_or_else(|e| {
-                panic!("cannot run {program} (install apache2-dev, or set APXS): {e}")
-            });
+            .unwrap_or_else(|e| panic!("cannot run {program} (install apache2-dev, or set APXS): {e}"));
         assert!(out.status.success(), "{program} -q {name} failed");
         String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
@@ -34,28 +32,20 @@ mod host {
     }
 
     pub fn build() {
-        for input in [
-            "c_shim/pool_shim.c",
-            "c_shim/pool_shim.h",
-            "c_shim/pool_commands.c",
-            "c_shim/wrapper.h",
-        ] {
+        for input in ["c_shim/pool_shim.c", "c_shim/pool_shim.h", "c_shim/pool_commands.c", "c_shim/wrapper.h"] {
             println!("cargo:rerun-if-changed={input}");
         }
         println!("cargo:rerun-if-env-changed=APXS");
         let flags = header_flags();
 
         let mut shim = cc::Build::new();
-        shim.files(["c_shim/pool_shim.c", "c_shim/pool_commands.c"])
-            .warnings(true)
-            .flag("-Wno-unused-parameter");
+        shim.files(["c_shim/pool_shim.c", "c_shim/pool_commands.c"]).warnings(true).flag("-Wno-unused-parameter");
         for flag in &flags {
             shim.flag(flag);
         }
         shim.compile("pool_shim");
 
-        let out =
-            PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
+        let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
         bindgen::Builder::default()
             .header("c_shim/wrapper.h")
             .clang_args(&flags)

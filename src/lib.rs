@@ -5,11 +5,15 @@
 //! `settings` are pure, `controller`, `seed`, `zygote`, `worker`, `frontend` are the roles a process can have, and
 //! `entry` is where httpd calls in. See `docs/architecture.md`.
 
+#[cfg(feature = "httpd")]
+pub mod apr;
 pub mod controller;
 #[cfg(feature = "httpd")]
 pub mod entry;
 #[cfg(feature = "httpd")]
 pub mod ffi;
+#[cfg(feature = "httpd")]
+pub mod httpd;
 pub mod policy;
 pub mod settings;
 pub mod sys;

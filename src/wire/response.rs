@@ -1,1 +1,345 @@
+//! What a worker answers. The worker is hostile: nothing gets past these decoders that httpd could not have sent.
+//!
+//! Runs in: worker (encodes), frontend (decodes).  Trusts: nothing it decodes.  Owns: the layout of the answers.
+//! Never: does I/O, panics on any input.
 
+use super::codec::{Malformed, Put, Reader};
+use super::frame::{Pairs, MAX_LOG_TEXT};
+
+/// Most fields in a response head, or in an interim response.
+pub const MAX_FIELDS: usize = 500;
+/// Most entries in each of META's lists.
+pub const MAX_META_PAIRS: usize = 500;
+
+/// Status, reason and fields of a final (200 to 599) or interim (100 to 199) response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponseHead<'a> {
+    pub status: u16,
+    /// Whole status line after the protocol (`404 Not Found`), or empty for httpd's own text.
+    pub status_line: &'a [u8],
+    pub fields: Pairs<'a>,
+}
+
+/// Starts the payload of a HEAD or INTERIM frame; the fields follow as a list of pairs.
+pub fn put_response_head(out: &mut Vec<u8>, status: u16, status_line: &[u8]) {
+    out.put_u16(status);
+    out.put_short(status_line);
+}
+
+impl<'a> ResponseHead<'a> {
+    /// A final response: status 200 to 599.
+    pub fn decode_final(payload: &'a [u8]) -> Result<Self, Malformed> {
+        Self::decode(payload, 200..=599)
+    }
+
+    /// An interim response: status 100 to 199, but never 101, which would take the client's connection over.
+    pub fn decode_interim(payload: &'a [u8]) -> Result<Self, Malformed> {
+        let head = Self::decode(payload, 100..=199)?;
+        if head.status == 101 {
+            return Err(Malformed::Field("status"));
+        }
+        Ok(head)
+    }
+
+    fn decode(payload: &'a [u8], allowed: std::ops::RangeInclusive<u16>) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let status = r.u16()?;
+        if !allowed.contains(&status) {
+            return Err(Malformed::Field("status"));
+        }
+        let status_line = r.short()?;
+        if !status_line.is_empty() && !status_line_fits(status_line, status) {
+            return Err(Malformed::Field("status line"));
+        }
+        let fields = Pairs::decode(&mut r)?;
+        r.finish()?;
+        check_fields(fields)?;
+        Ok(Self { status, status_line, fields })
+    }
+}
+
+/// "NNN text" with the same number and no control byte.
+fn status_line_fits(line: &[u8], status: u16) -> bool {
+    let (digits, rest) = line.split_at(line.len().min(3));
+    digits == status.to_string().as_bytes()
+        && rest.first().is_none_or(|b| *b == b' ')
+        && rest.iter().all(|b| *b >= b' ' && *b != 0x7f)
+}
+
+/// Field names are tokens and values hold no control byte but TAB (RFC 9110, 5.5 and 5.6.2).
+fn check_fields(fields: Pairs<'_>) -> Result<(), Malformed> {
+    if fields.len() > MAX_FIELDS {
+        return Err(Malformed::Field("number of fields"));
+    }
+    for (name, value) in fields.iter() {
+        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+            return Err(Malformed::Field("field name"));
+        }
+        if value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f) {
+            return Err(Malformed::Field("field value"));
+        }
+    }
+    Ok(())
+}
+
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// Fields of one connection only (RFC 9110, 7.6.1): the frontend's own business, whatever a worker says.
+pub fn is_hop_by_hop(name: &[u8]) -> bool {
+    const NAMES: [&str; 9] = [
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "Proxy-Authenticate-Info",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "HTTP2-Settings",
+    ];
+    NAMES.iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+}
+
+/// A piece of body in the descriptor that travels with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileRange {
+    pub offset: u64,
+    pub length: u64,
+}
+
+impl FileRange {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.offset);
+        out.put_u64(self.length);
+    }
+
+    /// Offset and end fit a signed 64-bit file offset.
+    pub fn decode(payload: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let range = Self { offset: r.u64()?, length: r.u64()? };
+        r.finish()?;
+        match range.offset.checked_add(range.length).map(i64::try_from) {
+            Some(Ok(_)) => Ok(range),
+            _ => Err(Malformed::Field("file range")),
+        }
+    }
+}
+
+/// What the frontend's loggers show of a request. Nothing here changes what the client gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Meta<'a> {
+    pub user: &'a [u8],
+    pub auth_type: &'a [u8],
+    pub handler: &'a [u8],
+    pub filename: &'a [u8],
+    pub notes: Pairs<'a>,
+    pub env: Pairs<'a>,
+}
+
+impl<'a> Meta<'a> {
+    /// Starts the payload; the two lists (notes, env) follow.
+    pub fn encode_strings(&self, out: &mut Vec<u8>) {
+        for s in [self.user, self.auth_type, self.handler, self.filename] {
+            out.put_short(s);
+        }
+    }
+
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let meta = Self {
+            user: c_string(&mut r)?,
+            auth_type: c_string(&mut r)?,
+            handler: c_string(&mut r)?,
+            filename: c_string(&mut r)?,
+            notes: Pairs::decode(&mut r)?,
+            env: Pairs::decode(&mut r)?,
+        };
+        r.finish()?;
+        if meta.notes.len() > MAX_META_PAIRS || meta.env.len() > MAX_META_PAIRS {
+            return Err(Malformed::Field("number of notes"));
+        }
+        Ok(meta)
+    }
+}
+
+/// A short string without a NUL byte.
+fn c_string<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+    let s = r.short()?;
+    if memchr::memchr(0, s).is_some() {
+        return Err(Malformed::Field("NUL byte in a string"));
+    }
+    Ok(s)
+}
+
+/// Trailers of a response: the payload of END.
+pub fn decode_trailers(payload: &[u8]) -> Result<Pairs<'_>, Malformed> {
+    let mut r = Reader::new(payload);
+    let trailers = Pairs::decode(&mut r)?;
+    r.finish()?;
+    check_fields(trailers)?;
+    Ok(trailers)
+}
+
+/// A line for the error log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLine<'a> {
+    /// httpd's level, 0 (emerg) to 15 (trace8).
+    pub level: u8,
+    /// Source file name of the module that speaks (`mod_php.c`), or empty.
+    pub module: &'a [u8],
+    pub text: &'a [u8],
+}
+
+impl<'a> LogLine<'a> {
+    /// Text beyond [`MAX_LOG_TEXT`] bytes is cut off.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.level);
+        out.put_short(self.module);
+        out.put_short(&self.text[..self.text.len().min(MAX_LOG_TEXT)]);
+    }
+
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let line = Self { level: r.u8()?, module: c_string(&mut r)?, text: c_string(&mut r)? };
+        r.finish()?;
+        if line.level > 15 || line.text.len() > MAX_LOG_TEXT {
+            return Err(Malformed::Field("log line"));
+        }
+        Ok(line)
+    }
+}
+
+/// Why a worker gives an exchange up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum AbortReason {
+    /// The virtual host is not the one that the frontend means: their configurations differ.
+    ServerMismatch = 1,
+    /// The request head could not be understood.
+    BadRequest = 2,
+    /// The response cannot be completed.
+    Failed = 3,
+}
+
+/// The payload of ABORT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abort<'a> {
+    pub reason: AbortReason,
+    pub text: &'a [u8],
+}
+
+impl<'a> Abort<'a> {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.reason as u8);
+        out.put_short(&self.text[..self.text.len().min(MAX_LOG_TEXT)]);
+    }
+
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let reason = match r.u8()? {
+            1 => AbortReason::ServerMismatch,
+            2 => AbortReason::BadRequest,
+            3 => AbortReason::Failed,
+            _ => return Err(Malformed::Field("abort reason")),
+        };
+        let text = c_string(&mut r)?;
+        r.finish()?;
+        if text.len() > MAX_LOG_TEXT {
+            return Err(Malformed::Field("abort text"));
+        }
+        Ok(Self { reason, text })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::PairsWriter;
+    use super::*;
+
+    fn head(status: u16, line: &[u8], fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_response_head(&mut out, status, line);
+        let mut w = PairsWriter::new(&mut out);
+        for (n, v) in fields {
+            w.pair(n, v).expect("short");
+        }
+        w.finish();
+        out
+    }
+
+    #[test]
+    fn final_statuses_are_200_to_599() {
+        for status in [0, 1, 99, 100, 101, 103, 199, 600, 999, 1000, u16::MAX] {
+            assert!(ResponseHead::decode_final(&head(status, b"", &[])).is_err(), "{status}");
+        }
+        for status in [200, 204, 304, 404, 599] {
+            assert_eq!(ResponseHead::decode_final(&head(status, b"", &[])).map(|h| h.status), Ok(status));
+        }
+    }
+
+    #[test]
+    fn interim_statuses_are_1xx_without_101() {
+        assert!(ResponseHead::decode_interim(&head(103, b"", &[(b"Link", b"</a>")])).is_ok());
+        for status in [0, 99, 101, 200] {
+            assert!(ResponseHead::decode_interim(&head(status, b"", &[])).is_err(), "{status}");
+        }
+    }
+
+    #[test]
+    fn field_names_and_values_that_could_split_a_response_are_refused() {
+        let bad: [(&[u8], &[u8]); 8] = [
+            (b"A\r\nB", b"x"),
+            (b"A B", b"x"),
+            (b"", b"x"),
+            (b"A:", b"x"),
+            (b"A", b"x\r\ny"),
+            (b"A", b"x\ny"),
+            (b"A", b"\x01"),
+            (b"A", b"\x7f"),
+        ];
+        for (n, v) in bad {
+            assert!(ResponseHead::decode_final(&head(200, b"", &[(n, v)])).is_err(), "{n:?}: {v:?}");
+        }
+        assert!(ResponseHead::decode_final(&head(200, b"", &[(b"A", b"tab\there, \xc3\xa4")])).is_ok());
+    }
+
+    #[test]
+    fn a_status_line_must_fit_its_status() {
+        for line in [&b"200 OK"[..], b"200", b"200 "] {
+            assert!(ResponseHead::decode_final(&head(200, line, &[])).is_ok(), "{line:?}");
+        }
+        for line in [&b"404 OK"[..], b"20", b"200OK", b"200 O\r\nX: y"] {
+            assert!(ResponseHead::decode_final(&head(200, line, &[])).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_fields_are_known_in_any_case() {
+        assert!(is_hop_by_hop(b"transfer-ENCODING"));
+        assert!(!is_hop_by_hop(b"Content-Length"));
+    }
+
+    #[test]
+    fn a_file_range_fits_a_file_offset() {
+        let encode = |offset, length| {
+            let mut out = Vec::new();
+            FileRange { offset, length }.encode(&mut out);
+            out
+        };
+        assert!(FileRange::decode(&encode(5, 10)).is_ok());
+        assert!(FileRange::decode(&encode(u64::MAX, 1)).is_err());
+        assert!(FileRange::decode(&encode(i64::MAX as u64, 1)).is_err());
+    }
+
+    #[test]
+    fn a_log_line_keeps_to_its_limits() {
+        let mut out = Vec::new();
+        LogLine { level: 3, module: b"mod_php.c", text: &[b'x'; MAX_LOG_TEXT + 9] }.encode(&mut out);
+        assert_eq!(LogLine::decode(&out).map(|l| l.text.len()), Ok(MAX_LOG_TEXT));
+        let mut out = Vec::new();
+        LogLine { level: 16, module: b"", text: b"" }.encode(&mut out);
+        assert!(LogLine::decode(&out).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! httpd's hook arrays: who is registered, calling one module's function, taking entries out.
+//!
+//! Runs in: every process httpd is in; changes only while it is single-threaded.  Trusts: httpd's hook layout, which
+//! is one for all hooks (apr_hooks.h, `ns##_LINK_##name##_t`).  Owns: nothing.
+//! Never: changes an array before the last sort of hooks (`check_config` is after it).
+
+use crate::apr::pool::bytes;
+use crate::ffi;
+use std::ffi::{c_char, c_int, c_void};
+
+/// What every `ap_LINK_*_t` looks like.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Entry {
+    function: *const c_void,
+    module: *const c_char,
+    predecessors: *const c_void,
+    successors: *const c_void,
+    order: c_int,
+}
+
+type Getter = unsafe extern "C" fn() -> *mut ffi::apr_array_header_t;
+
+/// A hook, by name.
+#[derive(Clone, Copy)]
+pub struct Hook {
+    pub name: &'static str,
+    get: Getter,
+}
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+macro_rules! hooks {
+    ($($name:ident = $get:ident;)*) => {
+        $(#[allow(non_upper_case_globals)]
+        pub const $name: Hook = Hook { name: stringify!($name), get: ffi::$get };)*
+
+        /// Every hook that a module may be taken out of.
+        pub const ALL: &[Hook] = &[$($name),*];
+    };
+}
+
+hooks! {
+    open_logs = ap_hook_get_open_logs;
+    post_config = ap_hook_get_post_config;
+    optional_fn_retrieve = ap_hook_get_optional_fn_retrieve;
+    child_init = ap_hook_get_child_init;
+    pre_mpm = ap_hook_get_pre_mpm;
+    monitor = ap_hook_get_monitor;
+    create_connection = ap_hook_get_create_connection;
+    pre_connection = ap_hook_get_pre_connection;
+    process_connection = ap_hook_get_process_connection;
+    protocol_propose = ap_hook_get_protocol_propose;
+    protocol_switch = ap_hook_get_protocol_switch;
+    protocol_get = ap_hook_get_protocol_get;
+    create_request = ap_hook_get_create_request;
+    pre_read_request = ap_hook_get_pre_read_request;
+    post_read_request = ap_hook_get_post_read_request;
+    pre_translate_name = ap_hook_get_pre_translate_name;
+    quick_handler = ap_hook_get_quick_handler;
+    translate_name = ap_hook_get_translate_name;
+    map_to_storage = ap_hook_get_map_to_storage;
+    header_parser = ap_hook_get_header_parser;
+    access_checker = ap_hook_get_access_checker;
+    access_checker_ex = ap_hook_get_access_checker_ex;
+    check_user_id = ap_hook_get_check_user_id;
+    auth_checker = ap_hook_get_auth_checker;
+    type_checker = ap_hook_get_type_checker;
+    fixups = ap_hook_get_fixups;
+    insert_filter = ap_hook_get_insert_filter;
+    insert_error_filter = ap_hook_get_insert_error_filter;
+    handler = ap_hook_get_handler;
+    log_transaction = ap_hook_get_log_transaction;
+    error_log = ap_hook_get_error_log;
+    http_scheme = ap_hook_get_http_scheme;
+    default_port = ap_hook_get_default_port;
+    child_status = ap_hook_get_child_status;
+    generate_log_id = ap_hook_get_generate_log_id;
+    ssl_conn_is_ssl = ap_hook_get_ssl_conn_is_ssl;
+    ssl_var_lookup = ap_hook_get_ssl_var_lookup;
+    expr_lookup = ap_hook_get_expr_lookup;
+}
+
+impl Hook {
+    /// The array's header; `None` while nobody is registered.
+    fn array(self) -> Option<*mut ffi::apr_array_header_t> {
+        // SAFETY: the getters take nothing and return the array or null.
+        let array = unsafe { (self.get)() };
+        (!array.is_null()).then_some(array)
+    }
+
+    fn entries(self) -> Vec<Entry> {
+        let Some(array) = self.array() else { return Vec::new() };
+        // SAFETY: httpd's array, live; single-threaded change is this file's rule.
+        let head = unsafe { &*array };
+        let n = usize::try_from(head.nelts).unwrap_or(0);
+        // SAFETY: the array holds nelts entries of the common layout.
+        (0..n).map(|i| unsafe { head.elts.cast::<Entry>().add(i).read() }).collect()
+    }
+
+    /// Source file names of the modules that are registered, in the order they run.
+    pub fn modules(self) -> Vec<String> {
+        self.entries().iter().map(module_name).collect()
+    }
+
+    /// The function that this module registered, if it is there: the first when it registered several.
+    pub fn function_of(self, module: &str) -> Option<*const c_void> {
+        self.entries().iter().find(|e| module_name(e) == module).map(|e| e.function)
+    }
+
+    /// Takes every entry out whose module `keep` does not want; returns how many went.
+    ///
+    /// Only while httpd is single-threaded, after its last sort, and not from within this same hook.
+    pub fn retain(self, keep: impl Fn(&str) -> bool) -> usize {
+        let Some(array) = self.array() else { return 0 };
+        let kept: Vec<Entry> = self.entries().into_iter().filter(|e| keep(&module_name(e))).collect();
+        // SAFETY: httpd's array, live, and nobody else uses it now (the contract above).
+        let head = unsafe { &mut *array };
+        let before = usize::try_from(head.nelts).unwrap_or(0);
+        for (i, entry) in kept.iter().enumerate() {
+            // SAFETY: i is below the number of entries the array holds.
+            unsafe { head.elts.cast::<Entry>().add(i).write(*entry) };
+        }
+        head.nelts = c_int::try_from(kept.len()).unwrap_or(head.nelts);
+        before - kept.len()
+    }
+}
+
+fn module_name(entry: &Entry) -> String {
+    // SAFETY: szName is null or the name in a module record, which is static data of a loaded module.
+    String::from_utf8_lossy(unsafe { bytes(entry.module) }).into_owned()
+}
+
+/// Takes a module out of every hook but those in `except`.
+pub fn silence(module: &str, except: &[&str]) {
+    for hook in ALL {
+        if !except.contains(&hook.name) {
+            hook.retain(|m| m != module);
+        }
+    }
+}
+
+/// Source file names of all modules that are loaded (`mod_php.c`).
+pub fn loaded_modules() -> Vec<String> {
+    let mut names = Vec::new();
+    // SAFETY: httpd's list of modules, terminated by null; it changes only while the configuration is read.
+    let mut at = unsafe { ffi::ap_top_module };
+    while !at.is_null() {
+        // SAFETY: not null, so a live module record.
+        let record = unsafe { &*at };
+        // SAFETY: the name of a module is static data of it.
+        names.push(String::from_utf8_lossy(unsafe { bytes(record.name) }).into_owned());
+        at = record.next;
+    }
+    names
+}
+
+/// Index of a loaded module, for its log level; -1 when it is not loaded.
+pub fn module_index(name: &std::ffi::CStr) -> i32 {
+    // SAFETY: the name is NUL-terminated; the answer is null or a live module record.
+    let module = unsafe { ffi::ap_find_linked_module(name.as_ptr()) };
+    if module.is_null() {
+        return -1;
+    }
+    // SAFETY: not null, so a live module record.
+    unsafe { (*module).module_index }
+}

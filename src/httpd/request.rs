@@ -1,0 +1,95 @@
+//! A request, as httpd holds it.
+//!
+//! Runs in: frontend, worker; the thread that has the request.  Trusts: the caller of `from_raw`.  Owns: nothing.
+//! Never: outlives the request.
+
+use super::ServerRec;
+use crate::apr::{pool::bytes, AprPool, Table};
+use crate::ffi;
+use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// A `request_rec` that this thread handles during `'r`.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestRec<'r> {
+    raw: NonNull<ffi::request_rec>,
+    life: PhantomData<&'r ffi::request_rec>,
+}
+
+macro_rules! strings {
+    ($($(#[$doc:meta])* $name:ident = $field:ident;)*) => {
+        $($(#[$doc])*
+        pub fn $name(self) -> &'r [u8] {
+            // SAFETY: null or a NUL-terminated string in a pool that lives at least as long as the request.
+            unsafe { bytes((*self.as_ptr()).$field) }
+        })*
+    };
+}
+
+macro_rules! tables {
+    ($($name:ident;)*) => {
+        $(pub fn $name(self) -> Table<'r> {
+            // SAFETY: httpd makes this table together with the request.
+            unsafe { Table::from_raw((*self.as_ptr()).$name) }
+        })*
+    };
+}
+
+impl<'r> RequestRec<'r> {
+    /// # Safety
+    /// `raw` is a request that lives during `'r` and that only the calling thread uses.
+    pub unsafe fn from_raw(raw: *mut ffi::request_rec) -> Self {
+        Self { raw: NonNull::new(raw).expect("httpd passes a request"), life: PhantomData }
+    }
+
+    pub fn as_ptr(self) -> *mut ffi::request_rec {
+        self.raw.as_ptr()
+    }
+
+    pub fn pool(self) -> AprPool<'r> {
+        // SAFETY: a request's pool lives as long as the request.
+        unsafe { AprPool::from_raw((*self.as_ptr()).pool) }
+    }
+
+    pub fn server(self) -> ServerRec<'r> {
+        // SAFETY: the server belongs to the configuration that the request is served under.
+        unsafe { ServerRec::from_raw((*self.as_ptr()).server) }
+    }
+
+    tables! { headers_in; headers_out; err_headers_out; subprocess_env; notes; }
+
+    strings! {
+        /// The request line.
+        the_request = the_request;
+        /// Path and query as the client sent them.
+        unparsed_uri = unparsed_uri;
+        /// The normalised path.
+        uri = uri;
+        method = method;
+        log_id = log_id;
+        useragent_ip = useragent_ip;
+    }
+
+    pub fn status(self) -> i32 {
+        // SAFETY: the request is live (from_raw).
+        unsafe { (*self.as_ptr()).status }
+    }
+
+    /// A subrequest, made by another request (SSI, `ap_sub_req_lookup_uri`).
+    pub fn is_subrequest(self) -> bool {
+        // SAFETY: the request is live (from_raw).
+        unsafe { !(*self.as_ptr()).main.is_null() }
+    }
+
+    /// The result of an internal redirect.
+    pub fn is_redirected(self) -> bool {
+        // SAFETY: the request is live (from_raw).
+        unsafe { !(*self.as_ptr()).prev.is_null() }
+    }
+
+    /// Sets a note for the loggers.
+    pub fn note(self, name: &'static CStr, value: &[u8]) {
+        self.notes().setn(name, self.pool().copy_str(value));
+    }
+}

@@ -1,0 +1,82 @@
+//! A virtual host, or the main server.
+//!
+//! Runs in: every process httpd is in.  Trusts: the caller of `from_raw`.  Owns: nothing.
+//! Never: outlives the configuration it belongs to.
+
+use crate::apr::{pool::bytes, AprPool};
+use crate::ffi;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+/// A `server_rec` of the configuration that is in force during `'c`.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerRec<'c> {
+    raw: NonNull<ffi::server_rec>,
+    life: PhantomData<&'c ffi::server_rec>,
+}
+
+impl<'c> ServerRec<'c> {
+    /// # Safety
+    /// `raw` is a server of a configuration that lives during `'c`.
+    pub unsafe fn from_raw(raw: *mut ffi::server_rec) -> Self {
+        Self { raw: NonNull::new(raw).expect("httpd passes a server"), life: PhantomData }
+    }
+
+    pub fn as_ptr(self) -> *mut ffi::server_rec {
+        self.raw.as_ptr()
+    }
+
+    fn rec(self) -> &'c ffi::server_rec {
+        // SAFETY: live during 'c (from_raw), and written by httpd only while it reads the configuration, which is
+        // one thread.
+        unsafe { self.raw.as_ref() }
+    }
+
+    /// This server and those behind it in the configuration's order; from the main server: all of them.
+    pub fn iter(self) -> impl Iterator<Item = ServerRec<'c>> {
+        let mut at = Some(self);
+        std::iter::from_fn(move || {
+            let this = at?;
+            let next = this.rec().next;
+            // SAFETY: the servers of one configuration are linked and live equally long.
+            at = (!next.is_null()).then(|| unsafe { Self::from_raw(next) });
+            Some(this)
+        })
+    }
+
+    /// `Timeout`.
+    pub fn timeout(self) -> Duration {
+        Duration::from_micros(u64::try_from(self.rec().timeout).unwrap_or(0))
+    }
+
+    pub fn hostname(self) -> &'c [u8] {
+        // SAFETY: a string of the configuration.
+        unsafe { bytes(self.rec().server_hostname) }
+    }
+
+    /// File and line where it is defined; empty and 0 for the main server.
+    pub fn defined_at(self) -> (&'c [u8], u32) {
+        // SAFETY: a string of the configuration.
+        (unsafe { bytes(self.rec().defn_name) }, self.rec().defn_line_number)
+    }
+
+    pub fn is_virtual(self) -> bool {
+        self.rec().is_virtual != 0
+    }
+
+    /// Arguments of httpd as it was started, `-k` left out (mpm_unix.c).
+    pub fn process_argv(self) -> Vec<&'c [u8]> {
+        // SAFETY: the process record lives as long as the process.
+        let process = unsafe { &*self.rec().process };
+        let n = usize::try_from(process.argc).unwrap_or(0);
+        // SAFETY: argv holds argc strings that live as long as the process.
+        (0..n).map(|i| unsafe { bytes(*process.argv.add(i)) }).collect()
+    }
+
+    /// The pool that lives as long as the process.
+    pub fn process_pool(self) -> AprPool<'static> {
+        // SAFETY: the process record and its pool live until the process exits.
+        unsafe { AprPool::from_raw((*self.rec().process).pool) }
+    }
+}

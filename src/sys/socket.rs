@@ -1,0 +1,296 @@
+//! Unix sockets that keep message boundaries, carry file descriptors, and tell who sent a message.
+//!
+//! Runs in: every role, any thread.  Trusts: the kernel, for credentials and boundaries.
+//! Owns: each descriptor it has received, from the moment of the call.  Never: looks into a message.
+
+// The sizes that cmsg(3)'s macros take are those of a few ints.
+#![allow(clippy::cast_possible_truncation)]
+
+use std::io;
+use std::mem::{size_of, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// Most descriptors that one message may bring; the kernel drops what is beyond the buffer, and
+/// [`Received::fds_lost`] tells.
+pub const MAX_FDS: usize = 4;
+
+/// Whether a call may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocking {
+    Yes,
+    No,
+}
+
+/// Who sent a message, as the kernel saw it (unix(7), `SCM_CREDENTIALS`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credentials {
+    pub pid: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What [`receive`] got beside the bytes.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes of the message; 0 is the end of the connection.
+    pub len: usize,
+    pub fds: Vec<OwnedFd>,
+    /// The message was longer than the buffer; the rest is gone.
+    pub truncated: bool,
+    /// Descriptors were sent that could not be received (too many, or `RLIMIT_NOFILE`).
+    pub fds_lost: bool,
+    /// Only on a socket with [`pass_credentials`].
+    pub credentials: Option<Credentials>,
+}
+
+fn pair(kind: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds: [RawFd; 2] = [-1, -1];
+    // SAFETY: socketpair writes two ints into the array it is given, which has room for two.
+    let rc = unsafe { libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just opened this descriptor for us; nobody else owns it.
+    let a = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+    // SAFETY: as above.
+    let b = unsafe { OwnedFd::from_raw_fd(fds[1]) };
+    Ok((a, b))
+}
+
+/// A connected pair that keeps boundaries and reports the end of the peer; close-on-exec.
+pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    pair(libc::SOCK_SEQPACKET)
+}
+
+fn set_option<T>(fd: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {
+    let len = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `len` bytes of `value`, which is that large.
+    let rc = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, ptr::from_ref(value).cast(), len) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// From now on each message received here brings its sender's credentials.
+pub fn pass_credentials(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option::<libc::c_int>(fd, libc::SO_PASSCRED, &1)
+}
+
+/// The longest that a blocking [`receive`] waits: `ErrorKind::WouldBlock` then. Zero means for ever.
+pub fn receive_timeout(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<()> {
+    set_option(fd, libc::SO_RCVTIMEO, &time_value(timeout))
+}
+
+/// The longest that a blocking [`send`] waits: `ErrorKind::WouldBlock` then. Zero means for ever.
+pub fn send_timeout(fd: BorrowedFd<'_>, timeout: std::time::Duration) -> io::Result<()> {
+    set_option(fd, libc::SO_SNDTIMEO, &time_value(timeout))
+}
+
+fn time_value(t: std::time::Duration) -> libc::timeval {
+    libc::timeval {
+        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_usec: libc::suseconds_t::from(t.subsec_micros()),
+    }
+}
+
+/// Asks for buffers of this many bytes in each direction, beyond the system's limit where we may (socket(7)).
+pub fn buffer_size(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    set_option(fd, libc::SO_SNDBUFFORCE, &bytes).or_else(|_| set_option(fd, libc::SO_SNDBUF, &bytes))?;
+    set_option(fd, libc::SO_RCVBUFFORCE, &bytes).or_else(|_| set_option(fd, libc::SO_RCVBUF, &bytes))
+}
+
+/// Ends the connection in both directions, for every process that holds a copy.
+pub fn shutdown(fd: BorrowedFd<'_>) {
+    // SAFETY: shutdown takes two ints and touches no memory of ours.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+/// Room for one control message of each kind that we take, aligned as cmsg(3) wants.
+#[repr(C)]
+union Control {
+    _align: libc::cmsghdr,
+    bytes: [u8; CONTROL_LEN],
+}
+
+const CONTROL_LEN: usize = {
+    // SAFETY: CMSG_SPACE is arithmetic on its argument.
+    unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) as usize }
+} + {
+    // SAFETY: as above.
+    unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize }
+};
+
+/// Sends one message, with descriptors when there are any (at most [`MAX_FDS`]). Never raises SIGPIPE.
+pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {
+    send_parts(fd, &[io::IoSlice::new(bytes)], fds, blocking)
+}
+
+/// As [`send`], with the message in several parts.
+pub fn send_parts(
+    fd: BorrowedFd<'_>,
+    parts: &[io::IoSlice<'_>],
+    fds: &[BorrowedFd<'_>],
+    blocking: Blocking,
+) -> io::Result<()> {
+    if fds.len() > MAX_FDS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut control = MaybeUninit::<Control>::zeroed();
+    let mut header: libc::msghdr = {
+        // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    };
+    header.msg_iov = parts.as_ptr().cast_mut().cast();
+    header.msg_iovlen = parts.len();
+    if !fds.is_empty() {
+        let payload = fds.len() * size_of::<RawFd>();
+        header.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: CMSG_SPACE is arithmetic on its argument.
+        header.msg_controllen = unsafe { libc::CMSG_SPACE(payload as u32) } as usize;
+        // SAFETY: msg_control points at `control`, which is aligned and has room for MAX_FDS descriptors.
+        let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+        // SAFETY: CMSG_LEN is arithmetic on its argument.
+        let len = unsafe { libc::CMSG_LEN(payload as u32) } as usize;
+        // SAFETY: `first` is not null, as msg_controllen covers a whole header, and lies within `control`.
+        unsafe { *first = libc::cmsghdr { cmsg_len: len, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS } };
+        // SAFETY: the data of a control message lies right behind its header, within `control`.
+        let data = unsafe { libc::CMSG_DATA(first) }.cast::<RawFd>();
+        for (i, fd) in fds.iter().enumerate() {
+            // SAFETY: i < MAX_FDS, for which `control` has room; the write needs no alignment.
+            unsafe { data.add(i).write_unaligned(fd.as_raw_fd()) };
+        }
+    }
+    let flags = libc::MSG_NOSIGNAL | if blocking == Blocking::No { libc::MSG_DONTWAIT } else { 0 };
+    loop {
+        // SAFETY: all that `header` points to (parts, control) outlives the call; the kernel only reads it.
+        let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) };
+        if n >= 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+}
+
+/// Receives one message. Descriptors arrive close-on-exec.
+pub fn receive(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Result<Received> {
+    let mut control = MaybeUninit::<Control>::zeroed();
+    let mut part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let mut header: libc::msghdr = {
+        // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL_LEN;
+    let flags = libc::MSG_CMSG_CLOEXEC | if blocking == Blocking::No { libc::MSG_DONTWAIT } else { 0 };
+    let len = loop {
+        // SAFETY: the kernel writes at most iov_len bytes into `buf` and msg_controllen bytes into `control`.
+        let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+        match usize::try_from(n) {
+            Ok(n) => break n,
+            Err(_) => {
+                let e = io::Error::last_os_error();
+                if e.kind() != io::ErrorKind::Interrupted {
+                    return Err(e);
+                }
+            }
+        }
+    };
+    let mut received = Received {
+        len,
+        fds: Vec::new(),
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        fds_lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+        credentials: None,
+    };
+    // SAFETY: the kernel filled `control` up to msg_controllen with whole control messages.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !at.is_null() {
+        // SAFETY: `at` came from CMSG_FIRSTHDR or CMSG_NXTHDR and is not null, so a whole header is there.
+        let head = unsafe { at.read_unaligned() };
+        // SAFETY: the data lies behind the header, within `control`.
+        let data = unsafe { libc::CMSG_DATA(at) };
+        // SAFETY: CMSG_LEN is arithmetic on its argument.
+        let payload = head.cmsg_len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+        match (head.cmsg_level, head.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for i in 0..payload / size_of::<RawFd>() {
+                    // SAFETY: i counts whole descriptors of this control message.
+                    let raw = unsafe { data.cast::<RawFd>().add(i).read_unaligned() };
+                    // SAFETY: the kernel opened this descriptor for us in this very call; nobody else owns it.
+                    received.fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if payload >= size_of::<libc::ucred>() => {
+                // SAFETY: the payload is at least one ucred, checked above.
+                let c = unsafe { data.cast::<libc::ucred>().read_unaligned() };
+                received.credentials = u32::try_from(c.pid).ok().map(|pid| Credentials { pid, uid: c.uid, gid: c.gid });
+            }
+            _ => {}
+        }
+        // SAFETY: `header` and `at` are those of this walk.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
+    }
+    Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_message_keeps_its_boundary_and_brings_its_descriptor() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        let (mut left, right) = std::os::unix::net::UnixStream::pair().expect("pair");
+        send(a.as_fd(), b"one", &[right.as_fd()], Blocking::Yes).expect("send");
+        send(a.as_fd(), b"two", &[], Blocking::Yes).expect("send");
+        drop(right);
+        let mut buf = [0; 16];
+        let got = receive(b.as_fd(), &mut buf, Blocking::Yes).expect("receive");
+        assert_eq!(&buf[..got.len], b"one");
+        assert_eq!(got.fds.len(), 1);
+        let mut passed = std::fs::File::from(got.fds.into_iter().next().expect("one descriptor"));
+        passed.write_all(b"x").expect("write");
+        let mut one = [0];
+        left.read_exact(&mut one).expect("read");
+        assert_eq!(&one, b"x");
+        let got = receive(b.as_fd(), &mut buf, Blocking::Yes).expect("receive");
+        assert_eq!((&buf[..got.len], got.fds.len()), (&b"two"[..], 0));
+    }
+
+    #[test]
+    fn too_long_a_message_is_reported_and_credentials_are_the_senders() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        pass_credentials(b.as_fd()).expect("SO_PASSCRED");
+        send(a.as_fd(), b"too long", &[], Blocking::Yes).expect("send");
+        let mut buf = [0; 3];
+        let got = receive(b.as_fd(), &mut buf, Blocking::Yes).expect("receive");
+        assert!(got.truncated);
+        assert_eq!(got.credentials.map(|c| c.pid), Some(std::process::id()));
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_are_not_sent() {
+        let (a, _b) = seqpacket_pair().expect("socketpair");
+        let many = [a.as_fd(); MAX_FDS + 1];
+        let e = send(a.as_fd(), b"x", &many, Blocking::Yes).expect_err("refused");
+        assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn the_end_of_the_peer_is_an_empty_message() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        drop(a);
+        let got = receive(b.as_fd(), &mut [0; 4], Blocking::Yes).expect("receive");
+        assert_eq!(got.len, 0);
+    }
+}

@@ -1,0 +1,150 @@
+//! What arrives on the connector, the socket whose other end every httpd child inherits.
+//!
+//! Runs in: parent, controller, seed, zygote, frontend.  Trusts: nothing it decodes.  Owns: the layout of the parent's messages and of a frontend's hello.
+//! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
+
+use super::{field, CONTROL_VERSION, MAX_CONTROL_MESSAGE};
+use crate::wire::codec::{Malformed, Put, Reader};
+
+/// On the connector, from httpd's parent (proven by `SCM_CREDENTIALS`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParentMessage {
+    /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`], then the fd of the
+    /// error log (the controller's new standard error).
+    Configure { generation: u64 },
+    /// httpd's `child_status` hook said that this child of the parent started: it may say hello.
+    ChildStarted { pid: u32 },
+    /// The child is gone.
+    ChildGone { pid: u32 },
+    /// End every process of every pool, then exit.
+    Stop,
+}
+
+/// On the connector, from a frontend. With it: the controller's end of the frontend's own channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub version: u16,
+    /// Identifies the build of the module (see `entry::build_id`).
+    pub build_id: u64,
+    /// Generation of the configuration that this frontend has read.
+    pub generation: u64,
+    /// Leases it got from a controller that has died since and that still carry a request.
+    pub in_flight: Vec<InFlight>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    pub pid: u32,
+    pub pool: String,
+}
+
+/// All that may arrive on the connector. Who may say what is decided by the sender's credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectorMessage {
+    /// Counts only from the parent's own process.
+    Parent(ParentMessage),
+    /// Counts only from an announced child.
+    Hello(Hello),
+}
+
+const CONFIGURE: u8 = 1;
+const CHILD_STARTED: u8 = 2;
+const CHILD_GONE: u8 = 3;
+const STOP: u8 = 4;
+const HELLO: u8 = 5;
+
+impl ConnectorMessage {
+    /// Reads either kind of message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        match bytes.first() {
+            Some(&HELLO) => Hello::decode(bytes).map(Self::Hello),
+            _ => ParentMessage::decode(bytes).map(Self::Parent),
+        }
+    }
+}
+
+impl ParentMessage {
+    /// The message as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Configure { generation } => {
+                out.put_u8(CONFIGURE);
+                out.put_u64(*generation);
+            }
+            Self::ChildStarted { pid } => {
+                out.put_u8(CHILD_STARTED);
+                out.put_u32(*pid);
+            }
+            Self::ChildGone { pid } => {
+                out.put_u8(CHILD_GONE);
+                out.put_u32(*pid);
+            }
+            Self::Stop => out.put_u8(STOP),
+        }
+        out
+    }
+
+    /// Reads one message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let message = match r.u8()? {
+            CONFIGURE => Self::Configure { generation: r.u64()? },
+            CHILD_STARTED => Self::ChildStarted { pid: field::pid(&mut r)? },
+            CHILD_GONE => Self::ChildGone { pid: field::pid(&mut r)? },
+            STOP => Self::Stop,
+            _ => return Err(Malformed::Field("kind")),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+impl Hello {
+    /// The message as bytes. What is in flight beyond [`MAX_CONTROL_MESSAGE`] is left out: the caps are then
+    /// accounted a little low until those workers end.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut list = Vec::new();
+        let mut count: u16 = 0;
+        let fixed = 1 + 2 + 8 + 8 + 2;
+        for entry in &self.in_flight {
+            let before = list.len();
+            list.put_u32(entry.pid);
+            field::put_name(&mut list, &entry.pool);
+            if fixed + list.len() > MAX_CONTROL_MESSAGE {
+                list.truncate(before);
+                break;
+            }
+            count += 1;
+        }
+        let mut out = Vec::new();
+        out.put_u8(HELLO);
+        out.put_u16(self.version);
+        out.put_u64(self.build_id);
+        out.put_u64(self.generation);
+        out.put_u16(count);
+        out.put(&list);
+        out
+    }
+
+    /// Reads one message; another version than [`CONTROL_VERSION`] is an error.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        if r.u8()? != HELLO {
+            return Err(Malformed::Field("kind"));
+        }
+        let version = r.u16()?;
+        if version != CONTROL_VERSION {
+            return Err(Malformed::Field("version"));
+        }
+        let build_id = r.u64()?;
+        let generation = r.u64()?;
+        let count = r.u16()?;
+        let mut in_flight = Vec::new();
+        for _ in 0..count {
+            in_flight.push(InFlight { pid: field::pid(&mut r)?, pool: field::name(&mut r, false)? });
+        }
+        r.finish()?;
+        Ok(Self { version, build_id, generation, in_flight })
+    }
+}

@@ -1,0 +1,278 @@
+//! What a frontend and the controller say to each other on the frontend's own channel.
+//!
+//! Runs in: parent, controller, seed, zygote, frontend.  Trusts: nothing it decodes.  Owns: the layout of these messages, and the numbers of leases and wants.
+//! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
+
+use super::{field, MAX_LOG_LINE};
+use crate::wire::codec::{Malformed, Put, Reader};
+
+/// Number of a lease; never used twice by one controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub u64);
+
+/// How many times a lease was lent; a message about an earlier lending is stale and ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LendCount(pub u32);
+
+/// Number of a Want, chosen by the frontend, unique among its open ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WantId(pub u32);
+
+/// On a frontend's channel, to the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontendMessage {
+    /// A request waits for a worker of the pool with this index in the pool table of the frontend's generation.
+    Want { want: WantId, pool: u32 },
+    /// Nobody waits for it any more.
+    Cancel { want: WantId },
+    /// The lease is given back. Only with [`Returned::Idle`] the data socket travels with it.
+    Return { lease: LeaseId, lend: LendCount, how: Returned },
+}
+
+/// In which state a lease comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Returned {
+    /// The worker waits for its next request; the data socket is attached.
+    Idle,
+    /// The worker said that this was its last request; it ends by itself.
+    Last,
+    /// The client went away; the worker may finish its script, then ends by itself.
+    Abandoned,
+    /// The worker's socket is at its end: it has died, or is about to.
+    Dead,
+    /// The worker broke the protocol: kill it.
+    Violation,
+    /// The worker was silent for longer than httpd's Timeout: kill it.
+    TimedOut,
+}
+
+/// On a frontend's channel, from the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControllerMessage {
+    /// The wanted lease; its data socket is attached.
+    Grant {
+        want: WantId,
+        lease: LeaseId,
+        lend: LendCount,
+        /// The worker's process id, as the kernel knows it.
+        pid: u32,
+        /// The worker was forked for this Want.
+        cold: bool,
+        /// Others wait for this pool: return the lease after one request.
+        contended: bool,
+    },
+    /// There will be no lease for this Want.
+    Refuse { want: WantId, reason: Refusal, retry_after_s: u32, text: String },
+    /// Return this lease as soon as it is idle.
+    Recall { lease: LeaseId, lend: LendCount },
+    /// Whether requests of other frontends wait for this pool: while they do, each lease goes back after one request.
+    Contended { pool: u32, on: bool },
+    /// The worker of a lease that this frontend holds has ended. `wait_status` as of waitpid(2).
+    Obituary { lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
+    /// A line that a process of the pool wrote to its standard error.
+    Log { pool: u32, pid: u32, line: Vec<u8> },
+}
+
+/// Why a Want is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// `PoolQueueLimit` requests wait already.
+    QueueFull,
+    /// It waited for `PoolQueueTimeout`.
+    QueueTimeout,
+    /// The pool's processes die when they start; the next attempt comes later.
+    Throttled,
+    /// No such pool in this generation, or it cannot be assigned.
+    NoPool,
+    /// The server is stopping.
+    Stopping,
+}
+
+const WANT: u8 = 1;
+const CANCEL: u8 = 2;
+const RETURN: u8 = 3;
+
+const GRANT: u8 = 1;
+const REFUSE: u8 = 2;
+const RECALL: u8 = 3;
+const CONTENDED: u8 = 4;
+const OBITUARY: u8 = 5;
+const LOG: u8 = 6;
+
+impl Returned {
+    fn code(self) -> u8 {
+        match self {
+            Self::Idle => 0,
+            Self::Last => 1,
+            Self::Abandoned => 2,
+            Self::Dead => 3,
+            Self::Violation => 4,
+            Self::TimedOut => 5,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, Malformed> {
+        Ok(match code {
+            0 => Self::Idle,
+            1 => Self::Last,
+            2 => Self::Abandoned,
+            3 => Self::Dead,
+            4 => Self::Violation,
+            5 => Self::TimedOut,
+            _ => return Err(Malformed::Field("how")),
+        })
+    }
+}
+
+impl Refusal {
+    fn code(self) -> u8 {
+        match self {
+            Self::QueueFull => 0,
+            Self::QueueTimeout => 1,
+            Self::Throttled => 2,
+            Self::NoPool => 3,
+            Self::Stopping => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, Malformed> {
+        Ok(match code {
+            0 => Self::QueueFull,
+            1 => Self::QueueTimeout,
+            2 => Self::Throttled,
+            3 => Self::NoPool,
+            4 => Self::Stopping,
+            _ => return Err(Malformed::Field("reason")),
+        })
+    }
+}
+
+impl FrontendMessage {
+    /// The message as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Want { want, pool } => {
+                out.put_u8(WANT);
+                out.put_u32(want.0);
+                out.put_u32(*pool);
+            }
+            Self::Cancel { want } => {
+                out.put_u8(CANCEL);
+                out.put_u32(want.0);
+            }
+            Self::Return { lease, lend, how } => {
+                out.put_u8(RETURN);
+                out.put_u64(lease.0);
+                out.put_u32(lend.0);
+                out.put_u8(how.code());
+            }
+        }
+        out
+    }
+
+    /// Reads one message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let message = match r.u8()? {
+            WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()? },
+            CANCEL => Self::Cancel { want: WantId(r.u32()?) },
+            RETURN => {
+                Self::Return { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?), how: Returned::from_code(r.u8()?)? }
+            }
+            _ => return Err(Malformed::Field("kind")),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+impl ControllerMessage {
+    /// The message as bytes. A log line beyond [`MAX_LOG_LINE`] is cut.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Grant { want, lease, lend, pid, cold, contended } => {
+                out.put_u8(GRANT);
+                out.put_u32(want.0);
+                out.put_u64(lease.0);
+                out.put_u32(lend.0);
+                out.put_u32(*pid);
+                out.put_u8(u8::from(*cold));
+                out.put_u8(u8::from(*contended));
+            }
+            Self::Refuse { want, reason, retry_after_s, text } => {
+                out.put_u8(REFUSE);
+                out.put_u32(want.0);
+                out.put_u8(reason.code());
+                out.put_u32(*retry_after_s);
+                field::put_text(&mut out, text);
+            }
+            Self::Recall { lease, lend } => {
+                out.put_u8(RECALL);
+                out.put_u64(lease.0);
+                out.put_u32(lend.0);
+            }
+            Self::Contended { pool, on } => {
+                out.put_u8(CONTENDED);
+                out.put_u32(*pool);
+                out.put_u8(u8::from(*on));
+            }
+            Self::Obituary { lease, lend, pid, wait_status } => {
+                out.put_u8(OBITUARY);
+                out.put_u64(lease.0);
+                out.put_u32(lend.0);
+                out.put_u32(*pid);
+                out.put_i32(*wait_status);
+            }
+            Self::Log { pool, pid, line } => {
+                out.put_u8(LOG);
+                out.put_u32(*pool);
+                out.put_u32(*pid);
+                out.put_short(&line[..line.len().min(MAX_LOG_LINE)]);
+            }
+        }
+        out
+    }
+
+    /// Reads one message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let message = match r.u8()? {
+            GRANT => Self::Grant {
+                want: WantId(r.u32()?),
+                lease: LeaseId(r.u64()?),
+                lend: LendCount(r.u32()?),
+                pid: field::pid(&mut r)?,
+                cold: field::boolean(&mut r, "cold")?,
+                contended: field::boolean(&mut r, "contended")?,
+            },
+            REFUSE => Self::Refuse {
+                want: WantId(r.u32()?),
+                reason: Refusal::from_code(r.u8()?)?,
+                retry_after_s: r.u32()?,
+                text: field::text(&mut r)?,
+            },
+            RECALL => Self::Recall { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?) },
+            CONTENDED => Self::Contended { pool: r.u32()?, on: field::boolean(&mut r, "on")? },
+            OBITUARY => Self::Obituary {
+                lease: LeaseId(r.u64()?),
+                lend: LendCount(r.u32()?),
+                pid: field::pid(&mut r)?,
+                wait_status: r.i32()?,
+            },
+            LOG => {
+                let pool = r.u32()?;
+                let pid = field::pid(&mut r)?;
+                let line = r.short()?;
+                if line.len() > MAX_LOG_LINE {
+                    return Err(Malformed::Field("line"));
+                }
+                Self::Log { pool, pid, line: line.to_vec() }
+            }
+            _ => return Err(Malformed::Field("kind")),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
