@@ -1,5 +1,6 @@
 """Options, fixtures and the last line of the end-to-end tests."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ TEST_TIMEOUT = 90
 def pytest_addoption(parser):
     parser.addoption("--reference", action="store_true",
                      help="run against stock prefork + mod_php, without mod_pool")
+    if importlib.util.find_spec("pytest_timeout") is None:
+        parser.addoption("--timeout", type=float, help="seconds for a test that names none itself")
     parser.addoption("--mpm", help="event (as usual), worker or prefork; a threaded reference has no PHP")
 
 
@@ -36,8 +39,11 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
+    if item.config.pluginmanager.hasplugin("timeout"):
+        yield
+        return
     marker = item.get_closest_marker("timeout")
-    limit = marker.args[0] if marker else TEST_TIMEOUT
+    limit = int(marker.args[0] if marker else item.config.getoption("--timeout") or TEST_TIMEOUT)
 
     def too_long(*_):
         raise TimeoutError(f"the test took longer than {limit} s")

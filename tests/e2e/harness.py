@@ -64,7 +64,10 @@ STATIC = _static_modules()
 
 
 def module_so():
-    return Path(os.environ.get("MOD_POOL_SO", REPO / "target/release/libmod_pool.so"))
+    if "MOD_POOL_SO" in os.environ:
+        return Path(os.environ["MOD_POOL_SO"])
+    built = REPO / "build/mod_pool.so"
+    return built if built.exists() else REPO / "target/release/libmod_pool.so"
 
 
 def has_module(name):

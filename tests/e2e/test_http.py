@@ -21,6 +21,7 @@ CONF = """
     ErrorDocument 404 /errors/404.php
     FileETag MTime Size
     MergeTrailers on
+    H2EarlyHints on
     <Location /small>
         LimitRequestBody 1000
     </Location>
