@@ -43,7 +43,7 @@ def pytest_runtest_protocol(item):
         yield
         return
     marker = item.get_closest_marker("timeout")
-    limit = int(marker.args[0] if marker else item.config.getoption("--timeout") or TEST_TIMEOUT)
+    limit = int(marker.args[0] if marker else item.config.getoption("--timeout", None) or TEST_TIMEOUT)
 
     def too_long(*_):
         raise TimeoutError(f"the test took longer than {limit} s")
