@@ -74,7 +74,8 @@ def fill(site):
     """)
     site.script("nph-plain.cgi", """
         #!/bin/sh
-        printf 'HTTP/1.1 299 Nonparsed\\r\\nContent-Type: text/plain\\r\\nX-Nph: yes\\r\\nContent-Length: 4\\r\\n\\r\\nbody'
+        printf 'HTTP/1.1 299 Nonparsed\\r\\nContent-Type: text/plain\\r\\nX-Nph: yes\\r\\n'
+        printf 'Content-Length: 4\\r\\n\\r\\nbody'
     """)
     site.script("nph-endless.cgi", """
         #!/bin/sh
@@ -101,7 +102,8 @@ def fill(site):
     site.script("local.cgi", "#!/bin/sh\nprintf 'Location: /server.php?from=cgi\\r\\n\\r\\n'\n")
     site.write("virtual.php", "<?php echo 'before '; virtual('/text.txt'); echo ' after';")
     site.write("page.shtml", """
-        <!--#include virtual="/text.txt" -->|<!--#include virtual="/one.php?x=7" -->|<!--#include virtual="/one.cgi" -->|<!--#echo var="DOCUMENT_URI" -->|<!--#exec cmd="id -u" -->
+        <!--#include virtual="/text.txt" -->|<!--#include virtual="/one.php?x=7" -->|
+        <!--#include virtual="/one.cgi" -->|<!--#echo var="DOCUMENT_URI" -->|<!--#exec cmd="id -u" -->
     """)
     site.write("one.php", "<?php echo 'php', $_GET['x'] ?? '';")
     site.script("one.cgi", "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\ncgi'\n")
@@ -659,7 +661,7 @@ def test_php_virtual(server):
 
 
 def test_ssi_includes_in_the_pool(server, alice):
-    text = server.get("/page.shtml").text.strip().split("|")
+    text = [part.strip() for part in server.get("/page.shtml").text.split("|")]
     assert text[0] == "0123456789" * 100
     assert text[1:4] == ["php7", "cgi", "/page.shtml"]
     assert int(text[4]) == alice.owner[0]
@@ -679,7 +681,10 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
     """)
     alice = Site("alice", ALICE)
     server = httpd(sites=[front, alice])
-    front.write("page.shtml", '[<!--#include virtual="/pool/part.txt" -->][<!--#include virtual="/pool/part.php?x=1" -->]')
+    front.write(
+        "page.shtml",
+        '[<!--#include virtual="/pool/part.txt" -->][<!--#include virtual="/pool/part.php?x=1" -->]',
+    )
     alice.write("part.txt", "part")
     alice.write("part.php", "<?php echo 'uid ', posix_geteuid(), ' x=', $_GET['x'];")
     server.start()
