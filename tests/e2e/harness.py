@@ -252,7 +252,8 @@ class Site:
     """One virtual host `NAME.test`, on the plain and the TLS port, assigned to the pool `pool`.
 
     `conf` goes into both virtual hosts, `tls_conf` into the TLS one only, `pool_conf` into the
-    ServerPool block. `pool=None` means: assigned to nothing.
+    ServerPool block. `pool=None` means: assigned to nothing. `declared=False`: the test writes the
+    ServerPool block itself.
     """
 
     name: str
@@ -263,6 +264,7 @@ class Site:
     tls_conf: str = ""
     pool_conf: str = ""
     pool: str | None = "="
+    declared: bool = True
     server: "Httpd" = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -467,7 +469,7 @@ class Httpd:
             out.append(self._fill(self.global_pool_conf))
             seen = set()
             for site in self.sites.values():
-                if site.pool and site.pool not in seen:
+                if site.pool and site.declared and site.pool not in seen:
                     seen.add(site.pool)
                     out.append(
                         f"<ServerPool {site.pool}>\n  PoolUser #{site.uid}\n  PoolGroup #{site.gid}\n"

@@ -44,12 +44,19 @@ def fill(site):
         echo 'ok';
     """)
     site.write("stderr.php", "<?php fwrite(fopen('php://stderr', 'w'), \"to stderr\\n\"); echo 'ok';")
-    site.script("stderr.cgi", "#!/bin/sh\necho 'said by the cgi' >&2\nprintf 'Content-Type: text/plain\\r\\n\\r\\nok'\n")
+    site.script("stderr.cgi", """
+        #!/bin/sh
+        echo 'said by the cgi' >&2
+        printf 'Content-Type: text/plain\\r\\n\\r\\nok'
+    """)
     site.script("flood.cgi", """
         #!/bin/sh
         printf 'Content-Type: text/plain\\r\\n\\r\\n'
         i=0
-        while [ $i -lt 20000 ]; do echo "flood $i xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" >&2; i=$((i+1)); done
+        while [ $i -lt 20000 ]; do
+            echo "flood $i xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" >&2
+            i=$((i+1))
+        done
         echo done
     """)
     site.write("flood.php", """
@@ -61,9 +68,12 @@ def fill(site):
 
 
 LOG_FORMAT = (
-    r"%v|%U%q|%m|%H|%u|%>s|%B|%f|%R|%{MARK}e|%{FROM_HTACCESS}e|%{BY_SCRIPT}e|%{FROM_PHP}n|%{STATIC_ENV}e|%h|%{X-In}i|%{X-Out}o|%I|%D"
+    r"%v|%U%q|%m|%H|%u|%>s|%B|%f|%R|%{MARK}e|%{FROM_HTACCESS}e|%{BY_SCRIPT}e|%{FROM_PHP}n|"
+    r"%{STATIC_ENV}e|%h|%{X-In}i|%{X-Out}o|%I|%D"
 )
-FIELDS = "v uri method proto user status bytes file handler mark ht script note static host in out received took".split()
+FIELDS = (
+    "v uri method proto user status bytes file handler mark ht script note static host in out received took"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +176,9 @@ def test_conditional_log_by_environment(httpd):
     server = httpd(sites=[alice], modules=["cgi"], log_format="%U %>s")
     fill(alice)
     server.start()
-    for path in ("/quiet.txt", "/marked.txt", "/text.txt"):
-        assert server.get(path).status == 200
+    with server.connect() as c:
+        for path in ("/quiet.txt", "/marked.txt", "/text.txt"):
+            assert c.get(path).status == 200
     server.wait_for_log(r"/text\.txt", name="cond.log")
     assert server.log("cond.log") == "/marked.txt 200\n/text.txt 200\n"
     assert server.log("mark.log") == "/marked.txt 200\n"
@@ -269,7 +280,8 @@ def test_denied_request_is_logged_at_its_virtual_host(server):
     server.sites["alice"].write("denied/x.txt", "x")
     at = len(errors(server))
     assert server.get("/denied/x.txt").status == 403
-    server.wait_for_log(r"AH01630: client denied by server configuration: .*/denied/x\.txt", name="alice-error.log", after=at)
+    server.wait_for_log(r"AH01630: client denied by server configuration: .*/denied/x\.txt",
+                        name="alice-error.log", after=at)
 
 
 @pytest.mark.pool_only
