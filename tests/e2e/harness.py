@@ -34,6 +34,7 @@ FRONTEND = 33
 TEST_UIDS = {ALICE, BOB, CAROL}
 
 START_TIMEOUT = 20
+UP = "resuming normal operations"
 STOP_TIMEOUT = 20
 
 
@@ -84,10 +85,10 @@ def _module_file(name):
     return path if path.exists() else None
 
 
-def _load_line(name):
+def _load_line(name, path=None):
     if name in STATIC:
         return ""
-    path = _module_file(name)
+    path = path or _module_file(name)
     if path is None:
         raise HarnessError(f"module {name} is not installed in {MODULE_DIR}")
     return f"LoadModule {name}_module {path}\n"
@@ -346,7 +347,6 @@ class Httpd:
         mpm_conf=None,
         env=None,
         define=None,
-        alone=False,
     ):
         self.mpm = mpm
         self.with_pool = with_pool
@@ -377,6 +377,7 @@ class Httpd:
             self.modules.remove("php")  # it refuses a threaded server
         self.extra = conf
         self.global_pool_conf = global_pool_conf
+        self.pool_so = None  # another file than module_so(), for tests that replace it
         self.log_format = log_format or '%v %s %B \\"%r\\"'
         self.mpm_conf = mpm_conf
         self.main = None  # pid of the httpd parent
@@ -420,7 +421,7 @@ class Httpd:
         if self.mpm:
             out.append(_load_line(f"mpm_{self.mpm}"))
         # The order of a2enmod: alphabetical.
-        out += [_load_line(name) for name in sorted(self.modules)]
+        out += [_load_line(n, self.pool_so if n == "pool" else None) for n in sorted(self.modules)]
         out.append(
             f"""
             ServerRoot {self.root}
@@ -530,6 +531,7 @@ class Httpd:
     def start(self, mode="foreground"):
         """mode: foreground (-DFOREGROUND), daemon (-k start), single (-X)."""
         self.write_conf()
+        self.mode = mode
         if self.with_pool and not module_so().exists():
             raise HarnessError(f"{module_so()} does not exist: build it, or set MOD_POOL_SO")
         self.stopped = False
@@ -581,9 +583,12 @@ class Httpd:
                 raise HarnessError(f"httpd ended at its start\n{self.tail()}")
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
+                # It listens before it has its signal handlers; the log line comes after both.
+                if self.mode == "single" or self.count_log(UP):
+                    return
             except OSError:
-                time.sleep(0.03)
+                pass
+            time.sleep(0.03)
         raise HarnessError(f"httpd does not accept within {timeout} s\n{self.tail()}")
 
     def signal(self, number):
@@ -602,11 +607,11 @@ class Httpd:
     def graceful(self, wait=True):
         """SIGUSR1; waits until the parent says it has resumed with the new configuration."""
         self.write_conf()
-        before = self.count_log(r"resuming normal operations|Server configured")
+        before = self.count_log(UP)
         self.signal(signals.SIGUSR1)
         if wait:
             eventually(
-                lambda: self.count_log(r"resuming normal operations|Server configured") > before,
+                lambda: self.count_log(UP) > before,
                 START_TIMEOUT,
                 what="the end of a graceful restart",
             )

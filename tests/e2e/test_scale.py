@@ -159,9 +159,9 @@ def test_requests_of_one_frontend_are_served_in_order(httpd):
 
 
 @pytest.mark.timeout(120)
-def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd):
+def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind):
     conf = "StartServers 3\nServerLimit 3\nThreadsPerChild 10\nMinSpareThreads 30\nMaxSpareThreads 30\n"
-    kw = {} if httpd().mpm == "prefork" else {"mpm_conf": conf + "MaxRequestWorkers 30\n"}
+    kw = {} if kind["mpm"] == "prefork" else {"mpm_conf": conf + "MaxRequestWorkers 30\n"}
     server = make(httpd, "PoolMaxProcesses 2\nPoolQueueTimeout 30s\nPoolQueueLimit 200", **kw)
     server.get("/who.php")
     # All connections wait, then the requests go out in a known order, 10 ms apart, faster than they are served.
