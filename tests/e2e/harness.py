@@ -1165,11 +1165,17 @@ class H2:
         fields = [(":method", method), (":path", path), (":authority", host or self.host),
                   (":scheme", "https" if self.tls else "http"), *headers]
         self.h2.send_headers(stream, fields, end_stream=not body)
-        if body:
-            self.h2.send_data(stream, body, end_stream=True)
         self.streams[stream] = {"status": None, "headers": [], "body": b"", "ended": False,
                                 "reset": None, "interim": []}
         self.flush()
+        while body and not self.streams[stream]["ended"]:
+            room = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
+            if room == 0:
+                self.step()
+                continue
+            piece, body = body[:room], body[room:]
+            self.h2.send_data(stream, piece, end_stream=not body)
+            self.flush()
         return stream
 
     def step(self):

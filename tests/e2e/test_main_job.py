@@ -408,7 +408,7 @@ def test_http2_streams_at_once(server, tls):
 def test_http2_post(server):
     skip_without_h2(server, "2")
     with H2(server) as c:
-        for size in (1, 1000, 16000):
+        for size in (1, 1000, 16000, 300000):
             assert c.get("/digest.php", method="POST", body=b"b" * size).json()["bytes"] == size
 
 
