@@ -3,8 +3,6 @@
 APXS ?= apxs
 CARGO = scripts/cargo
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
-HTTPD_ETC = $(shell $(APXS) -q SYSCONFDIR)
-HTTPD_MODULES = $(shell $(APXS) -q LIBEXECDIR)
 
 .DEFAULT_GOAL := build
 .PHONY: help deps build demo demo-check test check bench fuzz install uninstall clean
@@ -57,31 +55,14 @@ bench:
 	@exec bench/run
 
 fuzz:
-	@scripts/deps build
+	@scripts/deps build fuzz
 	@exec fuzz/run
 
-# apxs copies a shared object that libtool did not make just as well; it says so in a warning.
 install: build
-	$(APXS) -i -n pool build/mod_pool.so
-	@if [ -d $(HTTPD_ETC)/mods-available ]; then \
-	  set -e; for file in pool.load pool_php.load pool_php.conf; do \
-	    install -m 644 conf/$$file $(HTTPD_ETC)/mods-available/$$file; done; \
-	  if [ -e $(HTTPD_ETC)/mods-available/pool.conf ]; then \
-	    echo "kept your $(HTTPD_ETC)/mods-available/pool.conf"; \
-	  else install -m 644 conf/pool.conf $(HTTPD_ETC)/mods-available/pool.conf; fi; \
-	  echo "installed; next: a2enmod pool, then docs/building.md for mod_php beside mpm_event"; \
-	else \
-	  echo "installed; next: add 'LoadModule pool_module $(HTTPD_MODULES)/mod_pool.so' to httpd's configuration"; \
-	fi
+	@APXS=$(APXS) scripts/install
 
-# pool.conf may be the administrator's by now: only an unchanged one goes.
 uninstall:
-	@if [ -d $(HTTPD_ETC)/mods-available ]; then \
-	  a2dismod -q pool_php pool 2>/dev/null || true; \
-	  cmp -s conf/pool.conf $(HTTPD_ETC)/mods-available/pool.conf && rm -f $(HTTPD_ETC)/mods-available/pool.conf; \
-	  rm -f $(HTTPD_ETC)/mods-available/pool.load $(HTTPD_ETC)/mods-available/pool_php.load \
-	    $(HTTPD_ETC)/mods-available/pool_php.conf; fi
-	rm -f $(HTTPD_MODULES)/mod_pool.so
+	@APXS=$(APXS) scripts/install remove
 
 clean:
 	$(CARGO) clean

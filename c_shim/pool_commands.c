@@ -1,5 +1,75 @@
 #include "pool_shim.h"
 
+/*
+ * Where a directive may stand, as docs/directives.md words it. What req_override cannot express (no <VirtualHost>, no
+ * <Directory>) the handler checks.
+ */
+#define IN_SERVER            RSRC_CONF                  /* server config */
+#define IN_SERVER_OR_POOL    RSRC_CONF                  /* server config, server pool */
+#define IN_POOL              RSRC_CONF                  /* server pool */
+#define IN_ASSIGNABLE        (RSRC_CONF | ACCESS_CONF)  /* server config, virtual host, Location, If */
+
+#define ARGS0 cmd_parms *cmd, void *dir
+#define ARGS1 ARGS0, const char *a
+#define ARGS2 ARGS1, const char *b
+
+/* In src/entry/directives.rs. */
+const char *pool_entry_server_pool(ARGS1);
+const char *pool_entry_pool_user(ARGS1);
+const char *pool_entry_pool_group(ARGS1);
+const char *pool_entry_pool_max_processes(ARGS1);
+const char *pool_entry_pool_min_spare(ARGS1);
+const char *pool_entry_pool_idle_timeout(ARGS1);
+const char *pool_entry_pool_max_requests(ARGS1);
+const char *pool_entry_pool_queue_timeout(ARGS1);
+const char *pool_entry_pool_queue_limit(ARGS1);
+const char *pool_entry_pool_env(ARGS2);
+const char *pool_entry_pool_umask(ARGS1);
+const char *pool_entry_pool_module_role(ARGS2);
+const char *pool_entry_assign_server_pool(ARGS1);
+const char *pool_entry_ssl_options(ARGS1);
+const char *pool_entry_ssl_require(ARGS1);
+const char *pool_entry_ssl_verify(ARGS1);
+const char *pool_entry_php_ini_dir(ARGS1);
+
 const command_rec pool_shim_commands[] = {
+    AP_INIT_RAW_ARGS("<ServerPool", pool_entry_server_pool, NULL, IN_SERVER_OR_POOL,
+        "Defines a server pool: the name, then its directives and sub pools"),
+    AP_INIT_TAKE1("PoolUser", pool_entry_pool_user, NULL, IN_POOL,
+        "The user that the pool's processes run as: a name or #uid"),
+    AP_INIT_TAKE1("PoolGroup", pool_entry_pool_group, NULL, IN_POOL,
+        "The group that the pool's processes run as: a name or #gid"),
+    AP_INIT_TAKE1("PoolMaxProcesses", pool_entry_pool_max_processes, NULL, IN_SERVER_OR_POOL,
+        "The most processes that the pool and its sub pools have at a time"),
+    AP_INIT_TAKE1("PoolMinSpare", pool_entry_pool_min_spare, NULL, IN_SERVER_OR_POOL,
+        "Idle processes that the pool keeps ready"),
+    AP_INIT_TAKE1("PoolIdleTimeout", pool_entry_pool_idle_timeout, NULL, IN_SERVER_OR_POOL,
+        "How long an idle process of the pool is kept"),
+    AP_INIT_TAKE1("PoolMaxRequestsPerProcess", pool_entry_pool_max_requests, NULL, IN_SERVER_OR_POOL,
+        "How many requests a process of the pool serves before it is replaced, 0 for any number"),
+    AP_INIT_TAKE1("PoolQueueTimeout", pool_entry_pool_queue_timeout, NULL, IN_SERVER_OR_POOL,
+        "How long a request waits for a process of the pool"),
+    AP_INIT_TAKE1("PoolQueueLimit", pool_entry_pool_queue_limit, NULL, IN_SERVER_OR_POOL,
+        "How many requests wait for a process of the pool"),
+    AP_INIT_TAKE12("PoolEnv", pool_entry_pool_env, NULL, IN_SERVER_OR_POOL,
+        "An environment variable of the pool's processes: its name, and its value if it is not empty"),
+    AP_INIT_TAKE1("PoolUmask", pool_entry_pool_umask, NULL, IN_SERVER_OR_POOL,
+        "The umask of the pool's processes, octal"),
+    AP_INIT_TAKE2("PoolModuleRole", pool_entry_pool_module_role, NULL, IN_SERVER,
+        "A module (x_module or mod_x.c) and where it runs: frontend, worker or both"),
+    AP_INIT_TAKE1("AssignServerPool", pool_entry_assign_server_pool, NULL, IN_ASSIGNABLE,
+        "The server pool that serves the requests, or none"),
+
+    /*
+     * Directives of mod_ssl and mod_php: httpd gives a directive to every module that lists it, so these handlers see
+     * a copy. The arguments are raw, the context is the owner's: the owner alone refuses what is wrong.
+     */
+    AP_INIT_RAW_ARGS("SSLOptions", pool_entry_ssl_options, NULL, OR_OPTIONS, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLRequireSSL", pool_entry_ssl_require, NULL, OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLRequire", pool_entry_ssl_require, NULL, OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLVerifyClient", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLVerifyDepth", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLCipherSuite", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("PHPIniDir", pool_entry_php_ini_dir, NULL, RSRC_CONF, "see mod_php"),
     { NULL }
 };

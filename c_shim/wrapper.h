@@ -24,6 +24,7 @@
 #include "unixd.h"
 #include "util_filter.h"
 #include "util_script.h"
+#include "util_time.h"
 #include "apr_buckets.h"
 #include "apr_hooks.h"
 #include "apr_lib.h"

@@ -18,3 +18,4 @@ pub mod policy;
 pub mod settings;
 pub mod sys;
 pub mod wire;
+pub mod worker;

@@ -1,1 +1,294 @@
+//! The controller: lends workers to frontends, and starts and ends the processes of every pool.
+//!
+//! Runs in: its own process (root, or httpd's user when httpd is not root; one thread).
+//! Trusts: kernel credentials, pidfds, wait status; of messages only those it could check against them.
+//! Owns: the children of all seeds and zygotes, one end of each control channel, the data sockets of idle workers.
+//! Never: waits for a peer, reads a configuration, opens a path that a tenant can write.
 #![forbid(unsafe_code)]
+
+mod act;
+mod connector;
+mod frontends;
+mod log;
+mod orphans;
+mod pool_errors;
+mod seeds;
+mod workers;
+mod zygotes;
+
+use crate::policy::{Event, FrontendId, Millis, State, ZygoteId};
+use crate::sys::fork::exit_now;
+use crate::sys::poller::{self, Poller, TermSignal};
+use crate::sys::process::{self, DescriptorLimit, PidFd};
+use crate::sys::{socket, title};
+use crate::wire::control::{LeaseId, PoolTable};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// What httpd's parent gives its controller.
+#[derive(Debug)]
+pub struct ControllerStart {
+    /// Socket (`SOCK_SEQPACKET`) on which the parent and the frontends speak; every httpd child holds its other end.
+    pub connector: OwnedFd,
+    /// Process id of httpd's parent.
+    pub parent: u32,
+    /// Build of this module, compared with that of frontends and seeds.
+    pub build_id: u64,
+}
+
+/// What a number in the poller stands for.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Connector,
+    Signal,
+    Parent,
+    FrontendChannel(FrontendId),
+    FrontendProcess(FrontendId),
+    SeedChannel(u64),
+    SeedProcess(u64),
+    SeedErrors(u64),
+    ZygoteChannel(ZygoteId),
+    ZygoteProcess(ZygoteId),
+    WorkerProcess(LeaseId),
+    PoolErrors(u64),
+    Foreign(u32),
+}
+
+/// A descriptor in the poller.
+#[derive(Debug)]
+struct Watched<T> {
+    token: u64,
+    what: T,
+}
+
+#[derive(Debug)]
+struct Controller {
+    start: ControllerStart,
+    parent: PidFd,
+    root: bool,
+    descriptors: Option<DescriptorLimit>,
+    signal: TermSignal,
+    poller: Poller,
+    sources: HashMap<u64, Source>,
+    numbers: u64,
+    began: Instant,
+    policy: State,
+    events: VecDeque<Event>,
+    tables: HashMap<u64, PoolTable>,
+    announced: HashSet<u32>,
+    early: VecDeque<connector::EarlyHello>,
+    frontends: HashMap<FrontendId, frontends::Frontend>,
+    seeds: HashMap<u64, seeds::Seed>,
+    zygotes: HashMap<ZygoteId, zygotes::ZygoteProcess>,
+    workers: HashMap<LeaseId, workers::WorkerProcess>,
+    /// Own children that are a seed, zygote or worker.
+    pids: HashSet<u32>,
+    foreign: HashMap<u32, Watched<PidFd>>,
+    errors: pool_errors::PoolErrors,
+    orphans: orphans::Sweep,
+    connector_token: u64,
+    replaced_noted: bool,
+    refusal_noted: Option<Millis>,
+    done: bool,
+}
+
+/// Runs the controller until the parent says stop, SIGTERM comes, or the parent dies.
+pub fn run(start: ControllerStart) -> ! {
+    poller::ignore_group_signals();
+    process::become_subreaper();
+    title::init();
+    title::set("mod_pool: controller");
+    let status = match Controller::new(start) {
+        Ok(mut controller) => {
+            let status = controller.serve();
+            controller.end_all();
+            status
+        }
+        Err(e) => {
+            log::error(&format!("mod_pool: the controller cannot start: {e}"));
+            1
+        }
+    };
+    exit_now(status)
+}
+
+impl Controller {
+    fn new(start: ControllerStart) -> io::Result<Self> {
+        let parent = PidFd::open(start.parent)?;
+        socket::pass_credentials(start.connector.as_fd())?;
+        let signal = TermSignal::new()?;
+        let descriptors = process::raise_descriptor_limit().ok();
+        let mut controller = Self {
+            start,
+            parent,
+            root: process::is_root(),
+            descriptors,
+            signal,
+            poller: Poller::new()?,
+            sources: HashMap::new(),
+            numbers: 0,
+            began: Instant::now(),
+            policy: State::new(),
+            events: VecDeque::new(),
+            tables: HashMap::new(),
+            announced: HashSet::new(),
+            early: VecDeque::new(),
+            frontends: HashMap::new(),
+            seeds: HashMap::new(),
+            zygotes: HashMap::new(),
+            workers: HashMap::new(),
+            pids: HashSet::new(),
+            foreign: HashMap::new(),
+            errors: pool_errors::PoolErrors::default(),
+            orphans: orphans::Sweep::default(),
+            connector_token: 0,
+            replaced_noted: false,
+            refusal_noted: None,
+            done: false,
+        };
+        for source in [Source::Connector, Source::Signal, Source::Parent] {
+            let token = controller.number();
+            let fd = match source {
+                Source::Connector => {
+                    controller.connector_token = token;
+                    controller.start.connector.as_fd()
+                }
+                Source::Signal => controller.signal.as_fd(),
+                _ => controller.parent.as_fd(),
+            };
+            controller.poller.add(fd, token)?;
+            controller.sources.insert(token, source);
+        }
+        Ok(controller)
+    }
+
+    /// The loop. Returns the exit status.
+    fn serve(&mut self) -> i32 {
+        let mut ready = Vec::new();
+        loop {
+            ready.clear();
+            if let Err(e) = self.poller.wait(self.timeout(), &mut ready) {
+                log::error(&format!("mod_pool: the controller cannot wait for events: {e}"));
+                return 1;
+            }
+            // Who has died is known before anything is lent: the death of an idle worker costs no request.
+            for deaths in [true, false] {
+                for token in &ready {
+                    match self.sources.get(token).copied() {
+                        Some(Source::Parent) => return 0,
+                        Some(source) if deaths == matches!(source, Source::WorkerProcess(_)) => self.readable(source),
+                        // Closed by an event before this one, or of the other pass.
+                        Some(_) | None => {}
+                    }
+                }
+            }
+            self.feed(Event::Tick);
+            self.forget_early_hellos();
+            self.report_dropped_lines();
+            self.sweep_orphans();
+            if self.done {
+                return 0;
+            }
+        }
+    }
+
+    fn readable(&mut self, source: Source) {
+        match source {
+            Source::Connector => self.read_connector(),
+            Source::Signal => {
+                if self.signal.came() {
+                    self.feed(Event::Stop);
+                }
+            }
+            Source::Parent => {}
+            Source::FrontendChannel(id) => self.read_frontend(id),
+            Source::FrontendProcess(id) => {
+                // What it said before it ended comes first: leases may be on their way back.
+                self.read_frontend(id);
+                self.close_frontend(id);
+            }
+            Source::SeedChannel(generation) => self.read_seed(generation),
+            Source::SeedProcess(generation) => self.reap_seed(generation),
+            Source::SeedErrors(generation) => self.read_seed_errors(generation),
+            Source::ZygoteChannel(id) => self.read_zygote(id),
+            Source::ZygoteProcess(id) => self.reap_zygote(id),
+            Source::WorkerProcess(lease) => self.reap_worker(lease),
+            Source::PoolErrors(token) => self.read_pool_errors(token),
+            Source::Foreign(pid) => {
+                if let Some(process) = self.foreign.remove(&pid) {
+                    self.unwatch(process.token, &process.what);
+                    self.feed(Event::ForeignGone { pid });
+                }
+            }
+        }
+    }
+
+    /// Gives an event to the policy and does what it says, and what follows from that.
+    fn feed(&mut self, event: Event) {
+        self.events.push_back(event);
+        let mut actions = Vec::new();
+        while let Some(event) = self.events.pop_front() {
+            let now = self.now();
+            self.policy.handle(event, now, &mut actions);
+            for action in actions.drain(..) {
+                self.act(action);
+            }
+        }
+    }
+
+    fn now(&self) -> Millis {
+        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.now();
+        [self.policy.next_deadline(), self.early_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| Duration::from_millis(at.saturating_sub(now)))
+    }
+
+    /// A number that was never used before.
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Puts a descriptor into the poller.
+    fn watch(&mut self, fd: BorrowedFd<'_>, source: Source) -> io::Result<u64> {
+        let token = self.number();
+        self.poller.add(fd, token)?;
+        self.sources.insert(token, source);
+        Ok(token)
+    }
+
+    /// Takes a descriptor out of the poller, before it is closed.
+    fn unwatch(&mut self, token: u64, fd: impl AsFd) {
+        self.sources.remove(&token);
+        self.poller.remove(fd);
+    }
+
+    /// Watches a child that is ours. `None` when that cannot be.
+    fn watch_child(&mut self, pid: u32, source: Source) -> io::Result<Watched<PidFd>> {
+        let what = PidFd::open(pid)?;
+        let token = self.watch(what.as_fd(), source)?;
+        self.pids.insert(pid);
+        Ok(Watched { token, what })
+    }
+
+    /// A pool's name for a log line.
+    fn pool_name(&self, key: crate::policy::PoolKey) -> &str {
+        self.tables
+            .get(&key.generation)
+            .and_then(|table| table.pools.get(key.pool as usize))
+            .map_or("?", |row| row.name.as_str())
+    }
+
+    /// The uid that a pool's processes must have.
+    fn pool_uid(&self, key: crate::policy::PoolKey) -> Option<u32> {
+        self.tables.get(&key.generation)?.pools.get(key.pool as usize)?.uid
+    }
+}

@@ -2,8 +2,15 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the module record.  Never: decides anything itself.
 
-use crate::ffi::{self, guard::guard};
-use std::os::raw::c_char;
+mod directives;
+pub mod worker_hooks;
+
+use crate::ffi::{
+    self,
+    guard::{guard, guard_or_abort},
+};
+use crate::httpd::{config, ServerRec};
+use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 
 /// What `LoadModule pool_module` looks up.
@@ -19,15 +26,62 @@ pub static mut pool_module: ffi::module = ffi::module {
     next: ptr::null_mut(),
     magic: ffi::MODULE_MAGIC_COOKIE as u64,
     rewrite_args: None,
-    create_dir_config: None,
-    merge_dir_config: None,
-    create_server_config: None,
-    merge_server_config: None,
+    create_dir_config: Some(create_dir_config),
+    merge_dir_config: Some(merge_dir_config),
+    create_server_config: Some(create_server_config),
+    merge_server_config: Some(merge_server_config),
     cmds: (&raw const ffi::pool_shim_commands).cast::<ffi::command_rec>(),
     register_hooks: Some(register_hooks),
     flags: 0,
 };
 
 unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
-    guard((), || {});
+    let middle = ffi::APR_HOOK_MIDDLE as c_int;
+    guard((), || {
+        // SAFETY: httpd is single-threaded while it loads modules; the hook stays mapped (nodelete).
+        unsafe { ffi::ap_hook_check_config(Some(check_config), ptr::null(), ptr::null(), middle) };
+    });
+}
+
+unsafe extern "C" fn create_dir_config(pool: *mut ffi::apr_pool_t, _dir: *mut c_char) -> *mut c_void {
+    // SAFETY: called by httpd, with a live pool.
+    guard_or_abort(|| unsafe { config::create_dir_config(pool) })
+}
+
+unsafe extern "C" fn merge_dir_config(
+    pool: *mut ffi::apr_pool_t,
+    base: *mut c_void,
+    inner: *mut c_void,
+) -> *mut c_void {
+    // SAFETY: called by httpd, with a live pool and two records of this module.
+    guard_or_abort(|| unsafe { config::merge_dir_config(pool, base, inner) })
+}
+
+unsafe extern "C" fn create_server_config(pool: *mut ffi::apr_pool_t, _server: *mut ffi::server_rec) -> *mut c_void {
+    // SAFETY: called by httpd, with a live pool.
+    guard_or_abort(|| unsafe { config::create_server_config(pool) })
+}
+
+unsafe extern "C" fn merge_server_config(
+    _pool: *mut ffi::apr_pool_t,
+    base: *mut c_void,
+    virtual_host: *mut c_void,
+) -> *mut c_void {
+    // SAFETY: called by httpd, with two records of this module.
+    guard_or_abort(|| unsafe { config::merge_server_config(base, virtual_host) })
+}
+
+unsafe extern "C" fn check_config(
+    _pconf: *mut ffi::apr_pool_t,
+    _plog: *mut ffi::apr_pool_t,
+    _ptemp: *mut ffi::apr_pool_t,
+    main: *mut ffi::server_rec,
+) -> c_int {
+    // SAFETY: httpd calls the hook with its main server.
+    let checked = guard(false, || config::check_config(unsafe { ServerRec::from_raw(main) }));
+    if checked {
+        ffi::HOOK_OK
+    } else {
+        ffi::HTTP_INTERNAL_SERVER_ERROR as c_int
+    }
 }

@@ -2,10 +2,19 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
+pub mod classes;
+pub mod command;
+pub mod config;
+pub mod errorlog;
 pub mod hooks;
+pub mod image;
 pub mod log;
+pub mod rebuild;
 pub mod request;
+pub mod response;
 pub mod server;
+pub mod tls;
+pub mod worker_filters;
 
 pub use request::RequestRec;
 pub use server::ServerRec;

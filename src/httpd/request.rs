@@ -69,6 +69,60 @@ impl<'r> RequestRec<'r> {
         method = method;
         log_id = log_id;
         useragent_ip = useragent_ip;
+        user = user;
+        auth_type = ap_auth_type;
+        handler = handler;
+        filename = filename;
+    }
+
+    /// Fields behind a request's body, and those behind the response's.
+    pub fn trailers_in(self) -> Table<'r> {
+        // SAFETY: httpd makes this table together with the request.
+        unsafe { Table::from_raw((*self.as_ptr()).trailers_in) }
+    }
+
+    pub fn trailers_out(self) -> Table<'r> {
+        // SAFETY: as above.
+        unsafe { Table::from_raw((*self.as_ptr()).trailers_out) }
+    }
+
+    /// The request that internal redirects have led to; itself when there were none.
+    pub fn last(self) -> RequestRec<'r> {
+        let mut at = self;
+        // SAFETY: a redirect's request lives in the pool of the one it came from.
+        while let Some(next) = NonNull::new(unsafe { (*at.as_ptr()).next }) {
+            at = Self { raw: next, life: PhantomData };
+        }
+        at
+    }
+
+    /// `LimitRequestBody` where the request has led to; `None` without a limit.
+    pub fn body_limit(self) -> Option<u64> {
+        // SAFETY: the request is live.
+        let limit = unsafe { ffi::ap_get_limit_req_body(self.as_ptr()) };
+        u64::try_from(limit).ok().filter(|limit| *limit > 0)
+    }
+
+    /// Trailers join the request's fields where `MergeTrailers` says so.
+    pub fn merge_trailers(self) {
+        // SAFETY: the request is live; the core's server configuration is of the type that http_core.h declares.
+        unsafe {
+            let core = ffi::ap_get_core_module_config((*(*self.as_ptr()).server).module_config)
+                .cast::<ffi::core_server_config>();
+            if (*core).merge_trailers.cast_unsigned() == ffi::AP_MERGE_TRAILERS_ENABLE {
+                (*self.as_ptr()).headers_in = ffi::apr_table_overlay(
+                    (*self.as_ptr()).pool,
+                    (*self.as_ptr()).headers_in,
+                    (*self.as_ptr()).trailers_in,
+                );
+            }
+        }
+    }
+
+    /// The client has gone.
+    pub fn set_aborted(self) {
+        // SAFETY: a live request has a live connection.
+        unsafe { (*(*self.as_ptr()).connection).aborted = 1 };
     }
 
     pub fn status(self) -> i32 {

@@ -1,1 +1,175 @@
+//! Decides when to fork, lend, recall, retire, evict and throttle: a function of state, event and time.
+//!
+//! Runs in: controller.  Trusts: the events, which the controller has checked against kernel credentials before.
+//! Owns: the ledger of generations, pools, zygotes, workers, leases, wants and caps.
+//! Never: does I/O, reads a clock, panics on a stale or repeated event.
 #![forbid(unsafe_code)]
+
+mod account;
+mod generation;
+mod lending;
+mod state;
+mod timer;
+mod worker;
+mod zygote;
+
+#[cfg(test)]
+mod tests;
+
+pub use state::State;
+
+use crate::wire::control::{LeaseId, LendCount, PoolTable, Refusal, Returned, WantId};
+
+/// Milliseconds of a clock that never goes back.
+pub type Millis = u64;
+
+/// A frontend's connection, numbered by the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendId(pub u64);
+
+/// A start of a zygote; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ZygoteId(pub u64);
+
+/// A pool of one generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// Generation of the pool table.
+    pub generation: u64,
+    /// Index in that table.
+    pub pool: u32,
+}
+
+/// How long a worker may take to end after its last request.
+pub const LAST_GRACE: Millis = 5_000;
+/// How long a script may run on after its client went away.
+pub const ABANDONED_GRACE: Millis = 300_000;
+/// How long a worker whose socket is at its end may take to be reaped.
+pub const DEAD_GRACE: Millis = 1_000;
+/// How long a worker may take to see the end of its socket when it is retired.
+pub const RETIRE_GRACE: Millis = 2_000;
+/// How long workers that a dead frontend held may take to notice.
+pub const ORPHANED_GRACE: Millis = 10_000;
+/// How long everything may take to end by itself when the server stops.
+pub const STOP_GRACE: Millis = 2_000;
+/// A zygote that does not answer an order to fork within this time is killed.
+pub const FORK_DEADLINE: Millis = 10_000;
+/// A zygote that has not started its modules within this time is killed.
+pub const ZYGOTE_DEADLINE: Millis = 60_000;
+/// A seed that has not read its configuration within this time is killed.
+pub const SEED_DEADLINE: Millis = 120_000;
+/// First and longest delay after a failed start; each failure doubles it.
+pub const FIRST_DELAY: Millis = 1_000;
+/// See [`FIRST_DELAY`].
+pub const LONGEST_DELAY: Millis = 60_000;
+/// A pool that failed and was not asked for again is forgotten after this time, its delay with it.
+pub const FORGET_AFTER: Millis = 60_000;
+/// A seed that was ready for this long starts again with the first delay.
+pub const SEED_PROVEN: Millis = 60_000;
+/// After so many failed starts of the seed, who needs it is refused at once.
+pub const SEED_PATIENCE: u32 = 3;
+/// An idle worker of an older generation is retired after this time.
+pub const OLD_IDLE: Millis = 1_000;
+/// A Want that has waited this long takes a slot from other pools under the same cap, busy ones included: half of
+/// the 100 ms that nobody may wait past his turn, because the next slot has to come free, too.
+pub const PATIENCE: Millis = 50;
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A configuration was read.
+    Configure { table: PoolTable },
+    /// A frontend of a known generation was accepted.
+    FrontendCame { frontend: FrontendId, generation: u64 },
+    /// Its process or its channel ended.
+    FrontendLeft { frontend: FrontendId },
+    /// A request waits.
+    Want { frontend: FrontendId, want: WantId, pool: u32 },
+    /// It waits no more.
+    Cancel { frontend: FrontendId, want: WantId },
+    /// A lease came back; for [`Returned::Idle`] the controller holds the data socket again.
+    Return { frontend: FrontendId, lease: LeaseId, lend: LendCount, how: Returned },
+    /// The seed has read its configuration.
+    SeedReady { generation: u64 },
+    /// The seed's process was reaped, or could not be started.
+    SeedGone { generation: u64, text: String },
+    /// The zygote has started its modules.
+    ZygoteReady { zygote: ZygoteId },
+    /// It reported a failure or broke the protocol; its process may live.
+    ZygoteFailed { zygote: ZygoteId, text: String },
+    /// Its process was reaped, or never came to be.
+    ZygoteGone { zygote: ZygoteId, text: String },
+    /// The worker was forked and its process checked.
+    Forked { lease: LeaseId, pid: u32 },
+    /// The order to fork could not be given; no process exists.
+    ForkFailed { lease: LeaseId, text: String },
+    /// The worker was reaped.
+    WorkerGone { lease: LeaseId, wait_status: i32 },
+    /// A worker of a controller that has died still serves a request of the named pool.
+    ForeignCame { pid: u32, pool: String },
+    /// It is gone.
+    ForeignGone { pid: u32 },
+    /// End everything.
+    Stop,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the controller has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Start the seed of this generation.
+    StartSeed { generation: u64 },
+    /// Close the seed's channel: it ends by itself.
+    EndSeed { generation: u64 },
+    /// Kill the seed.
+    KillSeed { generation: u64 },
+    /// Order a zygote for the pool from the seed of its generation.
+    StartZygote { zygote: ZygoteId, key: PoolKey },
+    /// Close the zygote's channel: it ends by itself.
+    EndZygote { zygote: ZygoteId },
+    /// Kill the zygote.
+    KillZygote { zygote: ZygoteId },
+    /// Order a worker from the zygote.
+    Fork { lease: LeaseId, zygote: ZygoteId, key: PoolKey },
+    /// Lend the worker: send the data socket and close the own copy.
+    Grant { frontend: FrontendId, want: WantId, lease: LeaseId, lend: LendCount, pid: u32, cold: bool, contended: bool },
+    /// Tell that there will be no lease.
+    Refuse { frontend: FrontendId, want: WantId, reason: Refusal, retry_after_s: u32, text: String },
+    /// Ask for the lease.
+    Recall { frontend: FrontendId, lease: LeaseId, lend: LendCount },
+    /// Tell whether others wait.
+    Contended { frontend: FrontendId, pool: u32, on: bool },
+    /// Tell how the worker ended.
+    Obituary { frontend: FrontendId, lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
+    /// Close the own copy of the worker's data socket: it ends by itself.
+    Retire { lease: LeaseId },
+    /// Kill the worker.
+    Kill { lease: LeaseId },
+    /// The worker never came to be: drop what was prepared for it.
+    Forget { lease: LeaseId },
+    /// A pool's processes die at start: log it.
+    Throttled { key: PoolKey, delay_s: u64, text: String },
+    /// The generation has no process left: drop its table.
+    GenerationGone { generation: u64 },
+    /// Everything has ended after [`Event::Stop`].
+    Done,
+}
+
+/// How a process ended, from the status of waitpid(2).
+pub fn describe_status(wait_status: i32) -> String {
+    match wait_status & 0x7f {
+        0 => format!("exit status {}", (wait_status >> 8) & 0xff),
+        signal => format!("signal {signal}"),
+    }
+}
+
+/// The delay before the next start after so many failures in a row.
+fn delay_after(failures: u32) -> Millis {
+    FIRST_DELAY.checked_shl(failures.saturating_sub(1).min(16)).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY)
+}
+
+/// Whole seconds of a remaining time, rounded up, at least one.
+fn seconds(left: Millis) -> u32 {
+    u32::try_from(left.div_ceil(1000).max(1)).unwrap_or(u32::MAX)
+}

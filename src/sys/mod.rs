@@ -2,7 +2,15 @@
 //!
 //! Runs in: every role.  Trusts: the kernel.  Owns: nothing.  Never: knows httpd, decides a policy.
 
+pub mod accounts;
+pub mod descriptor;
+pub mod file;
 pub mod fork;
+pub mod image;
+pub mod launch;
+pub mod poller;
 pub mod privileges;
+pub mod process;
 pub mod socket;
+pub mod spawn;
 pub mod title;

@@ -7,5 +7,6 @@
 pub mod codec;
 pub mod control;
 pub mod frame;
+pub mod interim;
 pub mod request;
 pub mod response;

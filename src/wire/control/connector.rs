@@ -9,7 +9,7 @@ use crate::wire::codec::{Malformed, Put, Reader};
 /// On the connector, from httpd's parent (proven by `SCM_CREDENTIALS`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentMessage {
-    /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`], then the fd of the
+    /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`](super::PoolTable), then the fd of the
     /// error log (the controller's new standard error).
     Configure { generation: u64 },
     /// httpd's `child_status` hook said that this child of the parent started: it may say hello.

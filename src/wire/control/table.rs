@@ -15,7 +15,7 @@ pub struct PoolTable {
     pub generation: u64,
     /// Numeric `User` of the frontends: a hello from another uid is refused.
     pub frontend_uid: u32,
-    /// Arguments that start a seed of this generation, argv[0] included.
+    /// Arguments that start a seed of this generation, `argv[0]` included.
     pub seed_argv: Vec<Vec<u8>>,
     /// Index 0 is the root pool. A parent stands before its sub pools.
     pub pools: Vec<PoolRow>,

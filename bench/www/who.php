@@ -1,0 +1,2 @@
+<?php
+echo posix_getuid(), " ", PHP_SAPI, " ", ini_get("opcache.enable"), "\n";

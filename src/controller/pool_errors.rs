@@ -1,0 +1,252 @@
+//! What the processes of pools write to their standard error: split into lines, limited, sent on to a frontend.
+//!
+//! Runs in: controller.  Trusts: nothing in the lines.  Owns: the read ends of these pipes.
+//! Never: waits for a reader, lets one pool use more than its share, passes a control byte on.
+
+use super::{log, Controller, Source, Watched};
+use crate::policy::{Millis, PoolKey};
+use crate::sys::descriptor;
+use crate::wire::control::{ControllerMessage, MAX_LOG_LINE};
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes of one pool that are logged in each [`PERIOD`].
+const ALLOWANCE: usize = 64 * 1024;
+const PERIOD: Millis = 1_000;
+/// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
+/// controller busy.
+const READ_ALLOWANCE: usize = 4 << 20;
+/// Bytes read from one pipe before others get their turn: what the pipe itself holds by default.
+const READ: usize = 4096;
+const READS: usize = 16;
+
+#[derive(Debug)]
+struct Pipe {
+    fd: Watched<OwnedFd>,
+    key: PoolKey,
+    /// 0 until the process is known.
+    pid: u32,
+    line: Vec<u8>,
+    /// The rest of a line that was too long is skipped.
+    skipping: bool,
+}
+
+#[derive(Debug, Default)]
+struct Budget {
+    since: Millis,
+    bytes: usize,
+    read: usize,
+    dropped: u64,
+    /// Pipes that are not watched until the period ends.
+    paused: Vec<u64>,
+}
+
+/// All such pipes, and what each pool has written in this period.
+#[derive(Debug, Default)]
+pub(super) struct PoolErrors {
+    pipes: HashMap<u64, Pipe>,
+    budgets: HashMap<PoolKey, Budget>,
+}
+
+impl PoolErrors {
+    pub(super) fn set_pid(&mut self, number: u64, pid: u32) {
+        if let Some(pipe) = self.pipes.get_mut(&number) {
+            pipe.pid = pid;
+        }
+    }
+
+    /// When the next period of a pool that lost lines or may be forgotten ends.
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        self.budgets.values().map(|b| b.since + PERIOD).min()
+    }
+}
+
+impl Pipe {
+    /// Takes bytes in and gives out whole lines, of at most [`MAX_LOG_LINE`] bytes each after escaping.
+    fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        for &byte in bytes {
+            if byte == b'\n' {
+                if !self.skipping && !self.line.is_empty() {
+                    lines.push(self.escaped());
+                }
+                self.line.clear();
+                self.skipping = false;
+            } else if !self.skipping {
+                self.line.push(byte);
+                if self.line.len() >= MAX_LOG_LINE {
+                    lines.push(self.escaped());
+                    self.line.clear();
+                    self.skipping = true;
+                }
+            }
+        }
+        lines
+    }
+
+    fn escaped(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.line.len());
+        log::escape(&self.line, &mut out);
+        out.truncate(MAX_LOG_LINE);
+        out
+    }
+}
+
+impl Controller {
+    /// Watches the standard error of a process of a pool. Returns the pipe's number.
+    pub(super) fn add_pool_errors(&mut self, fd: OwnedFd, key: PoolKey) -> io::Result<u64> {
+        let number = self.number();
+        let token = self.watch(fd.as_fd(), Source::PoolErrors(number))?;
+        let fd = Watched { token, what: fd };
+        self.errors.pipes.insert(number, Pipe { fd, key, pid: 0, line: Vec::new(), skipping: false });
+        Ok(number)
+    }
+
+    pub(super) fn read_pool_errors(&mut self, number: u64) {
+        let mut buf = [0; READ];
+        for _ in 0..READS {
+            let Some(pipe) = self.errors.pipes.get_mut(&number) else {
+                return;
+            };
+            match descriptor::read(&pipe.fd.what, &mut buf) {
+                Ok(n @ 1..) => {
+                    let lines = pipe.take(buf.get(..n).unwrap_or_default());
+                    let (key, pid) = (pipe.key, pipe.pid);
+                    let too_much = self.note_read(key, n);
+                    for line in lines {
+                        self.pool_line(key, pid, line);
+                    }
+                    if too_much {
+                        return self.pause_pool_errors(number);
+                    }
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+                Ok(_) | Err(_) => return self.close_pool_errors(number),
+            }
+        }
+    }
+
+    /// Counts what was read. Whether it is too much for this period.
+    fn note_read(&mut self, key: PoolKey, n: usize) -> bool {
+        let now = self.now();
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
+        budget.read += n;
+        budget.read > READ_ALLOWANCE
+    }
+
+    fn pause_pool_errors(&mut self, number: u64) {
+        let Some(pipe) = self.errors.pipes.get(&number) else {
+            return;
+        };
+        if let Some(budget) = self.errors.budgets.get_mut(&pipe.key) {
+            self.poller.remove(&pipe.fd.what);
+            budget.paused.push(number);
+        }
+    }
+
+    fn resume_pool_errors(&mut self, number: u64) {
+        if let Some(pipe) = self.errors.pipes.get(&number) {
+            // It fails for a pipe that was never paused only.
+            let _ = self.poller.add(&pipe.fd.what, pipe.fd.token);
+        }
+    }
+
+    /// The process is gone: what it wrote last is read, then the pipe is closed, whoever else may hold its other end.
+    pub(super) fn finish_pool_errors(&mut self, number: u64) {
+        self.read_pool_errors(number);
+        self.close_pool_errors(number);
+    }
+
+    fn close_pool_errors(&mut self, number: u64) {
+        let Some(pipe) = self.errors.pipes.remove(&number) else {
+            return;
+        };
+        self.unwatch(pipe.fd.token, &pipe.fd.what);
+        if !pipe.line.is_empty() && !pipe.skipping {
+            self.pool_line(pipe.key, pipe.pid, pipe.escaped());
+        }
+    }
+
+    fn pool_line(&mut self, key: PoolKey, pid: u32, line: Vec<u8>) {
+        let now = self.now();
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
+        if budget.bytes + line.len() > ALLOWANCE {
+            budget.dropped += 1;
+            return;
+        }
+        budget.bytes += line.len() + 1;
+        if !self.send_pool_line(key, pid, line) {
+            if let Some(budget) = self.errors.budgets.get_mut(&key) {
+                budget.dropped += 1;
+            }
+        }
+    }
+
+    /// To a frontend of the generation, or to the own log where there is none. Whether it went out.
+    fn send_pool_line(&mut self, key: PoolKey, pid: u32, line: Vec<u8>) -> bool {
+        let message = ControllerMessage::Log { pool: key.pool, pid: pid.max(1), line };
+        if let Some(sent) = self.log_to_frontend(key.generation, &message) {
+            return sent;
+        }
+        if let ControllerMessage::Log { line, .. } = &message {
+            let text = String::from_utf8_lossy(line);
+            log::notice(&format!("mod_pool: pool {} pid {pid}: {text}", self.pool_name(key)));
+        }
+        true
+    }
+
+    /// Ends the periods that are over, and says how many lines were lost in each.
+    pub(super) fn report_dropped_lines(&mut self) {
+        let now = self.now();
+        let mut dropped = Vec::new();
+        let mut paused = Vec::new();
+        self.errors.budgets.retain(|key, budget| {
+            if budget.since + PERIOD > now {
+                return true;
+            }
+            paused.append(&mut budget.paused);
+            if budget.dropped > 0 {
+                dropped.push((*key, budget.dropped));
+            }
+            false
+        });
+        for number in paused {
+            self.resume_pool_errors(number);
+        }
+        for (key, count) in dropped {
+            let text = format!("{count} lines dropped");
+            if !self.send_pool_line(key, 0, text.clone().into_bytes()) {
+                log::notice(&format!("mod_pool: pool {}: {text}", self.pool_name(key)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket;
+
+    fn pipe() -> Pipe {
+        let (what, _) = socket::seqpacket_pair().expect("any descriptor");
+        let key = PoolKey { generation: 1, pool: 1 };
+        Pipe { fd: Watched { token: 0, what }, key, pid: 1, line: Vec::new(), skipping: false }
+    }
+
+    #[test]
+    fn bytes_become_lines_whatever_the_pieces() {
+        let mut pipe = pipe();
+        assert_eq!(pipe.take(b"one\ntw"), vec![b"one".to_vec()]);
+        assert_eq!(pipe.take(b"o\n\n\x1b\n"), vec![b"two".to_vec(), b"\\x1b".to_vec()]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut_once() {
+        let mut pipe = pipe();
+        let lines = pipe.take(&[b'x'; 3 * MAX_LOG_LINE]);
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].len(), MAX_LOG_LINE);
+        assert_eq!(pipe.take(b"rest\nnext\n"), vec![b"next".to_vec()]);
+    }
+}

@@ -1,0 +1,126 @@
+//! Workers: the data socket of each, its process, its end.
+//!
+//! Runs in: controller.  Trusts: wait status.  Owns: the data sockets that no frontend holds.
+//! Never: reads from a data socket, keeps a copy of one that is lent.
+
+use super::{log, Controller, Source, Watched};
+use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
+use crate::sys::descriptor;
+use crate::sys::process::PidFd;
+use crate::sys::socket::{self, Blocking};
+use crate::wire::control::{LeaseId, ZygoteOrder};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Buffer of a data socket in each direction: a whole small response travels without waiting for its reader.
+const DATA_BUFFER: i32 = 256 * 1024;
+
+/// A worker, from the order to fork it until it is reaped.
+#[derive(Debug)]
+pub(super) struct WorkerProcess {
+    /// The frontend's end of its data socket, while no frontend holds it.
+    pub data: Option<OwnedFd>,
+    /// Tells that end from any other socket when it comes back.
+    pub identity: Option<(u64, u64)>,
+    /// `None` until its zygote has told its pid.
+    process: Option<Watched<PidFd>>,
+    key: PoolKey,
+    errors: Option<u64>,
+}
+
+impl WorkerProcess {
+    pub(super) fn pidfd(&self) -> Option<&PidFd> {
+        self.process.as_ref().map(|p| &p.what)
+    }
+}
+
+impl Controller {
+    pub(super) fn fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) {
+        if let Err(e) = self.try_fork_worker(lease, zygote, key) {
+            let text = format!("the order to fork failed: {e}");
+            self.events.push_back(Event::ForkFailed { lease, text });
+        }
+    }
+
+    fn try_fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) -> io::Result<()> {
+        let (data, theirs) = socket::seqpacket_pair()?;
+        socket::buffer_size(data.as_fd(), DATA_BUFFER)?;
+        socket::buffer_size(theirs.as_fd(), DATA_BUFFER)?;
+        let identity = Some(descriptor::identity(&data)?);
+        let (errors, errors_write) = descriptor::pipe()?;
+        let request = u32::try_from(self.number() & u64::from(u32::MAX)).unwrap_or(0);
+        let z = self.zygotes.get_mut(&zygote).ok_or(ErrorKind::NotConnected)?;
+        let channel = z.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
+        let order = ZygoteOrder::Fork { request };
+        socket::send(channel.what.as_fd(), &order.encode(), &[theirs.as_fd(), errors_write.as_fd()], Blocking::No)?;
+        z.open.insert(request, lease);
+        let errors = self.add_pool_errors(errors, key).ok();
+        self.workers.insert(lease, WorkerProcess { data: Some(data), identity, process: None, key, errors });
+        Ok(())
+    }
+
+    /// Its zygote has told a pid, and the kernel has confirmed it.
+    pub(super) fn worker_forked(&mut self, lease: LeaseId, pid: u32, key: PoolKey) {
+        let process = match self.watch_child(pid, Source::WorkerProcess(lease)) {
+            Ok(process) => process,
+            Err(e) => return self.feed(Event::ForkFailed { lease, text: format!("it cannot be watched: {e}") }),
+        };
+        let worker = self.workers.entry(lease).or_insert(WorkerProcess {
+            // Given up meanwhile: the policy says so next, and it is killed.
+            data: None,
+            identity: None,
+            process: None,
+            key,
+            errors: None,
+        });
+        worker.process = Some(process);
+        if let Some(errors) = worker.errors {
+            self.errors.set_pid(errors, pid);
+        }
+        self.feed(Event::Forked { lease, pid });
+    }
+
+    /// Closes the own copy of the data socket, if there is one.
+    pub(super) fn retire(&mut self, lease: LeaseId) {
+        if let Some(worker) = self.workers.get_mut(&lease) {
+            worker.data = None;
+        }
+    }
+
+    pub(super) fn kill_worker(&mut self, lease: LeaseId) {
+        if let Some(process) = self.workers.get(&lease).and_then(|w| w.process.as_ref()) {
+            process.what.kill();
+        }
+    }
+
+    /// No process came of the order.
+    pub(super) fn forget_worker(&mut self, lease: LeaseId) {
+        if let Some(worker) = self.workers.remove(&lease) {
+            self.close_worker(worker);
+        }
+    }
+
+    fn close_worker(&mut self, worker: WorkerProcess) {
+        if let Some(process) = worker.process {
+            self.pids.remove(&process.what.pid());
+            self.unwatch(process.token, &process.what);
+        }
+        if let Some(errors) = worker.errors {
+            self.finish_pool_errors(errors);
+        }
+        self.orphans.soon(self.now());
+    }
+
+    pub(super) fn reap_worker(&mut self, lease: LeaseId) {
+        let Some(status) = self.workers.get(&lease).and_then(|w| w.process.as_ref()).and_then(|p| p.what.reap()) else {
+            return;
+        };
+        // Only an idle worker that nobody has told to end has its data socket here.
+        if let Some(worker) = self.workers.get(&lease).filter(|w| w.data.is_some()) {
+            let (name, text) = (self.pool_name(worker.key), describe_status(status));
+            log::notice(&format!("mod_pool: pool {name}: an idle worker died: {text}"));
+        }
+        self.forget_worker(lease);
+        self.feed(Event::WorkerGone { lease, wait_status: status });
+    }
+}

@@ -1,0 +1,94 @@
+//! The frontend's channel to the controller, and the helper thread that listens on it.
+//!
+//! Runs in: frontend; any thread sends, the helper thread receives.  Trusts: the controller.
+//! Owns: the channel.  Never: blocks a request thread for long.
+
+use crate::sys::socket::{self, Blocking, Received};
+use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, CONTROL_VERSION};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+/// How often the helper thread looks after idle leases.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Who this frontend is.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    pub generation: u64,
+    pub build_id: u64,
+}
+
+/// Our end of the channel; empty between the death of one controller and the hello to the next.
+#[derive(Debug)]
+pub struct Channel {
+    connector: OwnedFd,
+    identity: Identity,
+    current: RwLock<Option<OwnedFd>>,
+    /// Return with a descriptor and Want must not overtake one another on different threads in ways the controller
+    /// would misread; it does not, each message stands for itself. This lock is for reconnecting only.
+    connecting: Mutex<()>,
+}
+
+impl Channel {
+    pub fn new(connector: OwnedFd, identity: Identity) -> Self {
+        Self { connector, identity, current: RwLock::new(None), connecting: Mutex::new(()) }
+    }
+
+    /// Says hello to the controller.
+    pub fn connect(&self, in_flight: Vec<InFlight>) -> io::Result<()> {
+        let _one = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ours, theirs) = socket::seqpacket_pair()?;
+        socket::receive_timeout(ours.as_fd(), TICK)?;
+        socket::send_timeout(ours.as_fd(), Duration::from_secs(5))?;
+        let hello = Hello {
+            version: CONTROL_VERSION,
+            build_id: self.identity.build_id,
+            generation: self.identity.generation,
+            in_flight,
+        };
+        let bytes = ConnectorMessage::Hello(hello).encode();
+        socket::send(self.connector.as_fd(), &bytes, &[theirs.as_fd()], Blocking::Yes)?;
+        drop(theirs);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(ours);
+        Ok(())
+    }
+
+    /// Forgets a channel whose controller is gone.
+    pub fn disconnect(&self) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Sends a message; false when there is no controller now.
+    pub fn send(&self, message: &FrontendMessage) -> bool {
+        self.send_fds(message, &[])
+    }
+
+    /// As [`send`](Self::send), with a descriptor.
+    pub fn send_with(&self, message: &FrontendMessage, fd: BorrowedFd<'_>) -> bool {
+        self.send_fds(message, &[fd])
+    }
+
+    fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(channel) = current.as_ref() else { return false };
+        // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
+        socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes).is_ok()
+    }
+
+    /// Helper thread: the next message. `None` after a tick without one.
+    pub fn receive(&self, buf: &mut [u8]) -> io::Result<Option<Received>> {
+        // The helper thread alone replaces the channel, so a copy of the number stays valid while it waits.
+        let copy = {
+            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            current.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()?
+        };
+        match socket::receive(copy.as_fd(), buf, Blocking::Yes) {
+            Ok(received) if received.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(received) => Ok(Some(received)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The leases that this frontend holds, and the requests that wait for one.
+//!
+//! Runs in: frontend; request threads and the helper thread.  Trusts: the controller.
+//! Owns: idle leases, open Wants, obituaries.  Never: holds a lock while it waits for a socket of a worker.
+
+use super::channel::Channel;
+use crate::sys::socket;
+use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
+use crate::wire::frame::Exchange;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// An idle lease goes back to the controller after this time: others may need the worker, and only the controller
+/// knows when it has been idle for long enough.
+const IDLE_BEFORE_RETURN: Duration = Duration::from_secs(1);
+/// How long a request waits for the controller's word on how its worker died.
+const OBITUARY_PATIENCE: Duration = Duration::from_millis(50);
+/// How much longer than `PoolQueueTimeout` a request waits for the controller's own refusal.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+/// Obituaries kept for requests that have not asked yet.
+const MAX_OBITUARIES: usize = 1024;
+
+/// The right to use one worker: our end of its data socket.
+#[derive(Debug)]
+pub struct Lease {
+    pub id: LeaseId,
+    pub lend: LendCount,
+    pub pool: u32,
+    pub pid: u32,
+    pub socket: OwnedFd,
+    /// Number of the exchange that comes next.
+    pub exchange: Exchange,
+    /// Receive timeout that the socket has, to set it only when it changes.
+    pub timeout: Duration,
+}
+
+/// Why there is no lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoLease {
+    pub reason: Refusal,
+    pub retry_after_s: u32,
+    pub text: String,
+}
+
+/// A lease and how it came.
+#[derive(Debug)]
+pub struct Leased {
+    pub lease: Lease,
+    /// It had to wait for a worker to be forked.
+    pub cold: bool,
+}
+
+#[derive(Debug, Default)]
+struct PoolDesk {
+    /// The one used last is at the back.
+    idle: VecDeque<(Instant, Lease)>,
+    contended: bool,
+    recalled: HashSet<LeaseId>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Open,
+    Granted(Leased),
+    Refused(NoLease),
+    /// The waiter has given up; a grant that comes still goes back.
+    Withdrawn,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    pool: u32,
+    answer: Mutex<Answer>,
+    answered: Condvar,
+}
+
+/// All pools of one frontend process.
+#[derive(Debug)]
+pub struct Desk {
+    pools: Vec<Mutex<PoolDesk>>,
+    wants: Mutex<HashMap<WantId, Arc<Waiter>>>,
+    next_want: AtomicU32,
+    obituaries: Mutex<HashMap<LeaseId, i32>>,
+    obituary_came: Condvar,
+    /// Sockets of leases that carry a request: how the helper thread wakes a request whose worker has died while
+    /// somebody else holds a copy of the worker's end.
+    busy: Mutex<HashMap<LeaseId, (OwnedFd, u32, u32)>>,
+    pub channel: Channel,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked has failed its request; the maps stay usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    pub fn new(pools: usize, channel: Channel) -> Self {
+        Self {
+            pools: (0..pools).map(|_| Mutex::default()).collect(),
+            wants: Mutex::default(),
+            next_want: AtomicU32::new(1),
+            obituaries: Mutex::default(),
+            obituary_came: Condvar::new(),
+            busy: Mutex::default(),
+            channel,
+        }
+    }
+
+    fn pool(&self, index: u32) -> Option<MutexGuard<'_, PoolDesk>> {
+        self.pools.get(usize::try_from(index).ok()?).map(lock)
+    }
+
+    /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`.
+    pub fn acquire(&self, pool: u32, patience: Duration) -> Result<Leased, NoLease> {
+        if let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
+            return Ok(Leased { lease, cold: false });
+        }
+        let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
+        let waiter = Arc::new(Waiter { pool, answer: Mutex::new(Answer::Open), answered: Condvar::new() });
+        lock(&self.wants).insert(want, Arc::clone(&waiter));
+        // Not sent: the helper thread sends every open Want again when it has a controller.
+        self.channel.send(&FrontendMessage::Want { want, pool });
+
+        let deadline = Instant::now() + patience + REFUSAL_PATIENCE;
+        let mut answer = lock(&waiter.answer);
+        while matches!(*answer, Answer::Open) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            answer = waiter.answered.wait_timeout(answer, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let answer = std::mem::replace(&mut *answer, Answer::Withdrawn);
+        lock(&self.wants).remove(&want);
+        match answer {
+            Answer::Granted(leased) => Ok(leased),
+            Answer::Refused(why) => Err(why),
+            Answer::Open | Answer::Withdrawn => {
+                self.channel.send(&FrontendMessage::Cancel { want });
+                let text = "the controller did not answer".to_owned();
+                Err(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text })
+            }
+        }
+    }
+
+    /// The lease carries a request from now on.
+    pub fn begin(&self, lease: &Lease) {
+        if let Ok(copy) = lease.socket.try_clone() {
+            lock(&self.busy).insert(lease.id, (copy, lease.pid, lease.pool));
+        }
+    }
+
+    /// The request is over; the lease goes back, or stays here for the next one.
+    pub fn release(&self, lease: Lease, how: Returned) {
+        lock(&self.busy).remove(&lease.id);
+        if how != Returned::Idle {
+            lock(&self.obituaries).remove(&lease.id);
+            let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+            drop(lease);
+            self.channel.send(&message);
+            return;
+        }
+        if let Some(mut pool) = self.pool(lease.pool) {
+            if !pool.contended && !pool.recalled.remove(&lease.id) {
+                pool.idle.push_back((Instant::now(), lease));
+                return;
+            }
+        }
+        self.give_back(lease);
+    }
+
+    fn give_back(&self, lease: Lease) {
+        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Idle };
+        self.channel.send_with(&message, lease.socket.as_fd());
+    }
+
+    /// How the worker of this lease ended (as of waitpid(2)), if the controller says so in time.
+    pub fn obituary(&self, lease: LeaseId) -> Option<i32> {
+        let deadline = Instant::now() + OBITUARY_PATIENCE;
+        let mut map = lock(&self.obituaries);
+        loop {
+            if let Some(status) = map.remove(&lease) {
+                return Some(status);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            map = self.obituary_came.wait_timeout(map, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Helper thread: what the controller said. Log lines are the caller's.
+    pub fn hear(&self, message: ControllerMessage, fd: Option<OwnedFd>) {
+        match message {
+            ControllerMessage::Grant { want, lease, lend, pid, cold, contended } => {
+                let Some(socket) = fd else {
+                    // No descriptor left in this process (pitfall: MSG_CTRUNC). Wanting again would not help.
+                    let text = "this frontend process has no file descriptor left".to_owned();
+                    self.refuse(want, NoLease { reason: Refusal::QueueFull, retry_after_s: 1, text });
+                    return;
+                };
+                self.grant(want, (lease, lend), pid, (cold, contended), socket);
+            }
+            ControllerMessage::Refuse { want, reason, retry_after_s, text } => {
+                self.refuse(want, NoLease { reason, retry_after_s, text });
+            }
+            ControllerMessage::Recall { lease, .. } => self.recall(lease),
+            ControllerMessage::Contended { pool, on } => self.contended(pool, on),
+            ControllerMessage::Obituary { lease, wait_status, .. } => self.bury(lease, wait_status),
+            ControllerMessage::Log { .. } => {}
+        }
+    }
+
+    fn grant(&self, want: WantId, name: (LeaseId, LendCount), pid: u32, how: (bool, bool), socket: OwnedFd) {
+        let (id, lend) = name;
+        let (cold, contended) = how;
+        let Some(waiter) = lock(&self.wants).get(&want).cloned() else {
+            // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
+            let lease = Lease { id, lend, pool: u32::MAX, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
+            self.give_back(lease);
+            return;
+        };
+        if contended {
+            if let Some(mut pool) = self.pool(waiter.pool) {
+                pool.contended = true;
+            }
+        }
+        // The worker counts its exchanges from 1 for each lending: REQUEST tells it the number.
+        let lease = Lease { id, lend, pool: waiter.pool, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
+        let mut answer = lock(&waiter.answer);
+        if matches!(*answer, Answer::Open) {
+            *answer = Answer::Granted(Leased { lease, cold });
+            waiter.answered.notify_one();
+        } else {
+            drop(answer);
+            self.give_back(lease);
+        }
+    }
+
+    fn refuse(&self, want: WantId, why: NoLease) {
+        let Some(waiter) = lock(&self.wants).get(&want).cloned() else { return };
+        let mut answer = lock(&waiter.answer);
+        if matches!(*answer, Answer::Open) {
+            *answer = Answer::Refused(why);
+            waiter.answered.notify_one();
+        }
+    }
+
+    fn recall(&self, id: LeaseId) {
+        for pool in &self.pools {
+            let mut pool = lock(pool);
+            if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id) {
+                if let Some((_, lease)) = pool.idle.remove(at) {
+                    drop(pool);
+                    self.give_back(lease);
+                    return;
+                }
+            }
+        }
+        let busy = lock(&self.busy).get(&id).map(|(_, _, pool)| *pool);
+        if let Some(mut pool) = busy.and_then(|p| self.pool(p)) {
+            pool.recalled.insert(id);
+        }
+    }
+
+    fn contended(&self, index: u32, on: bool) {
+        let Some(mut pool) = self.pool(index) else { return };
+        pool.contended = on;
+        let back: Vec<_> = if on { pool.idle.drain(..).collect() } else { Vec::new() };
+        drop(pool);
+        for (_, lease) in back {
+            self.give_back(lease);
+        }
+    }
+
+    fn bury(&self, id: LeaseId, wait_status: i32) {
+        for pool in &self.pools {
+            let mut pool = lock(pool);
+            pool.recalled.remove(&id);
+            if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id) {
+                if let Some((_, lease)) = pool.idle.remove(at) {
+                    drop(pool);
+                    let message = FrontendMessage::Return { lease: id, lend: lease.lend, how: Returned::Dead };
+                    self.channel.send(&message);
+                    return;
+                }
+            }
+        }
+        if let Some((socket, _, _)) = lock(&self.busy).get(&id) {
+            socket::shutdown(socket.as_fd());
+        }
+        let mut map = lock(&self.obituaries);
+        if map.len() >= MAX_OBITUARIES {
+            map.clear();
+        }
+        map.insert(id, wait_status);
+        self.obituary_came.notify_all();
+    }
+
+    /// Helper thread, about once a second: leases that were idle for long enough go back.
+    pub fn return_idle(&self) {
+        let now = Instant::now();
+        for pool in &self.pools {
+            let mut back = Vec::new();
+            let mut pool = lock(pool);
+            while pool.idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= IDLE_BEFORE_RETURN) {
+                back.extend(pool.idle.pop_front());
+            }
+            drop(pool);
+            for (_, lease) in back {
+                self.give_back(lease);
+            }
+        }
+    }
+
+    /// Some lease is idle here.
+    pub fn holds_idle(&self) -> bool {
+        self.pools.iter().any(|p| !lock(p).idle.is_empty())
+    }
+
+    /// The controller has died: idle leases are closed (their workers end), open Wants will be sent again. Returns pid
+    /// and pool of each worker that still carries a request.
+    pub fn controller_lost(&self) -> Vec<(u32, u32)> {
+        for pool in &self.pools {
+            let mut pool = lock(pool);
+            pool.idle.clear();
+            pool.recalled.clear();
+            pool.contended = false;
+        }
+        lock(&self.busy).values().map(|(_, pid, pool)| (*pid, *pool)).collect()
+    }
+
+    /// Wants that have no answer yet.
+    pub fn open_wants(&self) -> Vec<(WantId, u32)> {
+        lock(&self.wants).iter().map(|(id, w)| (*id, w.pool)).collect()
+    }
+}

@@ -1,0 +1,82 @@
+//! Which modules work in a frontend and which in a pool's processes.
+//!
+//! Runs in: seed (takes frontend modules out), parent (takes PHP out of threaded frontends).  Trusts: nothing.
+//! Owns: the written list of classes.  Never: runs while threads exist.
+
+use super::hooks;
+use crate::settings::{ModuleRole, PoolTree};
+
+/// Modules whose work belongs to the client's connection or to the whole server. A module that is not listed works in
+/// the pools' processes; `PoolModuleRole` overrides.
+const FRONTEND: &[&str] = &[
+    // MPMs
+    "event.c",
+    "worker.c",
+    "prefork.c",
+    // the client's connection
+    "mod_ssl.c",
+    "mod_md.c",
+    "mod_http2.c",
+    "mod_reqtimeout.c",
+    "mod_remoteip.c",
+    // logs, scoreboard, service manager
+    "mod_log_config.c",
+    "mod_log_forensic.c",
+    "mod_logio.c",
+    "mod_systemd.c",
+    "mod_unique_id.c",
+    "mod_heartbeat.c",
+    "mod_heartmonitor.c",
+    "mod_watchdog.c",
+    // shared memory and daemons of the whole server
+    "mod_proxy_balancer.c",
+    "mod_proxy_hcheck.c",
+    "mod_lbmethod_heartbeat.c",
+    "mod_slotmem_shm.c",
+    "mod_socache_shmcb.c",
+    "mod_fcgid.c",
+    "mod_cgid.c",
+    "mod_wsgi.c",
+    "mod_cache.c",
+];
+
+/// Modules that serve both: they keep their hooks everywhere.
+const BOTH: &[&str] = &["core.c", "http_core.c", "mod_so.c", "mod_unixd.c", "mod_pool.c"];
+
+/// The class of a module, by its source file name.
+pub fn role(module: &str, tree: &PoolTree) -> ModuleRole {
+    tree.module_role(module).unwrap_or(if BOTH.contains(&module) {
+        ModuleRole::Both
+    } else if FRONTEND.contains(&module) {
+        ModuleRole::Frontend
+    } else {
+        ModuleRole::Worker
+    })
+}
+
+/// In a seed: takes every frontend module out of every hook. `keep` names hooks that stay: module, hook.
+pub fn silence_frontend_modules(tree: &PoolTree, keep: &[(&str, &str)]) {
+    for module in hooks::loaded_modules() {
+        if role(&module, tree) == ModuleRole::Frontend {
+            let except: Vec<&str> = keep.iter().filter(|(m, _)| *m == module).map(|(_, h)| *h).collect();
+            hooks::silence(&module, &except);
+        }
+    }
+}
+
+/// PHP, which must not run where there are threads.
+pub const PHP_MODULES: &[&str] = &["mod_php.c", "mod_php7.c", "mod_php5.c"];
+
+/// In a threaded httpd's parent: PHP neither starts nor serves in the frontends.
+pub fn silence_php() {
+    for module in PHP_MODULES {
+        for hook in [hooks::post_config, hooks::child_init, hooks::handler] {
+            hook.retain(|m| m != *module);
+        }
+    }
+}
+
+/// A PHP module is loaded.
+pub fn php_is_loaded() -> bool {
+    hooks::loaded_modules().iter().any(|m| PHP_MODULES.contains(&m.as_str()))
+}

@@ -1,0 +1,380 @@
+//! The client's side of a request in a frontend: its body, and the response that goes back.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: httpd; checks what stems from a worker.
+//! Owns: the brigade of the response.  Never: keeps a slice longer than the call that passes it on.
+
+use super::RequestRec;
+use crate::apr::AprPool;
+use crate::ffi;
+use crate::wire::response::{is_hop_by_hop, ResponseHead};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+/// The client is gone, or its connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientGone;
+
+/// What reading the body gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyRead {
+    /// Bytes were appended.
+    Data,
+    /// The body is complete; trailers are in the request.
+    End,
+    /// Nothing there yet.
+    WouldBlock,
+    /// It will not be completed, for this HTTP status.
+    Failed(u16),
+}
+
+/// How a request announces its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    None,
+    Known(u64),
+    Chunked,
+}
+
+/// One request's client.
+#[derive(Debug)]
+pub struct Client<'r> {
+    r: RequestRec<'r>,
+    out: *mut ffi::apr_bucket_brigade,
+    input: *mut ffi::apr_bucket_brigade,
+}
+
+impl<'r> Client<'r> {
+    pub fn new(r: RequestRec<'r>) -> Self {
+        // SAFETY: request, connection and their allocator are live while the request is handled.
+        unsafe {
+            let rec = r.as_ptr();
+            let alloc = (*(*rec).connection).bucket_alloc;
+            let out = ffi::apr_brigade_create((*rec).pool, alloc);
+            let input = ffi::apr_brigade_create((*rec).pool, alloc);
+            Self { r, out, input }
+        }
+    }
+
+    fn conn(&self) -> *mut ffi::conn_rec {
+        // SAFETY: the request is live.
+        unsafe { (*self.r.as_ptr()).connection }
+    }
+
+    pub fn body_length(&self) -> BodyLength {
+        let headers = self.r.headers_in();
+        if headers.get(c"Transfer-Encoding").is_some() {
+            return BodyLength::Chunked;
+        }
+        match headers.get(c"Content-Length") {
+            None => BodyLength::None,
+            Some(text) => match std::str::from_utf8(text).ok().and_then(|t| t.trim().parse().ok()) {
+                // httpd's own input filter answers a length it does not like; it is asked as for an unknown one.
+                None => BodyLength::Chunked,
+                Some(0) => BodyLength::None,
+                Some(n) => BodyLength::Known(n),
+            },
+        }
+    }
+
+    /// The client waits for "100 Continue".
+    pub fn expects_continue(&self) -> bool {
+        // SAFETY: the request is live.
+        unsafe { (*self.r.as_ptr()).expecting_100 != 0 }
+    }
+
+    /// Sends "100 Continue", if the client waits for it.
+    pub fn send_continue(&self) {
+        let rec = self.r.as_ptr();
+        // SAFETY: the request is live; its status is put back.
+        unsafe {
+            let (status, line) = ((*rec).status, (*rec).status_line);
+            (*rec).status = 100;
+            (*rec).status_line = ptr::null();
+            ffi::ap_send_interim_response(rec, 0);
+            (*rec).status = status;
+            (*rec).status_line = line;
+        }
+    }
+
+    /// Appends what has arrived of the body to `into`, at most about `limit` bytes. Does not wait.
+    pub fn read_body(&mut self, into: &mut Vec<u8>, limit: usize) -> BodyRead {
+        let rec = self.r.as_ptr();
+        // SAFETY: the filter chain of a live request; the brigade is ours and empty.
+        let rc = unsafe {
+            ffi::ap_get_brigade(
+                (*rec).input_filters,
+                self.input,
+                ffi::AP_MODE_READBYTES,
+                ffi::APR_NONBLOCK_READ,
+                limit.min(1 << 30).cast_signed() as ffi::apr_off_t,
+            )
+        };
+        let result = self.take_input(rc, into);
+        // SAFETY: the brigade is ours.
+        unsafe { ffi::apr_brigade_cleanup(self.input.cast()) };
+        result
+    }
+
+    fn take_input(&mut self, rc: ffi::apr_status_t, into: &mut Vec<u8>) -> BodyRead {
+        const EAGAIN: i32 = libc::EAGAIN;
+        // APR_OS_START_EAIERR etc. do not matter here: only "again" is told apart from failure.
+        if rc == EAGAIN {
+            return BodyRead::WouldBlock;
+        }
+        if rc != 0 {
+            // SAFETY: maps a status to an HTTP status, touches nothing.
+            let status = unsafe { ffi::ap_map_http_request_error(rc, 400) };
+            return BodyRead::Failed(u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(400));
+        }
+        let mut got = false;
+        // SAFETY: the brigade is ours and live; the buckets belong to it.
+        let mut at = unsafe { ffi::pool_shim_brigade_first(self.input) };
+        while !at.is_null() {
+            // SAFETY: not null, a bucket of the brigade.
+            match unsafe { ffi::pool_shim_bucket_kind(at) }.cast_unsigned() {
+                ffi::POOL_BUCKET_EOS => return BodyRead::End,
+                ffi::POOL_BUCKET_ERROR => {
+                    // SAFETY: the bucket is an ERROR bucket.
+                    let status = unsafe { ffi::pool_shim_bucket_error_status(at) };
+                    return BodyRead::Failed(u16::try_from(status).unwrap_or(400));
+                }
+                ffi::POOL_BUCKET_DATA | ffi::POOL_BUCKET_FILE => {
+                    let mut data = ptr::null();
+                    let mut len = 0;
+                    // SAFETY: the bucket is live; data and len are ours to be written.
+                    let rc = unsafe {
+                        ffi::pool_shim_bucket_read(at, &raw mut data, &raw mut len, ffi::APR_BLOCK_READ)
+                    };
+                    if rc != 0 {
+                        return BodyRead::Failed(400);
+                    }
+                    if len > 0 {
+                        // SAFETY: a successful read gives `len` bytes that live as long as the bucket.
+                        into.extend_from_slice(unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) });
+                        got = true;
+                    }
+                }
+                _ => {}
+            }
+            // SAFETY: the bucket is in the brigade still.
+            at = unsafe { ffi::pool_shim_bucket_next(self.input, at) };
+        }
+        if got {
+            BodyRead::Data
+        } else {
+            BodyRead::WouldBlock
+        }
+    }
+
+    /// The request's trailers; there are some only after the body's end.
+    pub fn trailers(&self) -> crate::apr::Table<'r> {
+        // SAFETY: httpd makes this table together with the request.
+        unsafe { crate::apr::Table::from_raw((*self.r.as_ptr()).trailers_in) }
+    }
+
+    /// The descriptor that becomes readable when more of the body arrives; `None` for an HTTP/2 stream.
+    pub fn socket(&self) -> Option<BorrowedFd<'r>> {
+        let c = self.conn();
+        // SAFETY: the connection is live.
+        if unsafe { !(*c).master.is_null() } {
+            return None;
+        }
+        let mut fd = -1;
+        // SAFETY: the connection is live; its socket lives as long.
+        let rc = unsafe {
+            let socket = ffi::ap_get_conn_socket(c);
+            if socket.is_null() {
+                return None;
+            }
+            ffi::apr_os_sock_get(&raw mut fd, socket)
+        };
+        // SAFETY: the descriptor is the connection's, which lives longer than the request.
+        (rc == 0 && fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Plain HTTP/1: nothing between us and the socket reads the bytes of a file.
+    pub fn can_send_file(&self) -> bool {
+        let c = self.conn();
+        // SAFETY: the connection is live.
+        unsafe { (*c).master.is_null() && ffi::ap_ssl_conn_is_ssl(c) == 0 }
+    }
+
+    /// Whether the client's connection is known to be gone.
+    pub fn is_gone(&self) -> bool {
+        // SAFETY: the connection is live.
+        unsafe { (*self.conn()).aborted != 0 }
+    }
+
+    /// The client's connection ends after this response.
+    pub fn close_after(&self) {
+        // SAFETY: the connection is live and this thread's.
+        unsafe { (*self.conn()).keepalive = ffi::AP_CONN_CLOSE };
+    }
+
+    /// Takes the final head over into the request. Hop-by-hop fields and the frontend's own are left out.
+    pub fn set_head(&self, head: &ResponseHead<'_>) {
+        let rec = self.r.as_ptr();
+        let pool = self.r.pool();
+        // SAFETY: the request is live; the strings live in its pool.
+        unsafe {
+            (*rec).status = i32::from(head.status);
+            (*rec).status_line =
+                if head.status_line.is_empty() { ptr::null() } else { pool.copy(head.status_line) };
+            (*rec).content_type = ptr::null();
+            ffi::ap_remove_output_filter_byhandle((*rec).output_filters, c"BYTERANGE".as_ptr());
+        }
+        self.add_fields(head, pool);
+    }
+
+    fn add_fields(&self, head: &ResponseHead<'_>, pool: AprPool<'r>) {
+        let table = self.r.headers_out();
+        for (name, value) in head.fields.iter() {
+            if !is_hop_by_hop(name) {
+                table.addn(pool.copy_str(name), pool.copy_str(value));
+            }
+        }
+    }
+
+    /// Sends an interim response with its fields.
+    pub fn send_interim(&self, head: &ResponseHead<'_>) {
+        let rec = self.r.as_ptr();
+        // SAFETY: the request is live; status and fields are put back. ap_send_interim_response clears the table.
+        unsafe {
+            let (status, line, fields) = ((*rec).status, (*rec).status_line, (*rec).headers_out);
+            (*rec).status = i32::from(head.status);
+            (*rec).status_line = ptr::null();
+            (*rec).headers_out = ffi::apr_table_make((*rec).pool, 8);
+            self.add_fields(head, self.r.pool());
+            ffi::ap_send_interim_response(rec, 1);
+            (*rec).status = status;
+            (*rec).status_line = line;
+            (*rec).headers_out = fields;
+        }
+    }
+
+    /// Queues bytes of the response. They must stay where they are until [`pass`](Self::pass) or
+    /// [`finish`](Self::finish) has returned.
+    pub fn queue(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        // SAFETY: a transient bucket may point to foreign bytes until its brigade is passed on; filters that keep it
+        // copy them (apr_buckets.h). The caller passes the brigade on before the bytes change.
+        unsafe {
+            let alloc = (*self.conn()).bucket_alloc;
+            let bucket = ffi::apr_bucket_transient_create(bytes.as_ptr().cast(), bytes.len(), alloc);
+            ffi::pool_shim_brigade_insert_tail(self.out, bucket);
+        }
+    }
+
+    /// Queues a piece of a file. It is sent with sendfile(2) and explicit offsets, and never mapped: whoever else
+    /// holds the file may shorten it.
+    pub fn queue_file(&mut self, file: OwnedFd, offset: u64, length: u64) {
+        let Ok(length) = usize::try_from(length) else { return };
+        let mut fd = file.as_raw_fd();
+        // The request's pool outlives each of its buckets: the end-of-request bucket behind them ends it.
+        self.r.pool().place(file);
+        // SAFETY: the descriptor stays open as long as the request's pool; APR does not close it (apr_os_file_put).
+        unsafe {
+            let rec = self.r.as_ptr();
+            let mut handle: *mut ffi::apr_file_t = ptr::null_mut();
+            let flags = ffi::APR_FOPEN_READ | ffi::APR_FOPEN_SENDFILE_ENABLED;
+            ffi::apr_os_file_put(&raw mut handle, &raw mut fd, flags as i32, (*rec).pool);
+            let alloc = (*self.conn()).bucket_alloc;
+            let bucket =
+                ffi::apr_bucket_file_create(handle, offset.cast_signed() as ffi::apr_off_t, length, (*rec).pool, alloc);
+            ffi::apr_bucket_file_enable_mmap(bucket, 0);
+            ffi::pool_shim_brigade_insert_tail(self.out, bucket);
+        }
+    }
+
+    /// Passes what is queued on to the client; with `flush` it is on the way when this returns.
+    pub fn pass(&mut self, flush: bool) -> Result<(), ClientGone> {
+        // SAFETY: the brigade is ours, the filter chain that of a live request.
+        unsafe {
+            if flush {
+                let bucket = ffi::apr_bucket_flush_create((*self.conn()).bucket_alloc);
+                ffi::pool_shim_brigade_insert_tail(self.out, bucket);
+            }
+            if ffi::pool_shim_brigade_first(self.out).is_null() {
+                return Ok(());
+            }
+        }
+        self.pass_out()
+    }
+
+    fn pass_out(&mut self) -> Result<(), ClientGone> {
+        // SAFETY: as above; the brigade is empty or done with afterwards, and cleaned for the next use.
+        let rc = unsafe {
+            let rc = ffi::ap_pass_brigade((*self.r.as_ptr()).output_filters, self.out);
+            ffi::apr_brigade_cleanup(self.out.cast());
+            rc
+        };
+        if rc != 0 || self.is_gone() {
+            Err(ClientGone)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The response is complete: passes on what is queued and its end.
+    pub fn finish(&mut self) -> Result<(), ClientGone> {
+        // SAFETY: the brigade is ours.
+        unsafe {
+            let bucket = ffi::apr_bucket_eos_create((*self.conn()).bucket_alloc);
+            ffi::pool_shim_brigade_insert_tail(self.out, bucket);
+        }
+        self.pass_out()
+    }
+
+    /// The response cannot be completed: the client sees a transfer that broke off (no last chunk, or fewer bytes than
+    /// announced, then the connection's end; HTTP/2: a reset stream), never one that looks whole.
+    pub fn break_off(&mut self) {
+        self.close_after();
+        // SAFETY: the brigade is ours; an error bucket of 502 is what mod_proxy too tells the HTTP filters with.
+        unsafe {
+            let rec = self.r.as_ptr();
+            let alloc = (*self.conn()).bucket_alloc;
+            let error = ffi::ap_bucket_error_create(502, ptr::null(), (*rec).pool, alloc);
+            ffi::pool_shim_brigade_insert_tail(self.out, error);
+            let eos = ffi::apr_bucket_eos_create(alloc);
+            ffi::pool_shim_brigade_insert_tail(self.out, eos);
+        }
+        let _ = self.pass_out();
+    }
+
+    /// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found.
+    pub fn discard_body(&self) {
+        // SAFETY: the request is live.
+        unsafe { ffi::ap_discard_request_body(self.r.as_ptr()) };
+    }
+
+    /// Trailers of the response.
+    pub fn set_trailer(&self, name: &[u8], value: &[u8]) {
+        let pool = self.r.pool();
+        // SAFETY: httpd makes this table together with the request.
+        let table = unsafe { crate::apr::Table::from_raw((*self.r.as_ptr()).trailers_out) };
+        table.addn(pool.copy_str(name), pool.copy_str(value));
+    }
+}
+
+/// A header for an error response that httpd makes itself.
+pub fn set_error_header(r: RequestRec<'_>, name: &'static CStr, value: &str) {
+    let value = CString::new(value).unwrap_or_default();
+    r.err_headers_out().set(name, &value);
+}
+
+/// What the loggers show of a request: user, authentication type, handler, file.
+pub fn set_logged(r: RequestRec<'_>, user: &[u8], auth_type: &[u8], handler: &[u8], filename: &[u8]) {
+    let pool = r.pool();
+    let copy = |s: &[u8]| if s.is_empty() { ptr::null_mut() } else { pool.copy(s) };
+    // SAFETY: the request is live; the strings live in its pool.
+    unsafe {
+        let rec = r.as_ptr();
+        (*rec).user = copy(user);
+        (*rec).ap_auth_type = copy(auth_type);
+        (*rec).handler = copy(handler);
+        (*rec).filename = copy(filename);
+    }
+}

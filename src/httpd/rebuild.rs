@@ -1,0 +1,277 @@
+//! A connection and a request made by hand, from what the frontend told.
+//!
+//! The connection has no socket of its own, no scoreboard handle and no state of an MPM; httpd's own code tolerates
+//! that (core, scoreboard.c). `pre_connection` does not run: it would start TLS and add the core's network filters.
+//!
+//! Runs in: worker.  Trusts: the frontend's description.  Owns: the worker's bucket allocator and its dummy socket.
+//! Never: reads from the network.
+
+use super::{RequestRec, ServerRec};
+use crate::apr::{sockaddr, AprPool, Table};
+use crate::ffi;
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::ptr::{self, NonNull};
+
+thread_local! {
+    /// The request that [`Connection::process`] runs, while it lives.
+    static CURRENT: Cell<Option<NonNull<ffi::request_rec>>> = const { Cell::new(None) };
+}
+
+/// Calls `body` with the request that this worker serves; `None` between requests, and from the moment on that its
+/// end was passed down ([`request_ends`]).
+pub fn with_current<T>(body: impl FnOnce(RequestRec<'_>) -> T) -> Option<T> {
+    let raw = CURRENT.get()?;
+    // SAFETY: set by `process`, taken back before the request is destroyed; one thread.
+    Some(body(unsafe { RequestRec::from_raw(raw.as_ptr()) }))
+}
+
+/// The current request is about to be destroyed.
+pub fn request_ends() {
+    CURRENT.set(None);
+}
+
+/// One end of a connection: the address as text, as number, and the port.
+#[derive(Debug, Clone, Copy)]
+pub struct End<'a> {
+    pub text: &'a [u8],
+    pub ip: IpAddr,
+    pub port: u16,
+}
+
+/// How the length of the request's body is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    None,
+    Known(u64),
+    Unknown,
+}
+
+/// Everything that the frontend says about a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Description<'a> {
+    pub request_line: &'a [u8],
+    pub request_time: i64,
+    pub connection_id: u64,
+    pub keepalives: u32,
+    pub local: End<'a>,
+    pub client: End<'a>,
+    pub useragent: End<'a>,
+    /// Empty when nobody has asked for it.
+    pub remote_host: &'a [u8],
+    pub log_id: &'a [u8],
+    pub connection_log_id: &'a [u8],
+    pub body: BodyLength,
+}
+
+/// What all connections of one worker share.
+#[derive(Debug)]
+pub struct Workshop {
+    pool: *mut ffi::apr_pool_t,
+    buckets: *mut ffi::apr_bucket_alloc_t,
+    /// Never connected; modules ask for the connection's socket and set options on it.
+    socket: *mut ffi::apr_socket_t,
+}
+
+/// A connection for one request; ends with [`Connection::destroy`].
+#[derive(Debug)]
+pub struct Connection {
+    raw: *mut ffi::conn_rec,
+}
+
+impl Workshop {
+    /// `pool` lives as long as the worker and has an allocator of its own.
+    pub fn new(pool: AprPool<'static>) -> Self {
+        // SAFETY: the pool is live; its allocator serves the buckets too, so freed blocks find each other.
+        let buckets = unsafe {
+            let allocator = ffi::apr_pool_allocator_get(pool.as_ptr());
+            // MaxMemFree, as an MPM's child does it.
+            ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as usize);
+            ffi::apr_bucket_alloc_create(pool.as_ptr())
+        };
+        let mut socket = ptr::null_mut();
+        // SAFETY: the result is written on success, and stays null otherwise, which callers of ap_get_conn_socket see.
+        unsafe {
+            ffi::apr_socket_create(&raw mut socket, ffi::APR_INET.cast_signed(), libc::SOCK_STREAM, 0, pool.as_ptr());
+        }
+        Self { pool: pool.as_ptr(), buckets, socket }
+    }
+
+    /// A new connection, as if `d.client` had connected to `d.local`.
+    pub fn connect(&self, main: ServerRec<'_>, d: &Description<'_>) -> Connection {
+        let mut raw_pool = ptr::null_mut();
+        // SAFETY: the parent pool is live; out of memory ends the process.
+        unsafe { ffi::apr_pool_create_ex(&raw mut raw_pool, self.pool, None, ptr::null_mut()) };
+        // SAFETY: a pool made just now; it is destroyed by Connection::destroy, after every use of it.
+        let pool: AprPool<'static> = unsafe { AprPool::from_raw(raw_pool) };
+        // SAFETY: a block of this size, zeroed: null pointers and zero numbers are a valid conn_rec.
+        let raw = unsafe { ffi::apr_palloc(pool.as_ptr(), size_of::<ffi::conn_rec>()) }.cast::<ffi::conn_rec>();
+        // SAFETY: fresh and large enough.
+        unsafe { ptr::write_bytes(raw, 0, 1) };
+        // SAFETY: zeroed just now, and nobody else has it yet.
+        let c = unsafe { &mut *raw };
+        c.pool = pool.as_ptr();
+        c.base_server = main.as_ptr();
+        c.local_addr = sockaddr::make(pool, d.local.ip, d.local.port);
+        c.local_ip = pool.copy(d.local.text);
+        c.client_addr = sockaddr::make(pool, d.client.ip, d.client.port);
+        c.client_ip = pool.copy(d.client.text);
+        c.id = d.connection_id.cast_signed();
+        c.notes = Table::new(pool, 5).as_ptr();
+        c.bucket_alloc = self.buckets;
+        // The connection is the frontend's: nothing here may read ahead on it, or throw a body away to keep it.
+        c.keepalive = ffi::ap_conn_keepalive_e_AP_CONN_CLOSE;
+        c.keepalives = i32::try_from(d.keepalives).unwrap_or(i32::MAX);
+        if !d.connection_log_id.is_empty() {
+            c.log_id = pool.copy(d.connection_log_id);
+        }
+        if !d.remote_host.is_empty() && d.client.text == d.useragent.text {
+            c.remote_host = pool.copy(d.remote_host);
+        }
+        // SAFETY: pool and connection are live; the vhost tables were made when the configuration was read.
+        unsafe {
+            c.conn_config = ffi::ap_create_conn_config(pool.as_ptr());
+            ffi::ap_set_core_module_config(c.conn_config, self.socket.cast());
+            c.current_thread = ffi::ap_thread_current();
+            // The address decides which server reads the request line, as on a real connection.
+            ffi::ap_update_vhost_given_ip(raw);
+        }
+        Connection { raw }
+    }
+}
+
+impl Connection {
+    pub fn as_ptr(&self) -> *mut ffi::conn_rec {
+        self.raw
+    }
+
+    /// The client has gone: what PHP's `connection_aborted()` and filters look at.
+    pub fn set_aborted(&self) {
+        // SAFETY: live until `destroy`.
+        unsafe { (*self.raw).aborted = 1 };
+    }
+
+    /// A request on this connection, with its line and fields read, up to and with the choice of the server.
+    ///
+    /// The frontend has chosen `server` already; what this process would choose does not count. Answers the HTTP
+    /// status when the request line is not good: the request is to be answered with it.
+    pub fn request<'r, 'h>(
+        &'r self,
+        server: ServerRec<'r>,
+        d: &Description<'_>,
+        headers: impl Iterator<Item = (&'h [u8], &'h [u8])>,
+        env: impl Iterator<Item = (&'h [u8], &'h [u8])>,
+    ) -> (RequestRec<'r>, Result<(), i32>) {
+        // SAFETY: the connection is live; the request is destroyed with it, at the latest.
+        let r = unsafe { RequestRec::from_raw(ffi::ap_create_request(self.raw)) };
+        let pool = r.pool();
+        for (name, value) in headers {
+            r.headers_in().addn(pool.copy_str(name), pool.copy_str(value));
+        }
+        // SAFETY: the request was made just now and only this thread has it.
+        unsafe {
+            (*r.as_ptr()).the_request = pool.copy(d.request_line);
+            (*r.as_ptr()).request_time = d.request_time;
+            if !d.log_id.is_empty() {
+                (*r.as_ptr()).log_id = pool.copy(d.log_id);
+            }
+            ffi::ap_run_pre_read_request(r.as_ptr(), self.raw);
+        }
+        // SAFETY: as ap_read_request calls it: the_request is a copy in the request's pool.
+        let mut good = unsafe { ffi::ap_parse_request_line(r.as_ptr()) } != 0;
+        // SAFETY: live requests; from here on everything is looked up in the server that the frontend chose.
+        unsafe {
+            // Sets r->hostname. Without lookup data it does not look for a virtual host again.
+            (*self.raw).vhost_lookup_data = ptr::null_mut();
+            if good {
+                ffi::ap_update_vhost_from_headers_ex(r.as_ptr(), 0);
+                good = (*r.as_ptr()).status == ffi::HTTP_OK.cast_signed();
+            }
+            (*self.raw).base_server = server.as_ptr();
+            (*r.as_ptr()).server = server.as_ptr();
+            (*r.as_ptr()).per_dir_config = (*server.as_ptr()).lookup_defaults;
+        }
+        if d.useragent.text != d.client.text {
+            let address = sockaddr::make(pool, d.useragent.ip, d.useragent.port);
+            // SAFETY: the request is live; both values live in its pool.
+            unsafe {
+                (*r.as_ptr()).useragent_addr = address;
+                (*r.as_ptr()).useragent_ip = pool.copy(d.useragent.text);
+                if !d.remote_host.is_empty() {
+                    (*r.as_ptr()).useragent_host = pool.copy(d.remote_host);
+                }
+            }
+        }
+        // Modules recognise a body by its fields; HTTP/2 has none when the length is not known. As mod_http2 does it.
+        if d.body == BodyLength::Unknown && r.headers_in().get(c"Transfer-Encoding").is_none() {
+            r.headers_in().setn(c"Transfer-Encoding", c"chunked");
+        }
+        for (name, value) in env {
+            r.subprocess_env().addn(pool.copy_str(name), pool.copy_str(value));
+        }
+        // SAFETY: both are live; the input filter is httpd's own, whose function worker_filters::install replaced.
+        unsafe {
+            ffi::ap_add_input_filter_handle(ffi::ap_http_input_filter_handle, ptr::null_mut(), r.as_ptr(), self.raw);
+        }
+        if good {
+            return (r, Ok(()));
+        }
+        // SAFETY: the request is live. ap_die takes the status as its argument and expects a good one in the request.
+        let status = unsafe { std::mem::replace(&mut (*r.as_ptr()).status, ffi::HTTP_OK.cast_signed()) };
+        let bad_request = ffi::HTTP_BAD_REQUEST.cast_signed();
+        (r, Err(if status == ffi::HTTP_OK.cast_signed() { bad_request } else { status }))
+    }
+
+    /// Runs the request to its end: hooks, handler, error documents, and the bucket that ends it, with which its pool
+    /// goes. The request must not be used afterwards.
+    pub fn process(&self, r: RequestRec<'_>, head: Result<(), i32>) {
+        let raw = r.as_ptr();
+        CURRENT.set(NonNull::new(raw));
+        // SAFETY: a request of this connection, live until the end-of-request bucket is destroyed in here.
+        unsafe {
+            let status = match head {
+                Ok(()) => ffi::ap_post_read_request(raw),
+                Err(status) => status,
+            };
+            if status == 0 {
+                ffi::ap_process_async_request(raw);
+            } else {
+                // As ap_read_request does it after "die:".
+                ffi::ap_die(status, raw);
+                ffi::ap_process_request_after_handler(raw);
+            }
+        }
+        CURRENT.set(None);
+    }
+
+    /// Frees everything that the connection and a request left on it hold.
+    pub fn destroy(self) {
+        // SAFETY: made by Workshop::connect, destroyed only here; nothing borrows from it any more.
+        unsafe { ffi::apr_pool_destroy((*self.raw).pool) };
+    }
+}
+
+/// The child_init hooks, in the process they are for, with a pool that lives as long as it does.
+pub fn child_init(main: ServerRec<'_>) -> AprPool<'static> {
+    let mut allocator = ptr::null_mut();
+    let mut raw = ptr::null_mut();
+    // SAFETY: as an MPM's child makes its pool: an allocator of its own, owned by the pool.
+    unsafe {
+        ffi::apr_allocator_create(&raw mut allocator);
+        ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as usize);
+        ffi::apr_pool_create_ex(&raw mut raw, main.process_pool().as_ptr(), None, allocator);
+        ffi::apr_allocator_owner_set(allocator, raw);
+        ffi::apr_pool_tag(raw, c"pool_worker".as_ptr());
+    }
+    // SAFETY: made just now; destroyed by child_exit at the end of the process.
+    let pool = unsafe { AprPool::from_raw(raw) };
+    // SAFETY: as an MPM's child calls it, once, before the first request.
+    unsafe { ffi::ap_run_child_init(raw, main.as_ptr()) };
+    pool
+}
+
+/// Destroys the process's pool, and so runs what the modules registered in `child_init` for the end.
+pub fn child_exit(pool: AprPool<'static>) {
+    // SAFETY: made by child_init; the process ends right after this.
+    unsafe { ffi::apr_pool_destroy(pool.as_ptr()) };
+}

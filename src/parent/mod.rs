@@ -1,0 +1,183 @@
+//! httpd's parent: starts the controller, gives it each configuration, tells it which children are frontends.
+//!
+//! Runs in: the process that reads the configuration (root, one thread).  Trusts: httpd, its own configuration.
+//! Owns: both ends of the connector, the controller's process, the list of announced children.
+//! Never: reads what a frontend, a tenant or the controller sent.
+#![forbid(unsafe_code)]
+
+use crate::settings::PoolTree;
+use crate::sys::launch::{self, ChildState};
+use crate::sys::socket::{self, Blocking};
+use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
+use once_cell::sync::Lazy;
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the parent waits for the controller to end every pool's processes before it kills the controller.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
+#[derive(Debug, Default)]
+struct State {
+    connector: Option<Connector>,
+    controller: Option<u32>,
+    owner: u32,
+    generation: u64,
+    configuration: Option<Configuration>,
+    children: BTreeSet<u32>,
+}
+
+/// Frontends inherit `speak`; the parent keeps `listen` too, so that a new controller can listen where the old did.
+#[derive(Debug)]
+struct Connector {
+    speak: OwnedFd,
+    listen: OwnedFd,
+}
+
+#[derive(Debug, Clone)]
+struct Configuration {
+    table: PoolTable,
+    controller_argv: Vec<Vec<u8>>,
+}
+
+static STATE: Lazy<Mutex<State>> = Lazy::new(Mutex::default);
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What [`configure`] needs to know of httpd.
+#[derive(Debug, Clone)]
+pub struct Start<'a> {
+    pub tree: &'a PoolTree,
+    /// `User` of the frontends.
+    pub frontend_uid: u32,
+    pub controller_argv: Vec<Vec<u8>>,
+    pub seed_argv: Vec<Vec<u8>>,
+}
+
+/// A configuration has been read: the controller (started if need be) makes a seed of it. Returns the controller's pid
+/// when it was started now, so that httpd can watch it.
+pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
+    let mut state = state();
+    state.owner = launch::own_pid();
+    state.generation += 1;
+    let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
+    state.configuration = Some(Configuration { table, controller_argv: start.controller_argv.clone() });
+    let started = state.ensure_controller()?;
+    state.send_configuration()?;
+    Ok(started.then_some(state.controller).flatten())
+}
+
+/// The generation that frontends forked from now on belong to, and the connector's number in them.
+pub fn frontend_start() -> Option<(u64, OwnedFd)> {
+    let state = state();
+    let connector = state.connector.as_ref()?;
+    Some((state.generation, connector.speak.try_clone().ok()?))
+}
+
+/// The controller has died (httpd reaped it): another one takes over. Returns its pid.
+pub fn controller_died() -> io::Result<Option<u32>> {
+    let mut state = state();
+    state.controller = None;
+    if state.configuration.is_none() || state.owner != launch::own_pid() {
+        return Ok(None);
+    }
+    state.ensure_controller()?;
+    state.send_configuration()?;
+    for pid in state.children.clone() {
+        state.send(&ParentMessage::ChildStarted { pid }, &[])?;
+    }
+    Ok(state.controller)
+}
+
+/// The pid of the running controller.
+pub fn controller() -> Option<u32> {
+    state().controller
+}
+
+/// httpd's `child_status` hook: a child of the MPM started, or is gone.
+pub fn child_status(pid: u32, started: bool) {
+    let mut state = state();
+    if state.configuration.is_none() {
+        return;
+    }
+    let message = if started {
+        state.children.insert(pid);
+        ParentMessage::ChildStarted { pid }
+    } else {
+        state.children.remove(&pid);
+        ParentMessage::ChildGone { pid }
+    };
+    // A controller that is gone learns it from controller_died's next one.
+    let _ = state.send(&message, &[]);
+}
+
+/// httpd ends: the controller ends every process of every pool, and is waited for.
+pub fn stop() {
+    let mut state = state();
+    // Forked children of httpd run the same exit code; only the process that started the controller may end it.
+    if state.owner != launch::own_pid() {
+        return;
+    }
+    state.configuration = None;
+    let Some(pid) = state.controller.take() else { return };
+    let _ = state.send(&ParentMessage::Stop, &[]);
+    let patience = Instant::now() + STOP_PATIENCE;
+    while launch::child_state(pid) == ChildState::Running {
+        if Instant::now() >= patience {
+            launch::signal_child(pid, 9);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl State {
+    fn ensure_controller(&mut self) -> io::Result<bool> {
+        if let Some(pid) = self.controller {
+            if launch::child_state(pid) == ChildState::Running {
+                return Ok(false);
+            }
+            self.controller = None;
+        }
+        let Some(configuration) = &self.configuration else { return Ok(false) };
+        if self.connector.is_none() {
+            let (speak, listen) = socket::seqpacket_pair()?;
+            socket::pass_credentials(listen.as_fd())?;
+            socket::send_timeout(speak.as_fd(), Duration::from_secs(2))?;
+            self.connector = Some(Connector { speak, listen });
+        }
+        let Some(connector) = &self.connector else { return Ok(false) };
+        launch::become_subreaper();
+        let argv = &configuration.controller_argv;
+        self.controller = Some(launch::start_image(argv, &own_environment(), connector.listen.as_fd())?);
+        Ok(true)
+    }
+
+    fn send_configuration(&self) -> io::Result<()> {
+        let Some(configuration) = &self.configuration else { return Ok(()) };
+        let memory = launch::sealed_memory("mod_pool table", &configuration.table.encode())?;
+        let error_log = io::stderr();
+        let message = ParentMessage::Configure { generation: configuration.table.generation };
+        self.send(&message, &[memory.as_fd(), error_log.as_fd()])
+    }
+
+    fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+        let Some(connector) = &self.connector else { return Ok(()) };
+        let bytes = ConnectorMessage::Parent(message.clone()).encode();
+        socket::send(connector.speak.as_fd(), &bytes, fds, Blocking::Yes)
+    }
+}
+
+/// httpd's environment for the seeds: apachectl's envvars are in it. What speaks to a service manager is not.
+fn own_environment() -> Vec<Vec<u8>> {
+    use std::os::unix::ffi::OsStrExt;
+    const NOT: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+    std::env::vars_os()
+        .filter(|(name, _)| !NOT.iter().any(|n| name == n))
+        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
+        .collect()
+}

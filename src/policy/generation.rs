@@ -1,0 +1,332 @@
+//! Generations of the configuration, and the seed of each.
+//!
+//! Runs in: controller.  Trusts: the events.  Owns: pool tables, the state of each seed.
+//! Never: ends a generation that a frontend still belongs to.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use super::account::Chain;
+use super::state::State;
+use super::timer::TimerKey;
+use super::{delay_after, seconds, Action, Millis, PoolKey, OLD_IDLE, RETIRE_GRACE};
+use super::{SEED_DEADLINE, SEED_PATIENCE, SEED_PROVEN, STOP_GRACE};
+use crate::wire::control::{PoolRow, PoolTable, Refusal};
+
+/// A row of a pool table, with the accounts it is charged to.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub name: Rc<str>,
+    pub chain: Chain,
+    pub limits: PoolRow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SeedState {
+    /// It reads its configuration.
+    Starting,
+    /// It takes orders, since then.
+    Ready(Millis),
+    /// It has died; it is started again at its deadline.
+    Down,
+    /// Its channel is closed or it was killed; it has not been reaped.
+    Ending,
+    /// There is none and none is wanted.
+    Absent,
+}
+
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub rows: Vec<Row>,
+    pub frontends: usize,
+    pub seed: SeedState,
+    /// Failed starts of the seed in a row, and why the last one failed.
+    pub failures: u32,
+    pub reason: String,
+    /// Nobody belongs to it any more, and it is not the newest.
+    pub ended: bool,
+    /// Processes that were forked for it and not reaped.
+    pub zygotes: usize,
+    pub workers: usize,
+}
+
+impl Generation {
+    pub(super) fn has_no_seed(&self) -> bool {
+        matches!(self.seed, SeedState::Absent | SeedState::Down)
+    }
+}
+
+/// Rows with their accounts. A parent stands before its sub pools (the decoder has checked that).
+fn rows(pools: Vec<PoolRow>) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::with_capacity(pools.len());
+    for limits in pools {
+        let name: Rc<str> = Rc::from(limits.name.as_str());
+        let mut chain = vec![Rc::clone(&name)];
+        if let Some(parent) = limits.parent.and_then(|p| rows.get(p as usize)) {
+            chain.extend(parent.chain.iter().cloned());
+        }
+        rows.push(Row { name, chain: chain.into(), limits });
+    }
+    rows
+}
+
+impl State {
+    pub(super) fn configure(&mut self, table: PoolTable) {
+        let number = table.generation;
+        if self.stopping || self.generations.contains_key(&number) {
+            return;
+        }
+        let generation = Generation {
+            rows: rows(table.pools),
+            frontends: 0,
+            seed: SeedState::Absent,
+            failures: 0,
+            reason: String::new(),
+            ended: false,
+            zygotes: 0,
+            workers: 0,
+        };
+        self.generations.insert(number, generation);
+        self.set_caps();
+        self.start_seed(number);
+        // What is idle in older generations has a shorter life from now on, and keeps no spare.
+        let older: Vec<PoolKey> = self.pools.keys().copied().collect();
+        for key in older {
+            self.settle(key);
+        }
+        self.end_old_generations();
+        self.relieve();
+    }
+
+    /// The newest table that knows a name sets its cap.
+    fn set_caps(&mut self) {
+        for generation in self.generations.values() {
+            for row in &generation.rows {
+                self.accounts.set_cap(&row.name, row.limits.max_processes);
+            }
+        }
+    }
+
+    pub(super) fn row(&self, key: PoolKey) -> Option<&Row> {
+        self.generations.get(&key.generation)?.rows.get(key.pool as usize)
+    }
+
+    fn is_newest(&self, generation: u64) -> bool {
+        self.generations.keys().next_back() == Some(&generation)
+    }
+
+    /// Spare workers to keep: none in an older generation or while the server stops.
+    pub(super) fn min_spare(&self, key: PoolKey) -> usize {
+        if self.stopping || !self.is_newest(key.generation) {
+            return 0;
+        }
+        self.row(key).filter(|r| r.limits.uid.is_some()).map_or(0, |r| r.limits.min_spare as usize)
+    }
+
+    pub(super) fn idle_timeout(&self, key: PoolKey) -> Millis {
+        let own = self.row(key).map_or(0, |r| r.limits.idle_timeout_ms);
+        if self.is_newest(key.generation) {
+            own
+        } else {
+            own.min(OLD_IDLE)
+        }
+    }
+
+    // ===== the seed =====
+
+    fn start_seed(&mut self, number: u64) {
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
+        g.seed = SeedState::Starting;
+        self.timers.arm(TimerKey::Seed(number), self.now + SEED_DEADLINE);
+        self.out.push(Action::StartSeed { generation: number });
+    }
+
+    pub(super) fn seed_ready(&mut self, number: u64) {
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
+        if g.seed != SeedState::Starting {
+            return;
+        }
+        g.seed = SeedState::Ready(self.now);
+        self.timers.disarm(TimerKey::Seed(number));
+        let mut keys: Vec<PoolKey> = Vec::new();
+        for (pool, row) in (0u32..).zip(&g.rows) {
+            let key = PoolKey { generation: number, pool };
+            if row.limits.min_spare > 0 || self.waiting.contains(&key) {
+                keys.push(key);
+            }
+        }
+        for key in keys {
+            self.grow(key);
+            self.mark(key);
+        }
+    }
+
+    pub(super) fn seed_gone(&mut self, number: u64, text: String) {
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
+        let was = std::mem::replace(&mut g.seed, SeedState::Absent);
+        self.timers.disarm(TimerKey::Seed(number));
+        if g.ended || self.stopping {
+            self.forget_generation(number);
+            return;
+        }
+        if matches!(was, SeedState::Ready(since) if self.now - since >= SEED_PROVEN) {
+            g.failures = 0;
+        }
+        g.failures = g.failures.saturating_add(1);
+        g.reason = text;
+        g.seed = SeedState::Down;
+        let delay = delay_after(g.failures);
+        self.timers.arm(TimerKey::Seed(number), self.now + delay);
+        if let Some((left, text)) = self.seed_throttled(number) {
+            let keys: Vec<PoolKey> = self.waiting.iter().filter(|k| k.generation == number).copied().collect();
+            for key in keys {
+                if self.pools.get(&key).is_some_and(|p| p.zygote.is_none()) {
+                    self.refuse_all(key, Refusal::Throttled, left, &text);
+                    self.mark(key);
+                    self.settle(key);
+                }
+            }
+        }
+    }
+
+    pub(super) fn seed_expired(&mut self, number: u64) {
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
+        match g.seed {
+            SeedState::Starting | SeedState::Ending => {
+                g.seed = SeedState::Ending;
+                self.out.push(Action::KillSeed { generation: number });
+            }
+            SeedState::Down => self.start_seed(number),
+            SeedState::Ready(_) | SeedState::Absent => {}
+        }
+    }
+
+    /// How long, and why, who needs this generation's seed is refused.
+    pub(super) fn seed_throttled(&self, number: u64) -> Option<(u32, String)> {
+        let g = self.generations.get(&number)?;
+        if matches!(g.seed, SeedState::Ready(_)) || g.failures < SEED_PATIENCE {
+            return None;
+        }
+        let left = match g.seed {
+            SeedState::Down => self.timers.armed(TimerKey::Seed(number)).map_or(0, |at| at.saturating_sub(self.now)),
+            _ => 0,
+        };
+        Some((seconds(left), format!("the pools' seed process fails: {}", g.reason)))
+    }
+
+    pub(super) fn seed_is_ready(&self, number: u64) -> bool {
+        self.generations.get(&number).is_some_and(|g| matches!(g.seed, SeedState::Ready(_)))
+    }
+
+    /// Closes the seed's channel, and kills it later if that does not suffice.
+    fn end_seed(&mut self, number: u64, grace: Millis) {
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
+        match g.seed {
+            SeedState::Starting | SeedState::Ready(_) => {
+                g.seed = SeedState::Ending;
+                self.timers.arm(TimerKey::Seed(number), self.now + grace);
+                self.out.push(Action::EndSeed { generation: number });
+            }
+            SeedState::Ending => {
+                let due = self.timers.armed(TimerKey::Seed(number)).unwrap_or(Millis::MAX);
+                self.timers.arm(TimerKey::Seed(number), due.min(self.now + grace));
+            }
+            SeedState::Down | SeedState::Absent => {
+                g.seed = SeedState::Absent;
+                self.timers.disarm(TimerKey::Seed(number));
+            }
+        }
+    }
+
+    // ===== the end =====
+
+    /// Ends the generations that are not the newest and have no frontend.
+    pub(super) fn end_old_generations(&mut self) {
+        let Some(&newest) = self.generations.keys().next_back() else {
+            return;
+        };
+        let ending: Vec<u64> = self
+            .generations
+            .iter()
+            .filter(|(number, g)| **number != newest && g.frontends == 0 && !g.ended)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in ending {
+            if let Some(g) = self.generations.get_mut(&number) {
+                g.ended = true;
+            }
+            let keys: Vec<PoolKey> = self.keys_of(number);
+            for key in keys {
+                while let Some(lease) = self.pools.get(&key).and_then(|p| p.idle.front().copied()) {
+                    self.unidle(lease);
+                    self.end_worker(lease, RETIRE_GRACE, None);
+                }
+                self.settle(key);
+            }
+            self.end_seed(number, RETIRE_GRACE);
+            self.forget_generation(number);
+        }
+    }
+
+    fn keys_of(&self, number: u64) -> Vec<PoolKey> {
+        let first = PoolKey { generation: number, pool: 0 };
+        let last = PoolKey { generation: number, pool: u32::MAX };
+        self.pools.range(first..=last).map(|(key, _)| *key).collect()
+    }
+
+    /// Drops an ended generation when its last process is gone.
+    pub(super) fn forget_generation(&mut self, number: u64) {
+        let Some(g) = self.generations.get(&number) else {
+            return;
+        };
+        if !g.ended || g.seed != SeedState::Absent || g.zygotes > 0 || g.workers > 0 {
+            return;
+        }
+        for key in self.keys_of(number) {
+            for timer in [TimerKey::Idle(key), TimerKey::Backoff(key), TimerKey::Pressure(key)] {
+                self.timers.disarm(timer);
+            }
+            self.pools.remove(&key);
+            self.hungry.remove(&key);
+        }
+        self.generations.remove(&number);
+        let known: HashSet<&str> =
+            self.generations.values().flat_map(|g| g.rows.iter().map(|r| r.limits.name.as_str())).collect();
+        self.accounts.retain(|name| known.contains(name));
+        self.out.push(Action::GenerationGone { generation: number });
+    }
+
+    pub(super) fn stop(&mut self) {
+        if self.stopping {
+            return;
+        }
+        self.stopping = true;
+        for key in self.waiting.clone() {
+            self.refuse_all(key, Refusal::Stopping, 1, "the server is stopping");
+        }
+        let mut leases: Vec<_> = self.workers.keys().copied().collect();
+        leases.sort_unstable();
+        for lease in leases {
+            self.stop_worker(lease);
+        }
+        let mut zygotes: Vec<_> = self.zygotes.keys().copied().collect();
+        zygotes.sort_unstable();
+        for zygote in zygotes {
+            self.end_zygote(zygote, STOP_GRACE);
+        }
+        let numbers: Vec<u64> = self.generations.keys().copied().collect();
+        for number in numbers {
+            self.end_seed(number, STOP_GRACE);
+        }
+    }
+}

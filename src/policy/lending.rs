@@ -1,0 +1,427 @@
+//! Wants and what is done for them: grant, fork, evict, recall, refuse.
+//!
+//! Runs in: controller.  Trusts: the events.  Owns: the order in which Wants are served.
+//! Never: forks beyond a cap, grants a lease twice, leaves a Want without an answer past its timeout.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::state::{PoolState, State, Waiting};
+use super::timer::TimerKey;
+use super::worker::WorkerState;
+use super::{seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE};
+use crate::wire::control::{LeaseId, LendCount, Refusal, WantId};
+
+impl State {
+    pub(super) fn want(&mut self, frontend: FrontendId, want: WantId, pool: u32) {
+        let Some(f) = self.frontends.get(&frontend) else {
+            return;
+        };
+        if self.want_index.contains_key(&(frontend, want)) {
+            return;
+        }
+        let key = PoolKey { generation: f.generation, pool };
+        let Some((queue_limit, queue_timeout)) =
+            self.row(key).filter(|r| r.limits.uid.is_some()).map(|r| (r.limits.queue_limit, r.limits.queue_timeout_ms))
+        else {
+            self.refuse(frontend, want, Refusal::NoPool, 0, "no such pool".into());
+            return;
+        };
+        if self.stopping {
+            let text = "the server is stopping".into();
+            self.refuse(frontend, want, Refusal::Stopping, 1, text);
+            return;
+        }
+        self.ensure_pool(key);
+        let Some(pool) = self.pools.get(&key) else {
+            return;
+        };
+        if pool.idle.is_empty() {
+            if let Some((left, text)) = self.throttled(key) {
+                self.refuse(frontend, want, Refusal::Throttled, left, text);
+                self.settle(key);
+                return;
+            }
+            // Who only waits for a process that may be forked is not in the queue.
+            let room = self.accounts.headroom(&pool.chain) as usize + pool.forking;
+            if pool.wants.len() >= room.saturating_add(queue_limit as usize) {
+                let text = format!("{} requests wait already", pool.wants.len());
+                let left = seconds(queue_timeout.min(10_000));
+                self.refuse(frontend, want, Refusal::QueueFull, left, text);
+                self.settle(key);
+                return;
+            }
+        }
+        let seq = self.number();
+        self.wants.insert(seq, Waiting { frontend, want, key, since: self.now });
+        self.want_index.insert((frontend, want), seq);
+        if let Some(f) = self.frontends.get_mut(&frontend) {
+            f.wants.insert(seq);
+        }
+        if let Some(pool) = self.pools.get_mut(&key) {
+            pool.wants.insert(seq);
+            pool.last_active = self.now;
+        }
+        self.waiting.insert(key);
+        self.timers.arm(TimerKey::Want(seq), self.now + queue_timeout);
+        self.serve(key);
+    }
+
+    pub(super) fn cancel(&mut self, frontend: FrontendId, want: WantId) {
+        let Some(&seq) = self.want_index.get(&(frontend, want)) else {
+            return;
+        };
+        if let Some(w) = self.remove_want(seq) {
+            self.mark(w.key);
+            self.settle(w.key);
+        }
+    }
+
+    pub(super) fn want_expired(&mut self, seq: u64) {
+        let Some(w) = self.remove_want(seq) else {
+            return;
+        };
+        let waited = self.now - w.since;
+        let text = format!("no process became free within {waited} ms");
+        let left = seconds(waited.min(10_000));
+        self.refuse(w.frontend, w.want, Refusal::QueueTimeout, left, text);
+        self.mark(w.key);
+        self.settle(w.key);
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        frontend: FrontendId,
+        want: WantId,
+        reason: Refusal,
+        retry_after_s: u32,
+        text: String,
+    ) {
+        self.out.push(Action::Refuse { frontend, want, reason, retry_after_s, text });
+    }
+
+    /// Refuses every Want of a pool.
+    pub(super) fn refuse_all(&mut self, key: PoolKey, reason: Refusal, left: u32, text: &str) {
+        let Some(pool) = self.pools.get(&key) else {
+            return;
+        };
+        for seq in pool.wants.clone() {
+            if let Some(w) = self.remove_want(seq) {
+                self.refuse(w.frontend, w.want, reason, left, text.to_owned());
+            }
+        }
+    }
+
+    /// How long, and why, the pool cannot start a process.
+    pub(super) fn throttled(&self, key: PoolKey) -> Option<(u32, String)> {
+        let pool = self.pools.get(&key)?;
+        if pool.blocked_until > self.now {
+            return Some((seconds(pool.blocked_until - self.now), pool.reason.clone()));
+        }
+        if pool.zygote.is_some() {
+            return None;
+        }
+        self.seed_throttled(key.generation)
+    }
+
+    /// Makes the state of a pool that had none.
+    pub(super) fn ensure_pool(&mut self, key: PoolKey) {
+        if self.pools.contains_key(&key) {
+            return;
+        }
+        let Some(chain) = self.row(key).map(|r| r.chain.clone()) else {
+            return;
+        };
+        self.pools.insert(
+            key,
+            PoolState {
+                chain,
+                zygote: None,
+                wants: BTreeSet::new(),
+                idle: VecDeque::new(),
+                forking: 0,
+                lent: 0,
+                incoming: 0,
+                holders: BTreeMap::new(),
+                told: BTreeSet::new(),
+                last_active: self.now,
+                failures: 0,
+                blocked_until: 0,
+                reason: String::new(),
+            },
+        );
+    }
+
+    /// Does for a pool what can be done now.
+    pub(super) fn serve(&mut self, key: PoolKey) {
+        while let Some(pool) = self.pools.get_mut(&key) {
+            let Some(&seq) = pool.wants.first() else {
+                break;
+            };
+            let Some(&lease) = pool.idle.back() else {
+                break;
+            };
+            self.grant(seq, lease, false);
+        }
+        self.grow(key);
+        self.mark(key);
+        self.settle(key);
+    }
+
+    /// Lends a worker that the controller holds to the frontend of a Want.
+    pub(super) fn grant(&mut self, seq: u64, lease: LeaseId, cold: bool) {
+        self.unidle(lease);
+        let Some(w) = self.remove_want(seq) else {
+            return;
+        };
+        let Some(worker) = self.workers.get_mut(&lease) else {
+            return;
+        };
+        worker.lend += 1;
+        worker.ever_lent = true;
+        worker.state = WorkerState::Lent { frontend: w.frontend, since: self.now };
+        let (lend, pid) = (LendCount(worker.lend), worker.pid);
+        self.accounts.add_lent(&worker.chain, self.now, lease);
+        if let Some(f) = self.frontends.get_mut(&w.frontend) {
+            f.leases.insert(lease);
+        }
+        let mut contended = false;
+        if let Some(pool) = self.pools.get_mut(&w.key) {
+            pool.lent += 1;
+            pool.last_active = self.now;
+            *pool.holders.entry(w.frontend).or_default() += 1;
+            contended = !pool.wants.is_empty();
+            if contended && pool.told.insert(w.frontend) {
+                self.out.push(Action::Contended { frontend: w.frontend, pool: w.key.pool, on: true });
+            }
+        }
+        self.out.push(Action::Grant { frontend: w.frontend, want: w.want, lease, lend, pid, cold, contended });
+    }
+
+    /// A worker that nobody holds: to the next Want, to another pool's turn, or idle.
+    pub(super) fn idle_or_grant(&mut self, lease: LeaseId, cold: bool) {
+        let Some(worker) = self.workers.get(&lease) else {
+            return;
+        };
+        let key = worker.key;
+        if self.stopping || !self.generation_open(key.generation) {
+            self.end_worker(lease, RETIRE_GRACE, None);
+            self.settle(key);
+            return;
+        }
+        let own = self.pools.get(&key).and_then(|p| p.wants.first()).copied();
+        if let Some(seq) = own {
+            match self.rival(key, seq) {
+                Some(rival) => {
+                    self.end_worker(lease, RETIRE_GRACE, Some(rival));
+                    self.serve(key);
+                }
+                None => {
+                    self.grant(seq, lease, cold);
+                    self.serve(key);
+                }
+            }
+            return;
+        }
+        self.make_idle(lease);
+        self.relieve();
+        self.grow(key);
+        self.mark(key);
+        self.settle(key);
+    }
+
+    /// Another pool whose turn came before this pool's oldest Want, that has lost its patience, and that a worker of
+    /// this pool makes room for.
+    fn rival(&self, key: PoolKey, own: u64) -> Option<PoolKey> {
+        let chain = &self.pools.get(&key)?.chain;
+        self.waiting
+            .iter()
+            .filter(|other| **other != key)
+            .filter_map(|other| {
+                let pool = self.pools.get(other)?;
+                let &oldest = pool.wants.first()?;
+                let since = self.wants.get(&oldest)?.since;
+                let full = self.accounts.full(&pool.chain)?;
+                (oldest < own
+                    && self.zygote_is_ready(pool.zygote)
+                    && self.now - since >= PATIENCE
+                    && pool.wants.len() > pool.forking + pool.incoming
+                    && chain.contains(&full))
+                .then_some((oldest, *other))
+            })
+            .min()
+            .map(|(_, other)| other)
+    }
+
+    /// A slot came free, or a worker became idle: the pools that wait, in the order of their oldest Want, then those
+    /// that lack spare workers.
+    pub(super) fn relieve(&mut self) {
+        let mut order: Vec<(u64, PoolKey)> =
+            self.waiting.iter().filter_map(|key| Some((*self.pools.get(key)?.wants.first()?, *key))).collect();
+        order.sort_unstable();
+        for (_, key) in order {
+            self.grow(key);
+        }
+        for key in std::mem::take(&mut self.hungry) {
+            self.grow(key);
+        }
+    }
+
+    /// Forks what the pool's Wants and spare workers need, as far as the caps allow, and makes room where they do not.
+    pub(super) fn grow(&mut self, key: PoolKey) {
+        if self.stopping || !self.generation_open(key.generation) {
+            return;
+        }
+        let spare = self.min_spare(key);
+        if spare > 0 {
+            self.ensure_pool(key);
+        }
+        loop {
+            let Some(pool) = self.pools.get(&key) else {
+                return;
+            };
+            let target = (pool.wants.len() + spare).saturating_sub(pool.idle.len());
+            if pool.forking >= target {
+                return;
+            }
+            if self.throttled(key).is_some() {
+                return;
+            }
+            let ready = self.ready_zygote(key);
+            let Some(pool) = self.pools.get(&key) else {
+                return;
+            };
+            if self.accounts.full(&pool.chain).is_some() {
+                if pool.wants.is_empty() {
+                    self.hungry.insert(key);
+                } else if ready.is_some() {
+                    // Room made earlier would be taken by others before this pool can use it.
+                    self.make_room(key);
+                }
+                return;
+            }
+            let Some(zygote) = ready else {
+                return;
+            };
+            self.fork(key, zygote);
+        }
+    }
+
+    /// Retires idle workers of other pools under the cap that stops this one; where there are none, asks frontends
+    /// for theirs.
+    fn make_room(&mut self, key: PoolKey) {
+        loop {
+            let Some(pool) = self.pools.get(&key) else {
+                return;
+            };
+            let needed = pool.wants.len().saturating_sub(pool.forking + pool.incoming);
+            let Some(full) = self.accounts.full(&pool.chain) else {
+                return;
+            };
+            if needed == 0 {
+                return;
+            }
+            if let Some(lease) = self.accounts.longest_idle(&full) {
+                let owner = self.workers.get(&lease).map(|w| w.key);
+                self.unidle(lease);
+                self.end_worker(lease, RETIRE_GRACE, Some(key));
+                if let Some(owner) = owner {
+                    if self.min_spare(owner) > 0 {
+                        self.hungry.insert(owner);
+                    }
+                }
+                continue;
+            }
+            let since = pool.wants.first().and_then(|seq| self.wants.get(seq)).map_or(self.now, |w| w.since);
+            let limit = if self.now - since >= PATIENCE { usize::MAX } else { needed };
+            let leases: Vec<LeaseId> = self
+                .accounts
+                .lent(&full)
+                .filter(|lease| self.workers.get(lease).is_some_and(|w| w.key != key))
+                .take(limit)
+                .collect();
+            for lease in leases {
+                self.recall(lease);
+            }
+            self.timers.arm(TimerKey::Pressure(key), self.now + PATIENCE);
+            return;
+        }
+    }
+
+    /// Tells the frontends that hold leases of the pool whether somebody waits for it.
+    pub(super) fn mark(&mut self, key: PoolKey) {
+        let Some(pool) = self.pools.get_mut(&key) else {
+            return;
+        };
+        let on = !pool.wants.is_empty();
+        let news: Vec<FrontendId> = if on {
+            let holders = pool.holders.keys().copied();
+            holders.filter(|f| !pool.told.contains(f)).collect()
+        } else {
+            std::mem::take(&mut pool.told).into_iter().collect()
+        };
+        for frontend in news {
+            if on {
+                pool.told.insert(frontend);
+            } else if !self.frontends.contains_key(&frontend) {
+                continue;
+            }
+            self.out.push(Action::Contended { frontend, pool: key.pool, on });
+        }
+    }
+
+    /// Retires workers that were idle for long enough, the longest-idle first.
+    pub(super) fn expire_idle(&mut self, key: PoolKey) {
+        let keep = self.min_spare(key);
+        let timeout = self.idle_timeout(key);
+        while let Some(pool) = self.pools.get(&key) {
+            let Some(&lease) = pool.idle.front() else {
+                break;
+            };
+            if pool.idle.len() <= keep || self.idle_since(lease) + timeout > self.now {
+                break;
+            }
+            self.unidle(lease);
+            self.end_worker(lease, RETIRE_GRACE, None);
+        }
+        self.settle(key);
+    }
+
+    /// Sets the pool's next idle deadline; stops the zygote of a pool that nobody uses; forgets a pool without state.
+    pub(super) fn settle(&mut self, key: PoolKey) {
+        let keep = self.min_spare(key);
+        let timeout = self.idle_timeout(key);
+        let Some(pool) = self.pools.get(&key) else {
+            return;
+        };
+        if pool.idle.len() > keep {
+            let since = pool.idle.front().map_or(self.now, |l| self.idle_since(*l));
+            self.timers.arm(TimerKey::Idle(key), since + timeout);
+            return;
+        }
+        self.timers.disarm(TimerKey::Idle(key));
+        let used = pool.forking + pool.lent + pool.idle.len() + pool.wants.len() > 0;
+        if used || (keep > 0 && self.generation_open(key.generation)) {
+            return;
+        }
+        if let Some(zygote) = pool.zygote {
+            let until = pool.last_active + timeout;
+            if until > self.now && self.generation_open(key.generation) {
+                self.timers.arm(TimerKey::Idle(key), until);
+                return;
+            }
+            self.end_zygote(zygote, RETIRE_GRACE);
+        }
+        let Some(pool) = self.pools.get(&key) else {
+            return;
+        };
+        let remembered = pool.blocked_until + FORGET_AFTER;
+        if pool.failures > 0 && remembered > self.now && self.generation_open(key.generation) {
+            self.timers.arm(TimerKey::Backoff(key), remembered);
+        } else if pool.incoming == 0 {
+            self.timers.disarm(TimerKey::Backoff(key));
+            self.timers.disarm(TimerKey::Pressure(key));
+            self.hungry.remove(&key);
+            self.pools.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The ledger itself: what exists, who waits, and the dispatch of events.
+//!
+//! Runs in: controller.  Trusts: the events.  Owns: all state of the policy.
+//! Never: does I/O, reads a clock, panics on a stale or repeated event.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use super::account::{Accounts, Chain};
+use super::generation::Generation;
+use super::timer::{TimerKey, Timers};
+use super::worker::WorkerSlot;
+use super::zygote::Zygote;
+use super::{Action, Event, FrontendId, Millis, PoolKey, ZygoteId, ORPHANED_GRACE};
+use crate::wire::control::{LeaseId, LendCount, WantId};
+
+/// A request that waits for a worker.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub frontend: FrontendId,
+    pub want: WantId,
+    pub key: PoolKey,
+    pub since: Millis,
+}
+
+#[derive(Debug)]
+pub(super) struct FrontendState {
+    pub generation: u64,
+    pub leases: BTreeSet<LeaseId>,
+    pub wants: BTreeSet<u64>,
+}
+
+/// A pool that has a process, a Want or a failure to remember. Others have no state at all.
+#[derive(Debug)]
+pub(super) struct PoolState {
+    pub chain: Chain,
+    pub zygote: Option<ZygoteId>,
+    /// Places in the queue, oldest first.
+    pub wants: BTreeSet<u64>,
+    /// Idle workers, the longest-idle first.
+    pub idle: VecDeque<LeaseId>,
+    /// Workers ordered and not yet forked.
+    pub forking: usize,
+    /// Workers lent.
+    pub lent: usize,
+    /// Workers of other pools that are ending to make room for this one.
+    pub incoming: usize,
+    /// How many leases each frontend holds.
+    pub holders: BTreeMap<FrontendId, usize>,
+    /// Frontends that believe the pool contended.
+    pub told: BTreeSet<FrontendId>,
+    /// When it was last used.
+    pub last_active: Millis,
+    /// Failed starts in a row, until when none is tried, and why.
+    pub failures: u32,
+    pub blocked_until: Millis,
+    pub reason: String,
+}
+
+/// The whole state of the controller's policy.
+#[derive(Debug, Default)]
+pub struct State {
+    pub(super) now: Millis,
+    pub(super) out: Vec<Action>,
+    pub(super) generations: BTreeMap<u64, Generation>,
+    pub(super) pools: BTreeMap<PoolKey, PoolState>,
+    pub(super) accounts: Accounts,
+    pub(super) frontends: HashMap<FrontendId, FrontendState>,
+    pub(super) wants: BTreeMap<u64, Waiting>,
+    pub(super) want_index: HashMap<(FrontendId, WantId), u64>,
+    pub(super) workers: HashMap<LeaseId, WorkerSlot>,
+    pub(super) zygotes: HashMap<ZygoteId, Zygote>,
+    pub(super) foreign: HashMap<u32, Chain>,
+    pub(super) timers: Timers,
+    /// Pools with a Want.
+    pub(super) waiting: BTreeSet<PoolKey>,
+    /// Pools that lack spare workers only because a cap is reached.
+    pub(super) hungry: HashSet<PoolKey>,
+    pub(super) numbers: u64,
+    pub(super) stopping: bool,
+    pub(super) done: bool,
+}
+
+impl State {
+    /// Nothing exists yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what happened and appends what has to be done to `actions`.
+    pub fn handle(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Configure { table } => self.configure(table),
+            Event::FrontendCame { frontend, generation } => self.frontend_came(frontend, generation),
+            Event::FrontendLeft { frontend } => self.frontend_left(frontend),
+            Event::Want { frontend, want, pool } => self.want(frontend, want, pool),
+            Event::Cancel { frontend, want } => self.cancel(frontend, want),
+            Event::Return { frontend, lease, lend, how } => {
+                if self.is_lent(frontend, lease, lend) {
+                    self.returned(lease, how);
+                }
+            }
+            Event::SeedReady { generation } => self.seed_ready(generation),
+            Event::SeedGone { generation, text } => self.seed_gone(generation, text),
+            Event::ZygoteReady { zygote } => self.zygote_ready(zygote),
+            Event::ZygoteFailed { zygote, text } => self.zygote_failed(zygote, &text),
+            Event::ZygoteGone { zygote, text } => self.zygote_gone(zygote, &text),
+            Event::Forked { lease, pid } => self.forked(lease, pid),
+            Event::ForkFailed { lease, text } => self.fork_failed(lease, &text),
+            Event::WorkerGone { lease, wait_status } => self.worker_gone(lease, wait_status),
+            Event::ForeignCame { pid, pool } => self.foreign_came(pid, &pool),
+            Event::ForeignGone { pid } => self.foreign_gone(pid),
+            Event::Stop => self.stop(),
+            Event::Tick => {}
+        }
+        self.expire();
+        self.check_done();
+        actions.append(&mut self.out);
+    }
+
+    /// When the next [`Event::Tick`] is needed.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        self.timers.next()
+    }
+
+    /// Whether frontends of this generation are served.
+    pub fn generation_open(&self, generation: u64) -> bool {
+        self.generations.get(&generation).is_some_and(|g| !g.ended && !self.stopping)
+    }
+
+    /// Whether this frontend holds the lease under this count. What says otherwise is stale.
+    pub fn is_lent(&self, frontend: FrontendId, lease: LeaseId, lend: LendCount) -> bool {
+        self.workers.get(&lease).is_some_and(|w| w.lend == lend.0 && w.holder() == Some(frontend))
+    }
+
+    /// A number that was never used before.
+    pub(super) fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn frontend_came(&mut self, frontend: FrontendId, generation: u64) {
+        let Some(g) = self.generations.get_mut(&generation) else {
+            return;
+        };
+        if g.ended || self.frontends.contains_key(&frontend) {
+            return;
+        }
+        g.frontends += 1;
+        self.frontends.insert(frontend, FrontendState { generation, leases: BTreeSet::new(), wants: BTreeSet::new() });
+    }
+
+    fn frontend_left(&mut self, frontend: FrontendId) {
+        let Some(f) = self.frontends.remove(&frontend) else {
+            return;
+        };
+        let mut touched = BTreeSet::new();
+        for seq in f.wants {
+            if let Some(w) = self.remove_want(seq) {
+                touched.insert(w.key);
+            }
+        }
+        for lease in f.leases {
+            let Some(key) = self.workers.get(&lease).map(|w| w.key) else {
+                continue;
+            };
+            self.take_back(lease);
+            self.end_worker(lease, ORPHANED_GRACE, None);
+            touched.insert(key);
+        }
+        for key in touched {
+            if let Some(pool) = self.pools.get_mut(&key) {
+                pool.told.remove(&frontend);
+            }
+            self.serve(key);
+        }
+        if let Some(g) = self.generations.get_mut(&f.generation) {
+            g.frontends -= 1;
+        }
+        self.end_old_generations();
+    }
+
+    /// Takes a Want out of every index.
+    pub(super) fn remove_want(&mut self, seq: u64) -> Option<Waiting> {
+        let w = self.wants.remove(&seq)?;
+        self.timers.disarm(TimerKey::Want(seq));
+        self.want_index.remove(&(w.frontend, w.want));
+        if let Some(f) = self.frontends.get_mut(&w.frontend) {
+            f.wants.remove(&seq);
+        }
+        if let Some(pool) = self.pools.get_mut(&w.key) {
+            pool.wants.remove(&seq);
+            if pool.wants.is_empty() {
+                self.waiting.remove(&w.key);
+                self.timers.disarm(TimerKey::Pressure(w.key));
+            }
+        }
+        Some(w)
+    }
+
+    /// A worker of a dead controller: charged, never lent.
+    fn foreign_came(&mut self, pid: u32, pool: &str) {
+        if self.foreign.contains_key(&pid) {
+            return;
+        }
+        let chain = self
+            .generations
+            .values()
+            .rev()
+            .find_map(|g| g.rows.iter().find(|r| &*r.name == pool))
+            .map(|r| r.chain.clone());
+        if let Some(chain) = chain {
+            self.accounts.charge(&chain);
+            self.foreign.insert(pid, chain);
+        }
+    }
+
+    fn foreign_gone(&mut self, pid: u32) {
+        if let Some(chain) = self.foreign.remove(&pid) {
+            self.accounts.release(&chain);
+            self.relieve();
+        }
+    }
+
+    fn expire(&mut self) {
+        while let Some(key) = self.timers.pop_due(self.now) {
+            match key {
+                TimerKey::Want(seq) => self.want_expired(seq),
+                TimerKey::Pressure(key) => {
+                    self.grow(key);
+                    self.mark(key);
+                }
+                TimerKey::Idle(key) => self.expire_idle(key),
+                TimerKey::Backoff(key) => self.serve(key),
+                TimerKey::Worker(lease) => self.worker_expired(lease),
+                TimerKey::Zygote(zygote) => self.zygote_expired(zygote),
+                TimerKey::Seed(generation) => self.seed_expired(generation),
+            }
+        }
+    }
+
+    fn check_done(&mut self) {
+        if self.stopping
+            && !self.done
+            && self.workers.is_empty()
+            && self.zygotes.is_empty()
+            && self.generations.values().all(Generation::has_no_seed)
+        {
+            self.done = true;
+            self.out.push(Action::Done);
+        }
+    }
+}

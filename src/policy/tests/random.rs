@@ -1,0 +1,348 @@
+//! Random runs: whatever happens in whatever order, the caps hold, no Want is lost and no lease is lent twice.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::bench::{row, table};
+use crate::policy::{Action, Event, FrontendId, Millis, PoolKey, State, ZygoteId};
+use crate::wire::control::{LeaseId, LendCount, PoolRow, Returned, WantId};
+
+/// xorshift64*: small, seeded, good enough to shuffle events.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+        usize::try_from(high).expect("31 bits") % sides
+    }
+
+    fn pick<T: Copy>(&mut self, all: &[T]) -> Option<T> {
+        (!all.is_empty()).then(|| all[self.roll(all.len())])
+    }
+}
+
+/// What the world outside the policy knows.
+#[derive(Default)]
+struct World {
+    state: State,
+    now: Millis,
+    frontends: BTreeMap<FrontendId, u64>,
+    /// Open Wants.
+    open: BTreeSet<(FrontendId, WantId)>,
+    /// Ordered and not yet answered.
+    zygotes_starting: BTreeMap<ZygoteId, PoolKey>,
+    zygotes: BTreeMap<ZygoteId, PoolKey>,
+    forking: BTreeMap<LeaseId, PoolKey>,
+    /// Living worker processes.
+    workers: BTreeMap<LeaseId, PoolKey>,
+    lent: BTreeMap<LeaseId, (FrontendId, LendCount)>,
+    leases_seen: BTreeSet<LeaseId>,
+    dying: BTreeSet<LeaseId>,
+    seeds: BTreeSet<u64>,
+    tables: HashMap<u64, Vec<PoolRow>>,
+    numbers: u64,
+    grants: usize,
+    done: bool,
+}
+
+impl World {
+    fn event(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.state.handle(event, self.now, &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+        self.check();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::StartSeed { generation } => assert!(self.seeds.insert(generation)),
+            Action::StartZygote { zygote, key } => {
+                assert!(self.zygotes_starting.insert(zygote, key).is_none());
+            }
+            Action::Fork { lease, zygote, key } => {
+                assert!(self.zygotes.contains_key(&zygote), "an order to a zygote that is not ready");
+                assert!(self.leases_seen.insert(lease), "a lease number was used twice");
+                self.forking.insert(lease, key);
+            }
+            Action::Grant { frontend, want, lease, lend, .. } => {
+                assert!(self.open.remove(&(frontend, want)), "a Want that is not open");
+                assert!(self.workers.contains_key(&lease), "a worker that does not exist");
+                assert!(!self.dying.contains(&lease), "a worker that is ending");
+                assert!(self.lent.insert(lease, (frontend, lend)).is_none(), "lent twice");
+                let generation = self.frontends.get(&frontend).expect("a known frontend");
+                assert_eq!(*generation, self.workers[&lease].generation);
+                self.grants += 1;
+            }
+            Action::Refuse { frontend, want, .. } => {
+                // A Want of an unknown pool was never open here.
+                self.open.remove(&(frontend, want));
+            }
+            Action::Retire { lease } | Action::Kill { lease } => {
+                self.dying.insert(lease);
+                self.lent.remove(&lease);
+            }
+            Action::Forget { lease } => {
+                self.forking.remove(&lease);
+            }
+            Action::Recall { frontend, lease, lend } => {
+                assert_eq!(self.lent.get(&lease), Some(&(frontend, lend)));
+            }
+            Action::Contended { frontend, .. } | Action::Obituary { frontend, .. } => {
+                assert!(self.frontends.contains_key(&frontend), "to a frontend that is gone");
+            }
+            Action::Done => {
+                assert!(self.workers.is_empty() && self.zygotes.is_empty() && self.seeds.is_empty());
+                self.done = true;
+            }
+            Action::EndSeed { .. }
+            | Action::KillSeed { .. }
+            | Action::EndZygote { .. }
+            | Action::KillZygote { .. }
+            | Action::Throttled { .. }
+            | Action::GenerationGone { .. } => {}
+        }
+    }
+
+    fn check(&self) {
+        for name in self.state.accounts.names() {
+            let (used, cap) = self.state.accounts.used_and_cap(name);
+            assert!(used <= cap, "{used} of {cap} in {name:?}");
+        }
+        let mut real: BTreeMap<&str, u32> = BTreeMap::new();
+        for key in self.workers.values().chain(self.forking.values()) {
+            let rows = &self.tables[&key.generation];
+            let mut at = Some(key.pool);
+            while let Some(index) = at {
+                let row = &rows[index as usize];
+                *real.entry(&row.name).or_default() += 1;
+                at = row.parent;
+            }
+        }
+        for (name, count) in real {
+            assert_eq!(self.state.accounts.used_and_cap(name).0, count, "charged to {name:?}");
+        }
+        let queued: BTreeSet<_> = self.state.want_index.keys().copied().collect();
+        assert_eq!(queued, self.open, "Wants lost or invented");
+    }
+
+    fn configure(&mut self, generation: u64) {
+        let rows = vec![
+            PoolRow { uid: None, ..row("", None, 5) },
+            PoolRow { uid: None, ..row("group", Some(0), 3) },
+            PoolRow { min_spare: 1, idle_timeout_ms: 400, ..row("a", Some(1), 2) },
+            PoolRow { queue_limit: 2, idle_timeout_ms: 200, ..row("b", Some(1), 3) },
+            PoolRow { queue_timeout_ms: 300, idle_timeout_ms: 0, ..row("c", Some(0), 4) },
+        ];
+        self.tables.insert(generation, rows.clone());
+        self.event(Event::Configure { table: table(generation, rows) });
+    }
+
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn random_event(&mut self, dice: &mut Dice, newest: &mut u64) {
+        let frontends: Vec<_> = self.frontends.keys().copied().collect();
+        let workers: Vec<_> = self.workers.keys().copied().collect();
+        match dice.roll(100) {
+            0..=29 => {
+                if let Some(frontend) = dice.pick(&frontends) {
+                    let want = WantId(u32::try_from(self.number()).expect("small"));
+                    self.open.insert((frontend, want));
+                    let pool = u32::try_from(2 + dice.roll(3)).expect("small");
+                    self.event(Event::Want { frontend, want, pool });
+                }
+            }
+            30..=32 => {
+                let open: Vec<_> = self.open.iter().copied().collect();
+                if let Some((frontend, want)) = dice.pick(&open) {
+                    self.open.remove(&(frontend, want));
+                    self.event(Event::Cancel { frontend, want });
+                }
+            }
+            33..=59 => {
+                let lent: Vec<_> = self.lent.iter().map(|(l, (f, n))| (*l, *f, *n)).collect();
+                if let Some((lease, frontend, lend)) = dice.pick(&lent) {
+                    let how = [
+                        Returned::Idle,
+                        Returned::Idle,
+                        Returned::Idle,
+                        Returned::Idle,
+                        Returned::Last,
+                        Returned::Dead,
+                        Returned::Abandoned,
+                        Returned::Violation,
+                        Returned::TimedOut,
+                    ][dice.roll(9)];
+                    self.lent.remove(&lease);
+                    self.event(Event::Return { frontend, lease, lend, how });
+                    // A second Return of the same lending is stale.
+                    if dice.roll(4) == 0 {
+                        self.event(Event::Return { frontend, lease, lend, how: Returned::Violation });
+                    }
+                }
+            }
+            60..=71 => {
+                let orders: Vec<_> = self.forking.iter().map(|(l, k)| (*l, *k)).collect();
+                if let Some((lease, key)) = dice.pick(&orders) {
+                    self.forking.remove(&lease);
+                    if dice.roll(20) == 0 {
+                        self.event(Event::ForkFailed { lease, text: "EMFILE".into() });
+                    } else {
+                        self.workers.insert(lease, key);
+                        self.event(Event::Forked { lease, pid: 1 });
+                    }
+                }
+            }
+            72..=79 => {
+                let starting: Vec<_> = self.zygotes_starting.iter().map(|(z, k)| (*z, *k)).collect();
+                if let Some((zygote, key)) = dice.pick(&starting) {
+                    self.zygotes_starting.remove(&zygote);
+                    if dice.roll(10) == 0 {
+                        self.event(Event::ZygoteGone { zygote, text: "exit status 1".into() });
+                    } else {
+                        self.zygotes.insert(zygote, key);
+                        self.event(Event::ZygoteReady { zygote });
+                    }
+                }
+            }
+            80..=88 => {
+                let dying: Vec<_> = self.dying.iter().copied().collect();
+                let victim = if dice.roll(8) == 0 { dice.pick(&workers) } else { dice.pick(&dying) };
+                if let Some(lease) = victim {
+                    self.dying.remove(&lease);
+                    self.workers.remove(&lease);
+                    self.lent.remove(&lease);
+                    self.event(Event::WorkerGone { lease, wait_status: 9 });
+                }
+            }
+            89 => {
+                let zygotes: Vec<_> = self.zygotes.keys().copied().collect();
+                if let Some(zygote) = dice.pick(&zygotes) {
+                    self.zygotes.remove(&zygote);
+                    self.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+                }
+            }
+            90 | 91 => {
+                let seeds: Vec<_> = self.seeds.iter().copied().collect();
+                if let Some(generation) = dice.pick(&seeds) {
+                    if dice.roll(5) == 0 {
+                        self.seeds.remove(&generation);
+                        self.event(Event::SeedGone { generation, text: "signal 9".into() });
+                    } else {
+                        self.event(Event::SeedReady { generation });
+                    }
+                }
+            }
+            92 => {
+                if let Some(frontend) = dice.pick(&frontends) {
+                    self.frontends.remove(&frontend);
+                    self.open.retain(|(f, _)| *f != frontend);
+                    self.lent.retain(|_, (f, _)| *f != frontend);
+                    self.event(Event::FrontendLeft { frontend });
+                }
+            }
+            93 | 94 => {
+                if self.frontends.len() < 4 && self.state.generation_open(*newest) {
+                    let frontend = FrontendId(self.number());
+                    self.frontends.insert(frontend, *newest);
+                    self.event(Event::FrontendCame { frontend, generation: *newest });
+                }
+            }
+            95 if dice.roll(10) == 0 => {
+                *newest += 1;
+                self.configure(*newest);
+            }
+            _ => {
+                self.now += u64::try_from(dice.roll(200)).expect("small");
+                self.event(Event::Tick);
+            }
+        }
+    }
+
+    /// The outside world obeys: everything that should end ends, everything ordered comes to be.
+    fn wind_down(&mut self) {
+        self.event(Event::Stop);
+        for _ in 0..200 {
+            self.now += 500;
+            self.event(Event::Tick);
+            for zygote in self.zygotes_starting.keys().chain(self.zygotes.keys()).copied().collect::<Vec<_>>() {
+                self.zygotes_starting.remove(&zygote);
+                self.zygotes.remove(&zygote);
+                self.event(Event::ZygoteGone { zygote, text: String::new() });
+            }
+            for lease in self.workers.keys().copied().collect::<Vec<_>>() {
+                self.workers.remove(&lease);
+                self.lent.remove(&lease);
+                self.event(Event::WorkerGone { lease, wait_status: 0 });
+            }
+            for generation in std::mem::take(&mut self.seeds) {
+                self.event(Event::SeedGone { generation, text: String::new() });
+            }
+        }
+        assert!(self.open.is_empty(), "Wants without an answer");
+        assert!(self.done, "stopped, and something is left");
+    }
+}
+
+#[test]
+fn whatever_happens_the_caps_hold_and_no_want_is_lost() {
+    let mut grants = 0;
+    for seed in 1..=60 {
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let mut world = World { now: 1, ..World::default() };
+        let mut newest = 1;
+        world.configure(1);
+        for _ in 0..2_000 {
+            world.random_event(&mut dice, &mut newest);
+        }
+        world.wind_down();
+        grants += world.grants;
+    }
+    assert!(grants > 3_000, "only {grants} grants: the runs test nothing");
+}
+
+#[test]
+fn what_waits_is_served_once_all_obey() {
+    for seed in 1..=40 {
+        let mut dice = Dice(0x2545_f491_4f6c_dd1d_u64.wrapping_mul(seed));
+        let mut world = World { now: 1, ..World::default() };
+        let mut newest = 1;
+        world.configure(1);
+        for _ in 0..500 {
+            world.random_event(&mut dice, &mut newest);
+        }
+        // From now on processes start, end when told, and requests are short. No Want may wait for its timeout.
+        for _ in 0..400 {
+            world.now += 25;
+            world.event(Event::Tick);
+            for generation in world.seeds.clone() {
+                world.event(Event::SeedReady { generation });
+            }
+            for (zygote, key) in std::mem::take(&mut world.zygotes_starting) {
+                world.zygotes.insert(zygote, key);
+                world.event(Event::ZygoteReady { zygote });
+            }
+            for (lease, key) in world.forking.clone() {
+                world.forking.remove(&lease);
+                world.workers.insert(lease, key);
+                world.event(Event::Forked { lease, pid: 1 });
+            }
+            for (lease, (frontend, lend)) in world.lent.clone() {
+                world.lent.remove(&lease);
+                world.event(Event::Return { frontend, lease, lend, how: Returned::Idle });
+            }
+            for lease in world.dying.clone() {
+                world.dying.remove(&lease);
+                world.workers.remove(&lease);
+                world.event(Event::WorkerGone { lease, wait_status: 0 });
+            }
+        }
+        assert!(world.open.is_empty(), "run {seed}: {:?} still wait", world.open);
+    }
+}

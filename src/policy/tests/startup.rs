@@ -1,0 +1,220 @@
+//! Failed starts, throttling, generations, and the end.
+
+use super::bench::{row, Bench, F1, F2};
+use crate::policy::{Action, Event, FrontendId};
+use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, ZYGOTE_DEADLINE};
+use crate::wire::control::{PoolRow, Refusal, Returned};
+
+fn one(cap: u32) -> Bench {
+    Bench::new(100, vec![row("a", Some(0), cap)])
+}
+
+#[test]
+fn a_zygote_that_fails_throttles_its_pool_with_growing_delays() {
+    let mut b = one(4);
+    for (round, delay) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
+        b.want(F1, round, 1);
+        let zygote = b.zygote_started().expect("an attempt");
+        b.event(Event::ZygoteFailed { zygote, text: "php.ini".into() });
+        assert!(b.has(|a| *a == Action::KillZygote { zygote }));
+        let (_, reason, retry, text) = b.refused().expect("who waits is refused");
+        assert_eq!((reason, retry, text.as_str()), (Refusal::Throttled, delay, "php.ini"));
+        assert!(b.has(|a| matches!(a, Action::Throttled { delay_s, .. } if *delay_s == u64::from(delay))));
+        b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+        b.pass(u64::from(delay) * 1000 - 1);
+        b.want(F1, 100, 1);
+        assert_eq!(b.refused().map(|r| (r.1, r.2)), Some((Refusal::Throttled, 1)), "refused at once");
+        b.nothing();
+        b.pass(1);
+    }
+    b.lent(F1, 200, 1);
+}
+
+#[test]
+fn the_delay_is_bounded_and_a_served_request_resets_it() {
+    let mut b = one(4);
+    for round in 0..10 {
+        b.want(F1, round, 1);
+        let zygote = b.zygote_started().expect("an attempt");
+        b.event(Event::ZygoteGone { zygote, text: "exit status 1".into() });
+        b.pass(60_000);
+    }
+    b.actions.clear();
+    b.want(F1, 50, 1);
+    let zygote = b.zygote_started().expect("at most a minute later");
+    b.event(Event::ZygoteReady { zygote });
+    b.obey();
+    let (_, lease, lend, ..) = b.grant().expect("it works now");
+    b.give_back(F1, (lease, lend), Returned::Last);
+    b.reaped(lease, 0);
+    b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+    b.want(F1, 51, 1);
+    let zygote = b.zygote_started().expect("its death was an accident");
+    b.event(Event::ZygoteGone { zygote, text: "exit status 1".into() });
+    assert_eq!(b.refused().map(|r| r.2), Some(1), "from the first delay again");
+}
+
+#[test]
+fn workers_that_die_before_any_request_throttle() {
+    let mut b = Bench::new(100, vec![PoolRow { min_spare: 1, ..row("a", Some(0), 4) }]);
+    let zygote = b.zygote_started().expect("for the spare worker");
+    b.event(Event::ZygoteReady { zygote });
+    let lease = b.fork_ordered().expect("the spare worker");
+    b.forked(lease);
+    b.reaped(lease, 11);
+    assert!(b.has(|a| matches!(a, Action::Throttled { text, .. } if text.contains("signal 11"))));
+    b.want(F1, 1, 1);
+    assert_eq!(b.refused().map(|r| r.1), Some(Refusal::Throttled));
+    b.nothing();
+    b.pass(1000);
+    assert!(b.fork_ordered().is_some(), "tried again by itself");
+}
+
+#[test]
+fn silent_zygotes_are_killed() {
+    let mut b = Bench::new(100, vec![PoolRow { queue_timeout_ms: 300_000, ..row("a", Some(0), 4) }]);
+    b.want(F1, 1, 1);
+    let zygote = b.zygote_started().expect("zygote");
+    b.pass(ZYGOTE_DEADLINE);
+    assert!(b.has(|a| *a == Action::KillZygote { zygote }));
+    assert_eq!(b.refused().map(|r| r.1), Some(Refusal::Throttled));
+    b.event(Event::ZygoteGone { zygote, text: String::new() });
+    b.pass(1000);
+    b.want(F1, 2, 1);
+    let zygote = b.zygote_started().expect("zygote");
+    b.event(Event::ZygoteReady { zygote });
+    let lease = b.fork_ordered().expect("fork");
+    b.pass(FORK_DEADLINE);
+    assert!(b.has(|a| *a == Action::KillZygote { zygote }));
+    assert!(b.has(|a| *a == Action::Forget { lease }));
+    b.forked(lease);
+    assert!(b.has(|a| *a == Action::Kill { lease }), "its late answer is a process that nobody needs");
+}
+
+#[test]
+fn a_proven_zygote_that_dies_is_replaced_and_its_idle_workers_stay() {
+    let mut b = one(4);
+    b.want(F1, 1, 1);
+    let zygote = b.zygote_started().expect("zygote");
+    b.event(Event::ZygoteReady { zygote });
+    b.obey();
+    let (_, lease, lend, ..) = b.grant().expect("grant");
+    b.give_back(F1, (lease, lend), Returned::Idle);
+    b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+    b.nothing();
+    b.want(F1, 2, 1);
+    assert_eq!(b.grant().map(|g| g.1), Some(lease));
+    b.want(F1, 3, 1);
+    assert!(b.zygote_started().is_some());
+}
+
+#[test]
+fn wants_wait_for_the_first_seed_and_are_refused_when_it_keeps_failing() {
+    let mut b = one(4);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    let late = FrontendId(9);
+    b.event(Event::FrontendCame { frontend: late, generation: 2 });
+    for (round, delay) in [(1, 1000), (2, 2000), (3, 4000)] {
+        b.want(late, round, 1);
+        b.event(Event::SeedGone { generation: 2, text: "exit status 1".into() });
+        let refused: Vec<_> = std::iter::from_fn(|| b.refused()).collect();
+        assert_eq!(refused.len(), if round < 3 { 0 } else { 3 });
+        b.pass(delay - 1);
+        b.nothing();
+        b.pass(1);
+        assert!(b.has(|a| *a == Action::StartSeed { generation: 2 }));
+    }
+    b.want(late, 4, 1);
+    let (_, reason, _, text) = b.refused().expect("at once");
+    assert_eq!(reason, Refusal::Throttled);
+    assert!(text.contains("exit status 1"));
+    b.event(Event::SeedReady { generation: 2 });
+    b.want(late, 5, 1);
+    b.obey();
+    assert_eq!(b.grant().map(|g| g.0), Some(5));
+}
+
+#[test]
+fn a_seed_that_never_gets_ready_is_killed() {
+    let mut b = one(4);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.pass(SEED_DEADLINE);
+    assert!(b.has(|a| *a == Action::KillSeed { generation: 2 }));
+}
+
+#[test]
+fn a_generation_ends_with_its_last_frontend() {
+    let mut b = one(4);
+    let held = b.lent(F1, 1, 1);
+    let spare = b.lent(F2, 2, 1);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.event(Event::SeedReady { generation: 2 });
+    b.give_back(F2, spare, Returned::Idle);
+    b.pass(1000);
+    assert_eq!(b.retired(), Some(spare.0), "idle for a second in an old generation");
+    b.reaped(spare.0, 0);
+    let again = b.lent(F2, 3, 1);
+    b.event(Event::FrontendLeft { frontend: F1 });
+    b.actions.clear();
+    b.give_back(F2, again, Returned::Last);
+    b.event(Event::FrontendLeft { frontend: F2 });
+    assert!(b.has(|a| *a == Action::EndSeed { generation: 1 }));
+    assert!(b.has(|a| matches!(a, Action::EndZygote { .. })));
+    assert!(!b.state.generation_open(1));
+    b.reaped(held.0, 0);
+    b.reaped(again.0, 0);
+    b.event(Event::SeedGone { generation: 1, text: String::new() });
+    assert!(!b.has(|a| matches!(a, Action::GenerationGone { .. })), "the zygote lives");
+    let zygote = *b.state.zygotes.keys().next().expect("one");
+    b.event(Event::ZygoteGone { zygote, text: String::new() });
+    assert!(b.has(|a| *a == Action::GenerationGone { generation: 1 }));
+    assert_eq!((b.state.pools.len(), b.state.workers.len(), b.state.zygotes.len()), (0, 0, 0));
+}
+
+#[test]
+fn caps_hold_over_both_generations() {
+    let mut b = one(1);
+    let held = b.lent(F1, 1, 1);
+    b.configure(2, 100, vec![row("a", Some(0), 1)]);
+    b.event(Event::SeedReady { generation: 2 });
+    let late = FrontendId(9);
+    b.event(Event::FrontendCame { frontend: late, generation: 2 });
+    b.want(late, 1, 1);
+    b.obey();
+    assert!(b.has(|a| matches!(a, Action::Recall { frontend: F1, .. })));
+    b.obey();
+    assert_eq!(b.grant(), None);
+    b.give_back(F1, held, Returned::Idle);
+    assert_eq!(b.retired(), Some(held.0));
+    b.reaped(held.0, 0);
+    b.obey();
+    assert_eq!(b.grant().map(|g| g.0), Some(1));
+}
+
+#[test]
+fn stop_refuses_ends_kills_and_is_done_when_all_is_reaped() {
+    let mut b = one(2);
+    let held = b.lent(F1, 1, 1);
+    let idle = b.lent(F2, 2, 1);
+    b.give_back(F2, idle, Returned::Abandoned);
+    b.want(F2, 3, 1);
+    b.actions.clear();
+    b.event(Event::Stop);
+    assert_eq!(b.refused().map(|r| (r.0, r.1)), Some((3, Refusal::Stopping)));
+    b.want(F2, 4, 1);
+    assert_eq!(b.refused().map(|r| r.1), Some(Refusal::Stopping));
+    assert!(b.has(|a| matches!(a, Action::EndZygote { .. })));
+    assert!(b.has(|a| matches!(a, Action::EndSeed { .. })));
+    b.pass(STOP_GRACE);
+    for lease in [held.0, idle.0] {
+        assert!(b.has(|a| *a == Action::Kill { lease }));
+        b.reaped(lease, 9);
+    }
+    assert!(b.has(|a| matches!(a, Action::KillZygote { .. })));
+    assert!(b.has(|a| *a == Action::KillSeed { generation: 1 }));
+    let zygote = *b.state.zygotes.keys().next().expect("one");
+    b.event(Event::ZygoteGone { zygote, text: String::new() });
+    assert!(!b.has(|a| *a == Action::Done));
+    b.event(Event::SeedGone { generation: 1, text: String::new() });
+    assert!(b.has(|a| *a == Action::Done));
+}

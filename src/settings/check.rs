@@ -1,0 +1,114 @@
+//! What is wrong with a pool tree in the surroundings it is to run in.
+//!
+//! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
+
+use super::{PoolTree, ServerPool};
+use std::collections::BTreeMap;
+
+/// How many pool names an error lists.
+const LISTED: usize = 20;
+
+/// Whole sentences for the administrator.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// The server must not start.
+    pub errors: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Findings {
+    pub fn append(&mut self, mut other: Findings) {
+        self.errors.append(&mut other.errors);
+        self.warnings.append(&mut other.warnings);
+    }
+}
+
+/// What the process that reads the configuration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Effective uid and gid where they are not root's: then no pool can have others.
+    pub unprivileged: Option<(u32, u32)>,
+    /// The uid of the frontends: `User`, or one's own where that cannot be had.
+    pub frontend_uid: u32,
+}
+
+impl PoolTree {
+    /// Whose uids are shared, and which cannot be had.
+    pub fn check(&self, around: &Surroundings) -> Findings {
+        let mut findings = Findings::default();
+        if let Some(own) = around.unprivileged {
+            findings.errors.extend(self.pools().iter().filter_map(|pool| unattainable(pool, own)));
+        }
+        let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
+        for pool in self.pools() {
+            if let Some(user) = &pool.user {
+                by_uid.entry(user.uid).or_default().push(pool);
+            }
+        }
+        for (uid, sharers) in by_uid {
+            let names = listed(sharers.iter().map(|pool| pool.name.as_str()));
+            if uid == around.frontend_uid {
+                findings.warnings.push(format!(
+                    "PoolUser of <ServerPool {}> at {}: uid {uid} is that of the frontends (User), so whoever breaks \
+                     into {names} can disturb every connection; give the pool a user of its own",
+                    sharers[0].name, sharers[0].defined_at
+                ));
+            }
+            if let [first, second, ..] = sharers[..] {
+                findings.warnings.push(format!(
+                    "PoolUser of <ServerPool {}> at {}: uid {uid} is that of <ServerPool {}> too; the pools {names} are \
+                     not isolated from one another; give each a user of its own",
+                    second.name, second.defined_at, first.name
+                ));
+            }
+        }
+        findings
+    }
+
+    /// The index of the pool that `AssignServerPool name` means.
+    pub fn assignable(&self, name: &str) -> Result<u32, String> {
+        let said = |what: String| format!("AssignServerPool {name}: {what}");
+        let Some(index) = self.find(name) else {
+            if self.is_empty() {
+                return Err(said("no pool is defined; define it with <ServerPool>, or assign none".into()));
+            }
+            let known = listed(self.pools().iter().skip(1).map(|pool| pool.name.as_str()));
+            return Err(said(format!(
+                "there is no such pool; known are {known}; correct the name, or define the pool with <ServerPool {name}>"
+            )));
+        };
+        match self.get(index) {
+            Some(pool) if pool.user.is_none() => Err(said(format!(
+                "the pool has no PoolUser (a pool does not inherit its parent's); add PoolUser to <ServerPool {name}> \
+                 at {}",
+                pool.defined_at
+            ))),
+            _ => Ok(index),
+        }
+    }
+}
+
+fn unattainable(pool: &ServerPool, (uid, gid): (u32, u32)) -> Option<String> {
+    let user = pool.user.as_ref()?;
+    let (directive, wanted, own) = if user.uid != uid {
+        ("PoolUser", user.uid, uid)
+    } else if user.gid != gid {
+        ("PoolGroup", user.gid, gid)
+    } else {
+        return None;
+    };
+    Some(format!(
+        "{directive} #{wanted} of <ServerPool {}> at {}: httpd is not started by root, so its pools can have its own \
+         id only, which is #{own}; start httpd as root, or give #{own}",
+        pool.name, pool.defined_at
+    ))
+}
+
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    let mut text = names.take(LISTED).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}

@@ -1,0 +1,121 @@
+//! What mod_ssl's per-directory directives said, recorded beside mod_ssl's own copy, which no other module can read.
+//!
+//! Runs in: wherever the configuration is read, and at request time for `.htaccess`.  Trusts: nothing.
+//! Owns: a copy.  Never: rejects a value; that is mod_ssl's to do.
+
+/// The `SSLOptions` of one directory that matter to a pool's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SslOptions {
+    pub std_env_vars: bool,
+    pub export_cert_data: bool,
+    pub fake_basic_auth: bool,
+    pub strict_require: bool,
+    /// `SSLRequireSSL` or `SSLRequire` is in force.
+    pub ssl_require: bool,
+    /// `SSLVerifyClient`, `SSLVerifyDepth` or `SSLCipherSuite` was given for a directory or Location: mod_ssl may have
+    /// to renegotiate.
+    pub ssl_verify_in_dir: bool,
+}
+
+const STD_ENV_VARS: u8 = 1 << 0;
+const EXPORT_CERT_DATA: u8 = 1 << 1;
+const FAKE_BASIC_AUTH: u8 = 1 << 2;
+const STRICT_REQUIRE: u8 = 1 << 3;
+/// `OptRenegotiate` and `LegacyDNStringFormat`: of no use here, but they take part in the order of things.
+const OTHER: u8 = 0;
+/// mod_ssl's `SSL_OPT_RELSET`: only `+` and `-` were used so far.
+const RELATIVE: u8 = 1 << 7;
+
+/// One directory's record, with the merge of `ssl_config_perdir_merge` (ssl_engine_config.c).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SslDirRecord {
+    options: u8,
+    add: u8,
+    del: u8,
+    require: bool,
+    verify: bool,
+}
+
+impl Default for SslDirRecord {
+    fn default() -> Self {
+        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, verify: false }
+    }
+}
+
+impl SslDirRecord {
+    /// `SSLOptions`, as `ssl_cmd_SSLOptions` does it: of several words without sign only the last one counts.
+    pub fn options<'a>(&mut self, words: impl Iterator<Item = &'a str>) {
+        let mut first = true;
+        for word in words {
+            let (sign, name) = match word.as_bytes().first() {
+                Some(b'+' | b'-') => word.split_at(1),
+                _ => ("", word),
+            };
+            if sign.is_empty() && first {
+                self.options = 0;
+                first = false;
+            }
+            let bit = match name {
+                "StdEnvVars" => STD_ENV_VARS,
+                "ExportCertData" => EXPORT_CERT_DATA,
+                "FakeBasicAuth" => FAKE_BASIC_AUTH,
+                "StrictRequire" => STRICT_REQUIRE,
+                "OptRenegotiate" | "LegacyDNStringFormat" => OTHER,
+                // mod_ssl's handler refuses it.
+                _ => return,
+            };
+            match sign {
+                "-" => {
+                    self.add &= !bit;
+                    self.del |= bit;
+                    self.options &= !bit;
+                }
+                "+" => {
+                    self.add |= bit;
+                    self.del &= !bit;
+                    self.options |= bit;
+                }
+                _ => {
+                    self.options = bit;
+                    self.add = bit;
+                    self.del = 0;
+                }
+            }
+        }
+    }
+
+    /// `SSLRequireSSL`, `SSLRequire`.
+    pub fn require(&mut self) {
+        self.require = true;
+    }
+
+    /// `SSLVerifyClient`, `SSLVerifyDepth`, `SSLCipherSuite` in a directory or Location.
+    pub fn verify(&mut self) {
+        self.verify = true;
+    }
+
+    /// What holds where `inner` is merged over `self`.
+    pub fn merged(self, inner: SslDirRecord) -> SslDirRecord {
+        let mut merged = inner;
+        if inner.options & RELATIVE != 0 {
+            merged.add = (self.add & !inner.del) | inner.add;
+            merged.del = (self.del & !inner.add) | inner.del;
+            merged.options = (self.options & !merged.del) | merged.add;
+        }
+        merged.require |= self.require;
+        merged.verify |= self.verify;
+        merged
+    }
+
+    pub fn effective(self) -> SslOptions {
+        let has = |bit| self.options & bit != 0;
+        SslOptions {
+            std_env_vars: has(STD_ENV_VARS),
+            export_cert_data: has(EXPORT_CERT_DATA),
+            fake_basic_auth: has(FAKE_BASIC_AUTH),
+            strict_require: has(STRICT_REQUIRE),
+            ssl_require: self.require,
+            ssl_verify_in_dir: self.verify,
+        }
+    }
+}

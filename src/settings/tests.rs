@@ -1,0 +1,439 @@
+//! Tables of what is accepted and refused, and what the tree makes of it.
+
+use super::{
+    Account, Accounts, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord, Surroundings,
+    DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
+};
+use std::io;
+use std::time::Duration;
+
+/// alice and bob as usual, ops whose primary group is root's, a root, a database that fails for "ldap".
+struct FakeAccounts;
+
+const KNOWN: [(&str, u32, u32); 4] = [("root", 0, 0), ("alice", 1001, 1001), ("bob", 1002, 1002), ("ops", 1003, 0)];
+
+impl Accounts for FakeAccounts {
+    fn user_by_name(&self, name: &str) -> io::Result<Option<Account>> {
+        if name == "ldap" {
+            return Err(io::Error::other("no answer"));
+        }
+        Ok(known(|entry| entry.0 == name))
+    }
+
+    fn user_by_uid(&self, uid: u32) -> io::Result<Option<Account>> {
+        Ok(known(|entry| entry.1 == uid))
+    }
+
+    fn group_by_name(&self, name: &str) -> io::Result<Option<u32>> {
+        Ok(match name {
+            "root" => Some(0),
+            "alice" => Some(1001),
+            "www" => Some(33),
+            _ => None,
+        })
+    }
+}
+
+fn known(is: impl Fn(&&(&str, u32, u32)) -> bool) -> Option<Account> {
+    KNOWN.iter().find(is).map(|&(name, uid, gid)| Account { name: name.into(), uid, gid })
+}
+
+fn at(line: u32) -> Place {
+    Place { file: "pools.conf".into(), line }
+}
+
+/// Reads lines as httpd would hand them over; `<ServerPool x>` and `</ServerPool>` are blocks.
+fn read(text: &str) -> Result<PoolTreeBuilder, String> {
+    let mut builder = PoolTreeBuilder::default();
+    for (number, line) in text.lines().enumerate() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let place = at(u32::try_from(number + 1).expect("a short text"));
+        match words[..] {
+            [] => Ok(()),
+            ["<ServerPool", name] => builder.open(name.trim_end_matches('>'), place),
+            ["</ServerPool>"] => builder.close(),
+            ["PoolUser", v] => builder.set_user(v, &FakeAccounts),
+            ["PoolGroup", v] => builder.set_group(v, &FakeAccounts),
+            ["PoolMaxProcesses", v] => builder.set_max_processes(v),
+            ["PoolMinSpare", v] => builder.set_min_spare(v),
+            ["PoolIdleTimeout", v] => builder.set_idle_timeout(v),
+            ["PoolMaxRequestsPerProcess", v] => builder.set_max_requests(v),
+            ["PoolQueueTimeout", v] => builder.set_queue_timeout(v),
+            ["PoolQueueLimit", v] => builder.set_queue_limit(v),
+            ["PoolEnv", name, v] => builder.set_env(name, v),
+            ["PoolUmask", v] => builder.set_umask(v),
+            ["PoolModuleRole", module, role] => builder.set_module_role(module, role),
+            _ => panic!("not a line of this test's language: {line}"),
+        }?;
+    }
+    Ok(builder)
+}
+
+fn tree(text: &str) -> (PoolTree, Findings) {
+    read(text).expect("this configuration is accepted").finish()
+}
+
+fn pool<'t>(tree: &'t PoolTree, name: &str) -> &'t super::ServerPool {
+    let index = tree.find(name).expect("the pool is defined");
+    tree.get(index).expect("an index of the tree")
+}
+
+#[test]
+fn accepts() {
+    let lines = [
+        "PoolUser alice",
+        "PoolUser #1001",
+        "PoolUser #4294967294\nPoolGroup #1",
+        "PoolUser ops\nPoolGroup www",
+        "PoolGroup #77\nPoolUser alice",
+        "PoolMaxProcesses 1",
+        "PoolMaxProcesses 32768",
+        "PoolMinSpare 0",
+        "PoolIdleTimeout 100ms",
+        "PoolIdleTimeout 30",
+        "PoolIdleTimeout 30s",
+        "PoolIdleTimeout 2min",
+        "PoolIdleTimeout 168h",
+        "PoolMaxRequestsPerProcess 0",
+        "PoolMaxRequestsPerProcess 1000000000",
+        "PoolQueueTimeout 1ms",
+        "PoolQueueTimeout 1h",
+        "PoolQueueLimit 0",
+        "PoolQueueLimit 100000",
+        "PoolEnv _a9 x",
+        "PoolUmask 0",
+        "PoolUmask 027",
+        "PoolUmask 0777",
+    ];
+    for line in lines {
+        let text = format!("<ServerPool a.b_c-9>\n{line}\n</ServerPool>");
+        let (_, findings) = tree(&text);
+        assert_eq!(findings.errors, Vec::<String>::new(), "{line}");
+    }
+}
+
+/// Each refusal opens with directive and value, and ends with what to do.
+#[test]
+fn refuses() {
+    let table = [
+        ("PoolUser carol", "PoolUser carol: there is no such user; create it"),
+        ("PoolUser 1001", "PoolUser 1001: there is no such user; create it, or give a numeric id as #1234"),
+        ("PoolUser root", "PoolUser root: uid 0 is refused"),
+        ("PoolUser #0", "PoolUser #0: uid 0 is refused"),
+        ("PoolUser #-1", "PoolUser #-1: not a numeric id; give #"),
+        ("PoolUser #4294967295", "PoolUser #4294967295: not a numeric id; give #"),
+        ("PoolUser #", "PoolUser #: not a numeric id; give #"),
+        ("PoolUser ldap", "PoolUser ldap: the system's user database cannot be read (no answer); repair it"),
+        ("PoolUser ops", "PoolUser ops: its primary group is gid 0, which is refused; add PoolGroup"),
+        ("PoolUser #5000", "PoolUser #5000: has no passwd entry that would name its group; add PoolGroup"),
+        ("PoolGroup www", "PoolGroup www: has no effect without PoolUser; add PoolUser"),
+        ("PoolGroup nope", "PoolGroup nope: there is no such group; create it"),
+        ("PoolGroup root", "PoolGroup root: gid 0 is refused"),
+        ("PoolGroup #0", "PoolGroup #0: gid 0 is refused"),
+        ("PoolMaxProcesses 0", "PoolMaxProcesses 0: not a whole number from 1 to 32768; give"),
+        ("PoolMaxProcesses -1", "PoolMaxProcesses -1: not a whole number from 1 to 32768; give"),
+        ("PoolMaxProcesses 99999999999999999999", "PoolMaxProcesses 99999999999999999999: not a whole number"),
+        ("PoolMaxProcesses 8k", "PoolMaxProcesses 8k: not a whole number"),
+        ("PoolMaxProcesses +8", "PoolMaxProcesses +8: not a whole number"),
+        ("PoolMinSpare -1", "PoolMinSpare -1: not a whole number from 0 to 32768; give"),
+        ("PoolIdleTimeout 0", "PoolIdleTimeout 0: not a time from 100ms to 168h; give"),
+        ("PoolIdleTimeout -5s", "PoolIdleTimeout -5s: not a time"),
+        ("PoolIdleTimeout 5d", "PoolIdleTimeout 5d: not a time"),
+        ("PoolIdleTimeout s", "PoolIdleTimeout s: not a time"),
+        ("PoolIdleTimeout 9999999999999999999h", "PoolIdleTimeout 9999999999999999999h: not a time"),
+        ("PoolMaxRequestsPerProcess -1", "PoolMaxRequestsPerProcess -1: not a whole number from 0 to 1000000000; give"),
+        ("PoolQueueTimeout 0", "PoolQueueTimeout 0: not a time from 1ms to 1h; give"),
+        ("PoolQueueTimeout 2h", "PoolQueueTimeout 2h: not a time"),
+        ("PoolQueueLimit 100001", "PoolQueueLimit 100001: not a whole number from 0 to 100000; give"),
+        ("PoolEnv 9A x", "PoolEnv 9A: not the name of an environment variable; use"),
+        ("PoolEnv A=B x", "PoolEnv A=B: not the name of an environment variable; use"),
+        ("PoolUmask 8", "PoolUmask 8: not an octal number from 0 to 0777; give"),
+        ("PoolUmask 1000", "PoolUmask 1000: not an octal number"),
+        ("PoolUmask -27", "PoolUmask -27: not an octal number"),
+        ("PoolUmask u=rwx", "PoolUmask u=rwx: not an octal number"),
+        ("PoolModuleRole mod_x.c worker", "PoolModuleRole mod_x.c worker: holds for every pool; move it out"),
+        ("<ServerPool p>", "<ServerPool p>: a pool of this name is defined already at pools.conf:1; give"),
+        ("<ServerPool none>", "<ServerPool none>: this name has a meaning of its own; choose"),
+        ("<ServerPool Root>", "<ServerPool Root>: this name has a meaning of its own; choose"),
+        ("<ServerPool -x>", "<ServerPool -x>: a pool's name starts with"),
+        ("<ServerPool .x>", "<ServerPool .x>: a pool's name starts with"),
+        ("<ServerPool a/b>", "<ServerPool a/b>: a pool's name has 1 to 64 letters"),
+        ("<ServerPool ä>", "<ServerPool ä>: a pool's name has 1 to 64 letters"),
+    ];
+    for (line, says) in table {
+        let result = read(&format!("<ServerPool p>\n{line}\n</ServerPool>"));
+        let error = result.expect_err(line);
+        assert!(error.starts_with(says), "{line}: {error}");
+        assert!(error.contains("; "), "no remedy for {line}: {error}");
+    }
+}
+
+#[test]
+fn refuses_what_stands_in_the_wrong_place() {
+    let table = [
+        ("PoolUser alice", "PoolUser alice: belongs to one pool; write it in a <ServerPool> block"),
+        ("PoolGroup www", "PoolGroup www: belongs to one pool; write it in a <ServerPool> block"),
+        ("</ServerPool>", "</ServerPool>: no block is open; remove it"),
+        ("PoolModuleRole mod_x.c nowhere", "PoolModuleRole mod_x.c nowhere: not a role; give frontend, worker or both"),
+    ];
+    for (line, says) in table {
+        assert_eq!(read(line).err().as_deref(), Some(says), "{line}");
+    }
+}
+
+#[test]
+fn names_have_at_most_64_characters() {
+    let mut builder = PoolTreeBuilder::default();
+    assert!(builder.open(&"x".repeat(65), at(1)).is_err());
+    assert!(builder.open("", at(1)).is_err());
+    assert_eq!(builder.open(&"x".repeat(64), at(1)), Ok(()));
+}
+
+#[test]
+fn nesting_has_an_end() {
+    let mut builder = PoolTreeBuilder::default();
+    for depth in 0..super::builder::MAX_DEPTH {
+        assert_eq!(builder.open(&format!("p{depth}"), at(1)), Ok(()));
+    }
+    assert!(builder.open("deeper", at(2)).is_err());
+}
+
+#[test]
+fn an_empty_configuration_has_the_root_pool() {
+    let tree = PoolTree::default();
+    assert!(tree.is_empty());
+    assert_eq!(tree.find("root"), None);
+    let root = tree.get(ROOT).expect("the root pool");
+    assert_eq!(root.limits.max_processes, DEFAULT_ROOT_MAX_PROCESSES);
+    assert_eq!(root.limits.max_requests, DEFAULT_MAX_REQUESTS);
+    assert_eq!(root.user, None);
+}
+
+#[test]
+fn sub_pools_inherit_all_but_user_group_and_cap() {
+    let (tree, findings) = tree(
+        "PoolMaxRequestsPerProcess 7
+        PoolEnv A root
+        PoolEnv B root
+        <ServerPool hosting>
+          <ServerPool alice>
+            PoolUser alice
+            PoolEnv A own
+          </ServerPool>
+          PoolMaxProcesses 100
+          PoolIdleTimeout 1min
+          PoolUmask 027
+          PoolMinSpare 9
+          PoolEnv C parent
+        </ServerPool>
+        PoolQueueLimit 5",
+    );
+    assert_eq!(findings, Findings::default());
+    let alice = pool(&tree, "alice");
+    assert_eq!(alice.parent, tree.find("hosting"));
+    assert_eq!(alice.user, Some(Identity { uid: 1001, gid: 1001, user_name: Some("alice".into()) }));
+    assert_eq!(alice.limits.max_processes, DEFAULT_POOL_MAX_PROCESSES);
+    // Inherited, and cut to what the pool may have.
+    assert_eq!(alice.limits.min_spare, DEFAULT_POOL_MAX_PROCESSES);
+    assert_eq!(alice.limits.idle_timeout, Duration::from_secs(60));
+    assert_eq!(alice.limits.max_requests, 7);
+    assert_eq!(alice.limits.queue_limit, 5);
+    assert_eq!(alice.umask, Some(0o27));
+    let env: Vec<String> = alice.env.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    assert_eq!(env, ["B=root", "C=parent", "A=own"]);
+    assert_eq!(pool(&tree, "hosting").user, None);
+    assert_eq!(alice.defined_at, at(5));
+}
+
+#[test]
+fn caps_follow_the_tree() {
+    let (tree, _) = tree(
+        "PoolMaxProcesses 50
+        <ServerPool groups>
+          <ServerPool a>
+            PoolUser alice
+          </ServerPool>
+        </ServerPool>
+        <ServerPool small>
+          PoolMaxProcesses 3
+          <ServerPool b>
+            PoolUser bob
+          </ServerPool>
+        </ServerPool>",
+    );
+    assert_eq!(pool(&tree, "groups").limits.max_processes, 50);
+    assert_eq!(pool(&tree, "a").limits.max_processes, DEFAULT_POOL_MAX_PROCESSES);
+    assert_eq!(pool(&tree, "b").limits.max_processes, 3);
+}
+
+#[test]
+fn finish_finds_what_no_single_directive_shows() {
+    let (_, findings) = tree(
+        "PoolMaxProcesses 10
+        <ServerPool p>
+          PoolMaxProcesses 20
+          <ServerPool a>
+            PoolUser alice
+            PoolMaxProcesses 21
+            PoolMinSpare 21
+          </ServerPool>
+          <ServerPool b>
+            PoolUser bob
+            PoolMinSpare 9
+          </ServerPool>
+          <ServerPool empty>
+          </ServerPool>
+        </ServerPool>",
+    );
+    let starts: Vec<&str> = findings
+        .errors
+        .iter()
+        .chain(&findings.warnings)
+        .map(|text| text.split(':').next().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        starts,
+        [
+            "PoolMinSpare 9 of <ServerPool b> at pools.conf",
+            "PoolMaxProcesses 20 of <ServerPool p> at pools.conf",
+            "PoolMaxProcesses 21 of <ServerPool a> at pools.conf",
+            "<ServerPool empty> at pools.conf",
+            "PoolMaxProcesses 10 of all pools together",
+            "PoolMaxProcesses 20 of <ServerPool p> at pools.conf",
+        ]
+    );
+}
+
+const TWO_POOLS: &str = "<ServerPool p>
+      <ServerPool a>
+        PoolUser alice
+      </ServerPool>
+      <ServerPool b>
+        PoolUser #1001
+      </ServerPool>
+    </ServerPool>";
+
+#[test]
+fn shared_uids_are_warned_of() {
+    let (tree, _) = tree(TWO_POOLS);
+    let mut around = Surroundings { unprivileged: None, frontend_uid: 33 };
+    let apart = tree.check(&around);
+    assert_eq!((apart.errors.len(), apart.warnings.len()), (0, 1));
+    assert!(apart.warnings[0]
+        .starts_with("PoolUser of <ServerPool b> at pools.conf:5: uid 1001 is that of <ServerPool a> too"));
+    around.frontend_uid = 1001;
+    let all = tree.check(&around);
+    assert_eq!((all.errors.len(), all.warnings.len()), (0, 2));
+    assert!(all.warnings[0].contains("uid 1001 is that of the frontends (User)"));
+}
+
+#[test]
+fn without_root_only_ones_own_id_is_had() {
+    let (tree, _) = tree(TWO_POOLS);
+    let errors = |own| tree.check(&Surroundings { unprivileged: Some(own), frontend_uid: 33 }).errors;
+    assert_eq!(errors((1001, 1001)), Vec::<String>::new());
+    assert_eq!(errors((1002, 1002)).len(), 2);
+    assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 of <ServerPool a>"));
+    assert!(errors((1001, 1))[0].starts_with("PoolGroup #1001 of <ServerPool a>"));
+}
+
+#[test]
+fn assignment_needs_a_known_pool_with_a_user() {
+    let (tree, _) = tree(TWO_POOLS);
+    assert_eq!(tree.assignable("a"), Ok(2));
+    assert_eq!(
+        tree.assignable("A"),
+        Err("AssignServerPool A: there is no such pool; known are p, a, b; correct the name, or define the pool with \
+             <ServerPool A>"
+            .into())
+    );
+    assert_eq!(
+        tree.assignable("p"),
+        Err("AssignServerPool p: the pool has no PoolUser (a pool does not inherit its parent's); add PoolUser to \
+             <ServerPool p> at pools.conf:1"
+            .into())
+    );
+    assert!(tree.assignable("root").is_err());
+    assert!(PoolTree::default().assignable("x").is_err_and(|e| e.contains("no pool is defined; define it")));
+}
+
+#[test]
+fn the_table_has_what_the_controller_needs() {
+    let (tree, _) = tree(TWO_POOLS);
+    let table = tree.to_table(3, 33, vec![b"apache2".to_vec()]);
+    assert_eq!((table.generation, table.frontend_uid), (3, 33));
+    let rows: Vec<_> = table.pools.iter().map(|row| (row.name.as_str(), row.parent, row.uid)).collect();
+    assert_eq!(
+        rows,
+        [("root", None, None), ("p", Some(0), None), ("a", Some(1), Some(1001)), ("b", Some(1), Some(1001))]
+    );
+    assert_eq!(table.pools[2].idle_timeout_ms, 30_000);
+}
+
+#[test]
+fn module_roles_are_kept_by_file_name() {
+    let (tree, _) = tree(
+        "PoolModuleRole mod_x.c frontend
+        PoolModuleRole mod_y.c BOTH
+        PoolModuleRole mod_x.c worker",
+    );
+    assert_eq!(tree.module_role("mod_x.c"), Some(ModuleRole::Worker));
+    assert_eq!(tree.module_role("mod_y.c"), Some(ModuleRole::Both));
+    assert_eq!(tree.module_role("mod_z.c"), None);
+    assert_eq!(tree.module_roles().len(), 2);
+}
+
+fn ssl(lines: &[&str]) -> SslDirRecord {
+    let mut record = SslDirRecord::default();
+    for line in lines {
+        record.options(line.split_whitespace());
+    }
+    record
+}
+
+/// The letters of the options that hold: s, e, f, r.
+fn letters(record: SslDirRecord) -> String {
+    let options = record.effective();
+    [
+        ('s', options.std_env_vars),
+        ('e', options.export_cert_data),
+        ('f', options.fake_basic_auth),
+        ('r', options.strict_require),
+    ]
+    .iter()
+    .filter(|(_, on)| *on)
+    .map(|(letter, _)| letter)
+    .collect()
+}
+
+/// As ssl_cmd_SSLOptions and ssl_config_perdir_merge do it, oddities included.
+#[test]
+fn ssl_options_merge_as_in_mod_ssl() {
+    let table: [(&[&str], &[&str], &str); 9] = [
+        (&[], &[], ""),
+        (&["+StdEnvVars"], &[], "s"),
+        (&["+StdEnvVars"], &["+ExportCertData"], "se"),
+        (&["+StdEnvVars +StrictRequire"], &["-StdEnvVars"], "r"),
+        (&["+StdEnvVars"], &["StrictRequire"], "r"),
+        // Without a sign the last word wins alone.
+        (&["StdEnvVars ExportCertData"], &[], "e"),
+        (&["StdEnvVars"], &["+FakeBasicAuth"], "sf"),
+        (&["StdEnvVars"], &["-StdEnvVars +StdEnvVars"], "s"),
+        (&["+StdEnvVars"], &["OptRenegotiate"], ""),
+    ];
+    for (outer, inner, holds) in table {
+        let merged = ssl(outer).merged(ssl(inner));
+        assert_eq!(letters(merged), holds, "{outer:?} {inner:?}");
+    }
+}
+
+#[test]
+fn ssl_requirements_add_up() {
+    let mut outer = SslDirRecord::default();
+    outer.require();
+    let mut inner = SslDirRecord::default();
+    inner.verify();
+    let merged = outer.merged(inner).effective();
+    assert!(merged.ssl_require && merged.ssl_verify_in_dir);
+    assert!(!outer.effective().ssl_verify_in_dir);
+}

@@ -1,0 +1,127 @@
+//! Starting the controller: fork and exec from httpd's parent, which may hold anything.
+//!
+//! Runs in: parent.  Trusts: its caller's arguments.  Owns: nothing.
+//! Never: allocates or locks between fork and exec (another thread of the parent may hold a lock for ever).
+
+use std::ffi::{c_char, CString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The number under which the new image finds its channel.
+pub const CHANNEL_FD: RawFd = 3;
+
+/// Runs `/proc/self/exe` with these arguments and this environment; descriptors 0, 1 and 2 are inherited, `channel`
+/// becomes [`CHANNEL_FD`], all others are closed. Returns the child's pid. Errors: those of fork(2), or an argument
+/// with a NUL byte. A failed exec shows as exit status 127.
+pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedFd<'_>) -> io::Result<u32> {
+    let strings = |list: &[Vec<u8>]| -> io::Result<Vec<CString>> {
+        list.iter().map(|s| CString::new(s.as_slice()).map_err(io::Error::other)).collect()
+    };
+    let (argv, environment) = (strings(argv)?, strings(environment)?);
+    let pointers = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let (argv_p, env_p) = (pointers(&argv), pointers(&environment));
+    // SAFETY: the child calls only async-signal-safe functions until it execs or exits.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: system calls on integers and on arrays prepared before the fork; a failure leads to _exit.
+        unsafe {
+            let fd = libc::fcntl(channel.as_raw_fd(), libc::F_DUPFD, CHANNEL_FD + 1);
+            if fd < 0 || libc::dup2(fd, CHANNEL_FD) < 0 {
+                libc::_exit(127);
+            }
+            libc::syscall(libc::SYS_close_range, CHANNEL_FD + 1, libc::c_uint::MAX, 0);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            libc::execve(c"/proc/self/exe".as_ptr(), argv_p.as_ptr(), env_p.as_ptr());
+            libc::_exit(127);
+        }
+    }
+    u32::try_from(pid).map_err(|_| io::Error::last_os_error())
+}
+
+/// Takes the channel that [`start_image`] left for this image.
+pub fn inherited_channel() -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    if unsafe { libc::fcntl(CHANNEL_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number was opened for this image by start_image; each image takes it once, at its start.
+    Ok(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) })
+}
+
+/// A sealed memory file with these bytes: the receiver can map or read it and knows that it will not change.
+pub fn sealed_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let name = CString::new(name).map_err(io::Error::other)?;
+    // SAFETY: reads the name, returns a descriptor or -1.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+    // SAFETY: takes integers only.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file.into())
+}
+
+/// What has become of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildState {
+    Running,
+    /// Ended; reaped by this call, or by somebody before.
+    Gone,
+}
+
+/// Asks for a child's end without waiting, and reaps it.
+pub fn child_state(pid: u32) -> ChildState {
+    let Ok(pid) = libc::pid_t::try_from(pid) else { return ChildState::Gone };
+    // SAFETY: waitpid accepts a null status.
+    match unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } {
+        0 => ChildState::Running,
+        _ => ChildState::Gone,
+    }
+}
+
+/// Sends a signal to a child that has not been reaped.
+pub fn signal_child(pid: u32, signal: i32) {
+    if let Ok(pid) = libc::pid_t::try_from(pid) {
+        // SAFETY: takes integers only; pid is an unreaped child of ours, so it cannot be another process.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// From now on descendants whose parents die become children of this process (prctl(2)).
+pub fn become_subreaper() {
+    // SAFETY: takes integers only.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
+/// Own pid, asked afresh: a fork may have happened.
+pub fn own_pid() -> u32 {
+    std::process::id()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    #[test]
+    fn sealed_memory_cannot_be_written() {
+        let mut file = File::from(sealed_memory("test", b"table").expect("memfd"));
+        let mut got = Vec::new();
+        file.rewind().expect("seek");
+        file.read_to_end(&mut got).expect("read");
+        assert_eq!(got, b"table");
+        assert!(file.write_all(b"x").is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! Other processes: pidfds, wait status, and what /proc tells of them.
+//!
+//! Runs in: controller.  Trusts: the kernel.  Owns: the pidfds it opens.
+//! Never: signals by pid number, which may belong to somebody else by then.
+
+use nix::errno::Errno;
+use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A process that stays this one, whatever becomes of its number (pidfd_open(2)).
+#[derive(Debug)]
+pub struct PidFd {
+    fd: OwnedFd,
+    pid: u32,
+}
+
+impl PidFd {
+    /// `ESRCH` when there is no such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let number = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+        // SAFETY: takes two integers and returns a descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) };
+        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just opened this descriptor for us; it is close-on-exec.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, pid })
+    }
+
+    /// Its number, while it has not been reaped.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Ends it, now. A process that is gone already is no error.
+    pub fn kill(&self) {
+        // SAFETY: a null siginfo means the same as kill(2); the rest are integers.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null_mut::<libc::siginfo_t>(),
+                0,
+            )
+        };
+    }
+
+    /// Reaps it if it has ended and is our child: its status as waitpid(2) writes it.
+    pub fn reap(&self) -> Option<i32> {
+        status_of(waitid(Id::PIDFd(self.fd.as_fd()), ANY_END))
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end.
+const ANY_END: WaitPidFlag = WaitPidFlag::WEXITED.union(WaitPidFlag::WNOHANG).union(WaitPidFlag::__WALL);
+
+/// A status as waitpid(2) writes it; for a process that is not there to reap any more, the one of SIGKILL.
+fn status_of(result: nix::Result<WaitStatus>) -> Option<i32> {
+    match result {
+        Ok(WaitStatus::Exited(_, code)) => Some((code & 0xff) << 8),
+        Ok(WaitStatus::Signaled(_, signal, core)) => Some(signal as i32 | if core { 0x80 } else { 0 }),
+        Ok(_) | Err(Errno::EINTR) => None,
+        Err(_) => Some(libc::SIGKILL),
+    }
+}
+
+fn as_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().filter(|p| *p > 0).map(Pid::from_raw)
+}
+
+/// Whether this is a child of ours that was not reaped.
+pub fn is_own_child(pid: u32) -> bool {
+    as_pid(pid).is_some_and(|pid| waitid(Id::Pid(pid), ANY_END | WaitPidFlag::WNOWAIT).is_ok())
+}
+
+/// Reaps a child by number, if it has ended.
+pub fn reap_pid(pid: u32) -> bool {
+    as_pid(pid).is_some_and(|pid| status_of(waitid(Id::Pid(pid), ANY_END)).is_some())
+}
+
+/// Real, effective, saved and file system uid of a process.
+pub fn uids_of(pid: u32) -> io::Result<[u32; 4]> {
+    parse_uids(&fs::read_to_string(format!("/proc/{pid}/status"))?)
+        .ok_or_else(|| io::Error::other("no Uid line in /proc/PID/status"))
+}
+
+/// The process's name is in that file too, but escaped: no other line can start with `Uid:`.
+fn parse_uids(status: &str) -> Option<[u32; 4]> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut fields = line.split_whitespace().map(str::parse::<u32>);
+    let mut uids = [0; 4];
+    for uid in &mut uids {
+        *uid = fields.next()?.ok()?;
+    }
+    Some(uids)
+}
+
+/// Session that a process belongs to (field 6 of /proc/PID/stat; the name in field 2 may contain anything).
+pub fn session_of(pid: u32) -> Option<u32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let end = stat.iter().rposition(|b| *b == b')')?;
+    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// Every child of this process, zombies included. It has one thread, so its list is the list.
+pub fn children() -> io::Result<Vec<u32>> {
+    let me = std::process::id();
+    let list = fs::read_to_string(format!("/proc/self/task/{me}/children"))?;
+    Ok(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+/// Whether a uid could be another than our own: only root's children can be given away.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The effective uid.
+pub fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// From now on descendants whose parents die become children of this process (prctl(2)).
+pub fn become_subreaper() {
+    // It fails on no kernel that has pidfds.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+}
+
+/// A limit of open descriptors: soft, hard.
+pub type DescriptorLimit = (u64, u64);
+
+/// Raises the soft limit of open descriptors to the hard one; returns what it was, for those we start.
+pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
+    use nix::sys::resource::{getrlimit, setrlimit, Resource};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((soft, hard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_watched_and_reaped_by_its_pidfd() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
+        let pidfd = PidFd::open(child.id()).expect("pidfd");
+        assert!(is_own_child(child.id()));
+        assert_eq!(pidfd.reap(), None);
+        assert!(children_of_all_threads().contains(&child.id()));
+        pidfd.kill();
+        let status = loop {
+            if let Some(status) = pidfd.reap() {
+                break status;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        assert_eq!(status, libc::SIGKILL);
+        assert!(!is_own_child(child.id()));
+        let _ = child.wait();
+    }
+
+    /// The tests run in threads; the child belongs to one of them.
+    fn children_of_all_threads() -> Vec<u32> {
+        let mut all = Vec::new();
+        for task in fs::read_dir("/proc/self/task").expect("proc").flatten() {
+            let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            all.extend(list.split_whitespace().filter_map(|p| p.parse::<u32>().ok()));
+        }
+        all
+    }
+
+    #[test]
+    fn init_is_not_our_child() {
+        assert!(!is_own_child(1));
+        assert!(!is_own_child(0));
+    }
+
+    #[test]
+    fn uids_are_the_four_numbers_of_the_uid_line() {
+        let text = "Name:\tx\\nUid:\t0\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t9\t9\t9\t9\n";
+        assert_eq!(parse_uids(text), Some([1, 2, 3, 4]));
+        assert_eq!(parse_uids("Uid:\t1\t2\n"), None);
+        assert_eq!(parse_uids(""), None);
+        assert_eq!(uids_of(std::process::id()).expect("proc")[1], own_uid());
+    }
+
+    #[test]
+    fn a_session_is_read_behind_any_name() {
+        let own = nix::unistd::getsid(None).expect("getsid").as_raw();
+        assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
+    }
+}

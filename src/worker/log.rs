@@ -1,0 +1,62 @@
+//! Lines for the error log: with the exchange, so that the frontend writes them into the right file.
+//!
+//! Runs in: worker.  Trusts: nothing that a script logs.  Owns: how much may be logged.
+//! Never: logs through httpd itself.
+
+use super::escape::unescape;
+use super::state::with;
+use crate::httpd::errorlog::{self, LogEvent};
+use crate::wire::frame::FrameKind;
+use crate::wire::response::LogLine;
+use std::io::Write;
+use std::time::Duration;
+
+/// Most lines of one request; the frontend drops what is beyond its own limits.
+const MAX_LINES: u32 = 1000;
+/// A request that runs for longer does not keep its lines back until it has something else to send.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// httpd's level "error"; smaller is worse.
+const LEVEL_ERROR: u8 = 3;
+
+/// httpd's error_log hook.
+pub fn error_line(event: LogEvent<'_>) {
+    let mut text = unescape(event.text);
+    if event.status != 0 {
+        text.splice(0..0, format!("{}: ", errorlog::status_text(event.status)).into_bytes());
+    }
+    let handled = with(|worker| {
+        if !worker.busy.get() || worker.response.finished.get() || worker.gone.get() {
+            return false;
+        }
+        // Borrowed only while the exchange is set up; nothing logs then.
+        let Ok(mut current) = worker.exchange.try_borrow_mut() else { return false };
+        current.log_lines += 1;
+        let (lines, runs) = (current.log_lines, current.started);
+        drop(current);
+        if lines > MAX_LINES {
+            return true;
+        }
+        if lines == MAX_LINES {
+            text = b"too many lines in one request; the others are dropped".to_vec();
+        }
+        let Ok(mut outbox) = worker.outbox.try_borrow_mut() else { return false };
+        let line = LogLine { level: event.level, module: event.module, text: &text };
+        let mut result = outbox.frame(worker.lease(), FrameKind::Log, 0, |out| line.encode(out));
+        if event.level <= LEVEL_ERROR && runs.elapsed() > PATIENCE && result.is_ok() {
+            result = outbox.send(worker.lease());
+        }
+        drop(outbox);
+        if result.is_err() {
+            worker.client_gone();
+        }
+        true
+    });
+    if handled != Some(true) {
+        // Between requests: standard error is the controller's pipe, which takes whole lines. Nobody is left to
+        // tell when it fails.
+        text.retain(|b| *b != b'\n');
+        text.truncate(1000);
+        text.push(b'\n');
+        let _ = std::io::stderr().write_all(&text);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the frontend's loggers shall know of a request that was served here.
+//!
+//! Runs in: worker.  Trusts: nothing; lengths are cut to what the wire takes.  Owns: which notes are not told.
+//! Never: tells what came from the frontend itself.
+
+use super::known::is_known;
+use crate::apr::Table;
+use crate::httpd::RequestRec;
+use crate::wire::frame::PairsWriter;
+use crate::wire::response::{Meta, MAX_META_PAIRS};
+
+/// Longest value of a note or variable that is told, in bytes.
+const MAX_VALUE: usize = 4096;
+/// Most bytes of notes and variables together: META and END stay within one message beside MAX_DATA of body.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// Notes by which httpd's modules talk to each other.
+const PRIVATE_NOTES: [&[u8]; 4] = [b"error-notes", b"no-etag", b"ssl-secure-reneg", b"verbose-error-to"];
+
+/// The payload of META for the request that the redirects have led to; `env` is the list that came with it.
+pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
+    let none = Meta {
+        user: r.user(),
+        auth_type: r.auth_type(),
+        handler: r.handler(),
+        filename: r.filename(),
+        ..Meta::default()
+    };
+    none.encode_strings(out);
+    let came = super::serve::pairs(env);
+    let limit = out.len() + MAX_BYTES;
+    put_some(out, limit, r.notes(), |name, _| !PRIVATE_NOTES.contains(&name));
+    put_some(out, limit, r.subprocess_env(), |name, value| {
+        !is_known(name) && !came.iter().any(|(n, v)| n == name && v == value)
+    });
+}
+
+fn put_some(out: &mut Vec<u8>, limit: usize, table: Table<'_>, wanted: impl Fn(&[u8], &[u8]) -> bool) {
+    let mut left = limit.saturating_sub(out.len());
+    let mut writer = PairsWriter::new(out);
+    for (name, value) in table.iter().filter(|(n, v)| wanted(n, v)).take(MAX_META_PAIRS) {
+        let value = &value[..value.len().min(MAX_VALUE)];
+        let size = name.len() + value.len() + 5;
+        if size > left {
+            break;
+        }
+        left -= size;
+        // Both are shorter than MAX_BYTES.
+        let _ = writer.pair(name, value);
+    }
+    writer.finish();
+}
+
+/// A whole table; entries that do not fit the wire are left out.
+pub fn put_table(out: &mut Vec<u8>, table: Table<'_>) {
+    let mut writer = PairsWriter::new(out);
+    for (name, value) in table.iter() {
+        let _ = writer.pair(name, value);
+    }
+    writer.finish();
+}

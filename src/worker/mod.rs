@@ -1,0 +1,39 @@
+//! The worker: serves one request at a time from its lease, with httpd's own hooks, handlers and filters.
+//!
+//! Runs in: worker (the pool's user, one thread).  Trusts: the frontend, and nothing that the application does.
+//! Owns: the lease and everything of the exchange that runs on it.
+//! Never: opens a listening socket, writes a log file, survives the end of its lease.
+#![forbid(unsafe_code)]
+// Without httpd only the parts are built that can be tested alone.
+#![cfg_attr(not(feature = "httpd"), allow(dead_code))]
+
+mod escape;
+mod inbox;
+mod known;
+mod outbox;
+
+#[cfg(feature = "httpd")]
+mod input;
+#[cfg(feature = "httpd")]
+mod log;
+#[cfg(feature = "httpd")]
+mod meta;
+#[cfg(feature = "httpd")]
+mod output;
+#[cfg(feature = "httpd")]
+mod serve;
+#[cfg(feature = "httpd")]
+mod state;
+#[cfg(feature = "httpd")]
+mod tls;
+
+#[cfg(feature = "httpd")]
+pub use input::body;
+#[cfg(feature = "httpd")]
+pub use log::error_line;
+#[cfg(feature = "httpd")]
+pub use output::{header, network};
+#[cfg(feature = "httpd")]
+pub use serve::{run, ServerHash, WorkerStart};
+#[cfg(feature = "httpd")]
+pub use tls::{access_checker, default_port, export_variables, is_tls, scheme, tls_variable, verified_client};

@@ -1,0 +1,276 @@
+//! The output filters: the response head, its body, its end.
+//!
+//! Runs in: worker.  Trusts: httpd's order of filters.  Owns: nothing.
+//! Never: sends a head twice, or a body before its head.
+
+use super::state::{with, Gone, Worker};
+use crate::apr::brigade::{Brigade, Bucket, FilePiece, Kind, Status};
+use crate::httpd::response;
+use crate::httpd::worker_filters::Filter;
+use crate::httpd::{log, rebuild, RequestRec};
+use crate::sys::file;
+use crate::wire::frame::{FrameKind, PairsWriter, MAX_DATA, MAX_INTERIM};
+use crate::wire::interim;
+use crate::wire::response::{is_hop_by_hop, put_response_head, FileRange, MAX_FIELDS};
+
+/// A piece of a file from this size on travels as a descriptor; a smaller one is read.
+const PASS_FROM: u64 = 16 * 1024;
+const BAD_GATEWAY: i32 = 502;
+const INTERNAL_SERVER_ERROR: i32 = 500;
+
+impl From<Gone> for Status {
+    fn from(_: Gone) -> Self {
+        Self::ABORTED
+    }
+}
+
+/// In the place of httpd's header filter: `ap_http_header_filter` with frames for bytes.
+pub fn header(filter: Filter<'_>, brigade: Brigade<'_>) -> Result<(), Status> {
+    with(|worker| worker.header(filter, brigade)).unwrap_or(Err(Status::GENERAL))
+}
+
+/// In the place of httpd's network filter.
+pub fn network(mut brigade: Brigade<'_>) -> Result<(), Status> {
+    with(|worker| {
+        let result = worker.network(&mut brigade);
+        if result.is_err() {
+            brigade.clear();
+        }
+        result
+    })
+    .unwrap_or(Err(Status::GENERAL))
+}
+
+impl Worker {
+    fn header(&self, filter: Filter<'_>, mut brigade: Brigade<'_>) -> Result<(), Status> {
+        let r = filter.request();
+        if self.response.head_sent.get() {
+            // The filter stayed only to eat a body that must not be there.
+            return end_only(filter, brigade);
+        }
+        if brigade.kinds().any(|kind| kind == Kind::EndOfConnection) {
+            // A signal to get out of the way.
+            filter.remove();
+            return filter.pass(brigade);
+        }
+        let error = brigade.kinds().find_map(|kind| if let Kind::Error(status) = kind { Some(status) } else { None });
+        response::merge_fields(r);
+        let mut recursive = false;
+        match check(r) {
+            Err(bad) => {
+                log::request(log::Level::Error, r, bad.0);
+                brigade.clear();
+                if response::discard(r) {
+                    response::die(r, INTERNAL_SERVER_ERROR);
+                    return Err(Status::FILTER_ERROR);
+                }
+                brigade.push_end();
+                recursive = true;
+            }
+            Ok(()) => {
+                if let Some(status) = error {
+                    brigade.clear();
+                    response::die(r, status);
+                    return Err(Status::FILTER_ERROR);
+                }
+            }
+        }
+        self.send_head(r)?;
+        let result = if response::is_header_only(r) {
+            end_only(filter, brigade)
+        } else {
+            response::body_follows(r);
+            filter.remove();
+            filter.pass(brigade)
+        };
+        if recursive {
+            return Err(Status::FILTER_ERROR);
+        }
+        result
+    }
+
+    fn send_head(&self, r: RequestRec<'_>) -> Result<(), Status> {
+        self.response.head_sent.set(true);
+        self.response.bodiless.set(response::is_header_only(r));
+        let status = u16::try_from(r.status()).unwrap_or(500);
+        self.frame(FrameKind::Head, 0, |out| {
+            put_response_head(out, status, response::own_status_line(r));
+            super::meta::put_table(out, r.headers_out());
+        })?;
+        Ok(())
+    }
+
+    fn network(&self, brigade: &mut Brigade<'_>) -> Result<(), Status> {
+        while let Some(bucket) = brigade.first() {
+            match bucket.kind() {
+                Kind::File if self.response.head_sent.get() => self.file(bucket)?,
+                Kind::Data | Kind::File => self.data(bucket)?,
+                Kind::Flush => self.send(|outbox, lease| outbox.flush(lease))?,
+                Kind::EndOfStream => self.response.complete.set(true),
+                Kind::EndOfConnection => {
+                    if !self.response.complete.get() {
+                        self.response.broken.set(true);
+                    }
+                }
+                Kind::Error(BAD_GATEWAY) => self.response.broken.set(true),
+                Kind::Error(_) | Kind::Other => {}
+                Kind::EndOfRequest => {
+                    rebuild::with_current(|r| self.finish(r));
+                    rebuild::request_ends();
+                }
+            }
+            brigade.delete_first();
+        }
+        if self.gone.get() {
+            Err(Status::ABORTED)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn data(&self, bucket: Bucket<'_>) -> Result<(), Status> {
+        let bytes = match bucket.read(false) {
+            Err(Status::AGAIN) => {
+                // As the core's network filter: what there is goes out before the wait.
+                self.send(|outbox, lease| outbox.flush(lease))?;
+                bucket.read(true)?
+            }
+            read => read?,
+        };
+        if self.response.head_sent.get() {
+            return self.body_bytes(bytes);
+        }
+        self.raw_bytes(bytes)
+    }
+
+    fn body_bytes(&self, bytes: &[u8]) -> Result<(), Status> {
+        if !self.response.bodiless.get() && !bytes.is_empty() {
+            self.send(|outbox, lease| outbox.data(lease, bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of HTTP/1 that did not come through the header filter: interim responses, and what nph- scripts say.
+    fn raw_bytes(&self, bytes: &[u8]) -> Result<(), Status> {
+        let mut head = std::mem::take(&mut *self.response.raw_head.borrow_mut());
+        head.extend_from_slice(bytes);
+        let mut at = 0;
+        while !self.response.head_sent.get() {
+            match interim::parse(&head[at..]) {
+                Ok(Some(parsed)) => {
+                    self.raw_head(&parsed)?;
+                    at += parsed.len;
+                }
+                Ok(None) => {
+                    head.drain(..at);
+                    self.response.raw_head.replace(head);
+                    return Ok(());
+                }
+                Err(_) => {
+                    self.response.broken.set(true);
+                    rebuild::with_current(|r| {
+                        log::request(log::Level::Error, r, "the response is not HTTP: its head cannot be parsed");
+                    });
+                    return Err(Status::GENERAL);
+                }
+            }
+        }
+        self.body_bytes(&head[at..])
+    }
+
+    fn raw_head(&self, head: &interim::RawHead<'_>) -> Result<(), Status> {
+        let kind = if head.is_interim() {
+            let count = self.response.interims.get() + 1;
+            self.response.interims.set(count);
+            // The frontend asks the client itself; 101 would take the connection over.
+            if matches!(head.status, 100 | 101) || count > MAX_INTERIM {
+                return Ok(());
+            }
+            FrameKind::Interim
+        } else {
+            self.response.head_sent.set(true);
+            let no_body = rebuild::with_current(response::is_header_only).unwrap_or(false);
+            self.response.bodiless.set(no_body || matches!(head.status, 204 | 304));
+            FrameKind::Head
+        };
+        self.frame(kind, 0, |out| {
+            let line = if head.reason.is_empty() { String::new() } else { format!("{} {}", head.status, head.reason) };
+            put_response_head(out, head.status, line.as_bytes());
+            let mut fields = PairsWriter::new(out);
+            for (name, value) in &head.fields {
+                if !is_hop_by_hop(name.as_bytes()) {
+                    // Shorter than the head that they were in, whose length is limited.
+                    let _ = fields.pair(name.as_bytes(), value);
+                }
+            }
+            fields.finish();
+        })?;
+        if head.is_interim() {
+            self.send(super::outbox::Outbox::send)?;
+        }
+        Ok(())
+    }
+
+    fn file(&self, bucket: Bucket<'_>) -> Result<(), Status> {
+        let Some(piece) = bucket.file() else { return self.data(bucket) };
+        if self.response.bodiless.get() {
+            return Ok(());
+        }
+        if piece.length >= PASS_FROM {
+            let inside = |size: u64| piece.offset.checked_add(piece.length).is_some_and(|end| end <= size);
+            if file::passable_size(piece.fd).is_some_and(inside) {
+                if let Ok(fd) = piece.fd.try_clone_to_owned() {
+                    let range = FileRange { offset: piece.offset, length: piece.length };
+                    self.send(|outbox, lease| outbox.file(lease, fd, range))?;
+                    return Ok(());
+                }
+            }
+        }
+        self.read_file(piece)
+    }
+
+    /// Reads a piece of a file without touching its offset, which others may share.
+    fn read_file(&self, piece: FilePiece<'_>) -> Result<(), Status> {
+        let (mut offset, mut left) = (piece.offset, piece.length);
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_DATA / 2);
+            let mut read = Ok(0);
+            self.send(|outbox, lease| {
+                read = outbox.data_with(lease, most, |out| file::read_at(piece.fd, offset, most, out))?;
+                Ok(())
+            })?;
+            match read {
+                Ok(n) if n > 0 => {
+                    offset += n as u64;
+                    left -= n as u64;
+                }
+                // The file has become shorter, or cannot be read: the length that was promised is not kept.
+                _ => {
+                    self.response.broken.set(true);
+                    return Err(Status::GENERAL);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Passes the end of the stream on alone, if the brigade has it.
+fn end_only(filter: Filter<'_>, mut brigade: Brigade<'_>) -> Result<(), Status> {
+    let end = brigade.kinds().any(|kind| kind == Kind::EndOfStream);
+    brigade.clear();
+    if !end {
+        return Ok(());
+    }
+    brigade.push_end();
+    filter.remove();
+    filter.pass(brigade)
+}
+
+/// Status and fields are such that a frontend takes them.
+fn check(r: RequestRec<'_>) -> Result<(), response::BadField> {
+    if !(200..600).contains(&r.status()) {
+        return Err(response::BadField(format!("Response status {} is not final, aborting request", r.status())));
+    }
+    response::check_fields(r, MAX_FIELDS)
+}

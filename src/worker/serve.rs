@@ -1,0 +1,278 @@
+//! The loop: a request, its response, the next request.
+//!
+//! Runs in: worker.  Trusts: the frontend.  Owns: the order of things in an exchange.
+//! Never: returns; the process ends with its lease.
+
+use super::inbox::{Filled, Incoming};
+use super::state::{BodyState, Worker, WORKER};
+use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
+use crate::httpd::{worker_filters, RequestRec, ServerRec};
+use crate::sys::socket::Blocking;
+use crate::sys::{fork, title};
+use crate::wire::codec::{Put, Reader};
+use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_MORE, MAX_REQUEST_HEAD};
+use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use crate::wire::response::{Abort, AbortReason};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+/// Gives the hash of a virtual host's own definition, the same in every process that has read the configuration.
+pub type ServerHash = fn(ServerRec<'static>) -> u64;
+
+/// What a forked process needs to be a worker.
+#[derive(Debug)]
+pub struct WorkerStart {
+    /// This end of the data socket.
+    pub lease: OwnedFd,
+    /// Name of the pool, for the title.
+    pub pool: String,
+    /// The main server of the configuration that the zygote has read.
+    pub server: ServerRec<'static>,
+    /// The worker ends after so many requests; 0 means never.
+    pub max_requests: u32,
+    pub server_hash: ServerHash,
+}
+
+/// Why the worker ends.
+#[derive(Debug)]
+enum Stop {
+    /// The lease is at its end.
+    Lease,
+    /// `max_requests` were served.
+    Last,
+    /// Bytes came that a frontend does not send.
+    Protocol(&'static str),
+}
+
+/// Serves requests until the lease ends, then ends the process.
+pub fn run(start: WorkerStart) -> ! {
+    let WorkerStart { lease, pool, server, max_requests, server_hash } = start;
+    let life = rebuild::child_init(server);
+    if !worker_filters::install() {
+        eprintln!("mod_pool: the worker's filters are not registered");
+        fork::exit_now(1);
+    }
+    super::tls::adopt_access_checker();
+    let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
+    let workshop = Workshop::new(life);
+    let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
+    let stop = WORKER.with(|cell| {
+        let worker = cell.get_or_init(|| Worker::new(lease));
+        let mut left = max_requests;
+        loop {
+            title::set(&titles[0]);
+            let request = match worker.next_request() {
+                Ok(request) => request,
+                Err(stop) => break stop,
+            };
+            title::set(&titles[1]);
+            if left == 1 {
+                worker.exchange.borrow_mut().last = true;
+            }
+            left = left.saturating_sub(1);
+            worker.serve(&workshop, &servers, request);
+            if worker.gone.get() {
+                break Stop::Lease;
+            }
+            if worker.exchange.borrow().last {
+                break Stop::Last;
+            }
+        }
+    });
+    if let Stop::Protocol(what) = stop {
+        eprintln!("mod_pool: worker of pool {pool}: the frontend sent {what}");
+    }
+    rebuild::child_exit(life);
+    fork::exit_now(0)
+}
+
+/// Where the payload of a request is: in the inbox, or put together from several frames.
+enum Payload {
+    Received(Incoming),
+    Assembled(Vec<u8>),
+}
+
+impl Worker {
+    /// Waits for the next request; what is left of an earlier exchange is skipped.
+    fn next_request(&self) -> Result<Payload, Stop> {
+        let mut parts: Option<Vec<u8>> = None;
+        loop {
+            let frame = self.next_frame()?;
+            match frame.kind {
+                FrameKind::Request => {}
+                // The rest of a body that the last request did not read.
+                FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort
+                    if parts.is_none() && frame.exchange == self.exchange.borrow().number =>
+                {
+                    continue
+                }
+                _ => return Err(Stop::Protocol("a frame where a request was due")),
+            }
+            if frame.exchange != self.exchange.borrow().number.next() {
+                return Err(Stop::Protocol("a wrong exchange number"));
+            }
+            let more = frame.flags & FLAG_MORE != 0;
+            let payload = match parts.take() {
+                None if !more => Payload::Received(frame.clone()),
+                whole => {
+                    let mut whole = whole.unwrap_or_default();
+                    whole.put(self.inbox.borrow().bytes(frame.payload.clone()));
+                    if whole.len() > MAX_REQUEST_HEAD {
+                        return Err(Stop::Protocol("too long a request head"));
+                    }
+                    if more {
+                        parts = Some(whole);
+                        continue;
+                    }
+                    Payload::Assembled(whole)
+                }
+            };
+            self.begin(frame.exchange);
+            return Ok(payload);
+        }
+    }
+
+    /// The next frame, received if need be.
+    fn next_frame(&self) -> Result<Incoming, Stop> {
+        loop {
+            let mut inbox = self.inbox.borrow_mut();
+            match inbox.next() {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => {}
+                Err(_) => return Err(Stop::Protocol("bytes that are no frame")),
+            }
+            match inbox.fill(self.lease(), Blocking::Yes) {
+                Ok(Filled::Message) => {}
+                Ok(Filled::End) | Err(_) => return Err(Stop::Lease),
+            }
+        }
+    }
+
+    fn begin(&self, number: Exchange) {
+        self.outbox.borrow_mut().begin(number);
+        self.response.reset();
+        let mut current = self.exchange.borrow_mut();
+        current.number = number;
+        current.started = Instant::now();
+        current.body = BodyState::default();
+        current.log_lines = 0;
+    }
+
+    fn serve(&self, workshop: &Workshop, servers: &[(ServerRec<'static>, u64)], payload: Payload) {
+        self.busy.set(true);
+        let inbox = self.inbox.borrow();
+        let bytes = match &payload {
+            Payload::Received(frame) => inbox.bytes(frame.payload.clone()),
+            Payload::Assembled(bytes) => bytes,
+        };
+        let Some((request, description)) = decode(bytes) else {
+            drop(inbox);
+            self.abort(AbortReason::BadRequest, b"the request head cannot be decoded");
+            self.busy.set(false);
+            return;
+        };
+        let server = usize::try_from(request.head.server_index).ok().and_then(|i| servers.get(i));
+        let Some((server, _)) = server.filter(|(_, hash)| *hash == request.head.server_hash) else {
+            drop(inbox);
+            self.abort(AbortReason::ServerMismatch, b"this virtual host is not in the worker's configuration");
+            self.busy.set(false);
+            return;
+        };
+        {
+            let mut current = self.exchange.borrow_mut();
+            current.body.length = description.body;
+            current.body.ask = request.head.flags & REQUEST_EXPECT != 0;
+            current.env.clear();
+            put_pairs(&mut current.env, request.env);
+            current.tls.set(&request);
+        }
+        let connection = workshop.connect(servers[0].0, &description);
+        worker_filters::add_network(&connection);
+        let (r, head) = connection.request(*server, &description, request.headers.iter(), request.env.iter());
+        drop(inbox);
+        connection.process(r, head);
+        if !self.response.finished.get() {
+            // The end of the request did not come through the filters: they stopped when the client had gone.
+            self.abort(AbortReason::Failed, b"the request ended without a response");
+        }
+        connection.destroy();
+        self.busy.set(false);
+    }
+
+    /// Gives the exchange up. The frontend answers, or breaks the transfer off.
+    pub(super) fn abort(&self, reason: AbortReason, text: &[u8]) {
+        self.response.finished.set(true);
+        // When it cannot be sent, the loop finds the lease's end.
+        let _ = self.frame(FrameKind::Abort, 0, |out| Abort { reason, text }.encode(out));
+        let _ = self.send(super::outbox::Outbox::send);
+    }
+
+    /// The request is over: what the loggers shall know, and the end.
+    pub(super) fn finish(&self, r: RequestRec<'_>) {
+        if self.response.finished.replace(true) {
+            return;
+        }
+        if !self.response.head_sent.get() {
+            return self.abort(AbortReason::Failed, b"the handler sent no response");
+        }
+        if self.response.broken.get() || !self.response.complete.get() {
+            return self.abort(AbortReason::Failed, b"the response was not completed");
+        }
+        let last = self.exchange.borrow().last;
+        let _ = self.send(|outbox, lease| {
+            let current = self.exchange.borrow();
+            outbox.frame(lease, FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))?;
+            let flags = if last { crate::wire::frame::FLAG_LAST } else { 0 };
+            outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
+            outbox.send(lease)
+        });
+    }
+}
+
+fn put_pairs(out: &mut Vec<u8>, pairs: Pairs<'_>) {
+    let mut writer = crate::wire::frame::PairsWriter::new(out);
+    for (name, value) in pairs.iter() {
+        // It came in this form, so it fits.
+        let _ = writer.pair(name, value);
+    }
+    writer.finish();
+}
+
+fn decode(bytes: &[u8]) -> Option<(Request<'_>, Description<'_>)> {
+    let request = Request::decode(bytes).ok()?;
+    let head = &request.head;
+    let body = if head.flags & REQUEST_LENGTH != 0 {
+        BodyLength::Known(head.content_length)
+    } else if head.flags & REQUEST_CHUNKED != 0 {
+        BodyLength::Unknown
+    } else {
+        BodyLength::None
+    };
+    let description = Description {
+        request_line: head.request_line,
+        request_time: head.request_time,
+        connection_id: head.connection_id,
+        keepalives: head.keepalives,
+        local: end(head.local)?,
+        client: end(head.client)?,
+        useragent: end(head.useragent)?,
+        remote_host: head.remote_host,
+        log_id: head.log_id,
+        connection_log_id: head.connection_log_id,
+        body,
+    };
+    Some((request, description))
+}
+
+/// An address as httpd prints it; an IPv6 address may carry a zone.
+fn end(address: Address<'_>) -> Option<End<'_>> {
+    let text = std::str::from_utf8(address.ip).ok()?;
+    let number = text.split_once('%').map_or(text, |(number, _)| number);
+    Some(End { text: address.ip, ip: number.parse::<IpAddr>().ok()?, port: address.port })
+}
+
+/// Reads the list of pairs that [`put_pairs`] wrote.
+pub(super) fn pairs(bytes: &[u8]) -> Pairs<'_> {
+    Pairs::decode(&mut Reader::new(bytes)).unwrap_or_default()
+}

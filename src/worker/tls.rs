@@ -1,0 +1,129 @@
+//! What the client's TLS session looks like to httpd's modules here, where there is none: the frontend told it.
+//!
+//! Runs in: worker.  Trusts: the frontend.  Owns: nothing.
+//! Never: grants what only a TLS session of its own could check.
+
+use super::state::with;
+use crate::apr::AprPool;
+use crate::httpd::tls::{self, dir_options, Access};
+use crate::httpd::{log, RequestRec};
+use crate::wire::frame::PairsWriter;
+use crate::wire::request::{Request, REQUEST_TLS};
+use std::ffi::CStr;
+
+const FORBIDDEN: i32 = 403;
+const DECLINED: i32 = -1;
+
+/// TLS of the request in hand.
+#[derive(Debug, Default)]
+pub(super) struct Tls {
+    on: bool,
+    /// mod_ssl's variables: a list of pairs.
+    variables: Vec<u8>,
+}
+
+impl Tls {
+    pub(super) fn set(&mut self, request: &Request<'_>) {
+        self.on = request.head.flags & REQUEST_TLS != 0;
+        self.variables.clear();
+        let mut writer = PairsWriter::new(&mut self.variables);
+        if self.on {
+            for (name, value) in request.tls.iter() {
+                // It came in this form, so it fits.
+                let _ = writer.pair(name, value);
+            }
+        }
+        writer.finish();
+    }
+}
+
+/// Takes mod_ssl's own access checker over.
+pub(super) fn adopt_access_checker() {
+    tls::adopt_access_checker();
+}
+
+/// The client speaks TLS to the frontend.
+pub fn is_tls() -> bool {
+    with(|worker| worker.busy.get() && worker.exchange.try_borrow().is_ok_and(|c| c.tls.on)).unwrap_or(false)
+}
+
+/// A variable of mod_ssl's, copied into `pool`.
+pub fn tls_variable<'p>(pool: AprPool<'p>, name: &[u8]) -> Option<&'p CStr> {
+    if !is_tls() {
+        return None;
+    }
+    with(|worker| {
+        let current = worker.exchange.try_borrow().ok()?;
+        let (_, value) = super::serve::pairs(&current.tls.variables).iter().find(|(n, _)| *n == name)?;
+        Some(pool.copy_str(value))
+    })
+    .flatten()
+}
+
+/// `https` for TLS, or nothing.
+pub fn scheme() -> Option<&'static CStr> {
+    is_tls().then_some(c"https")
+}
+
+/// 443 for TLS, or nothing.
+pub fn default_port() -> Option<u16> {
+    is_tls().then_some(443)
+}
+
+/// The client's certificate was verified.
+pub fn verified_client(r: RequestRec<'_>) -> bool {
+    tls_variable(r.pool(), b"SSL_CLIENT_VERIFY").is_some_and(|v| v == c"SUCCESS")
+}
+
+/// Certificates are exported with `ExportCertData` only.
+fn is_certificate(name: &[u8]) -> bool {
+    name == b"SSL_SERVER_CERT" || name == b"SSL_CLIENT_CERT" || name.starts_with(b"SSL_CLIENT_CERT_CHAIN_")
+}
+
+/// The fixups hook: the environment of scripts, as `ssl_hook_Fixup` makes it.
+pub fn export_variables(r: RequestRec<'_>) {
+    if !is_tls() {
+        return;
+    }
+    let options = dir_options(r);
+    let env = r.subprocess_env();
+    env.setn(c"HTTPS", c"on");
+    with(|worker| {
+        let current = worker.exchange.borrow();
+        for (name, value) in super::serve::pairs(&current.tls.variables).iter() {
+            let wanted = if name == b"SSL_TLS_SNI" {
+                !value.is_empty()
+            } else if is_certificate(name) {
+                options.export_certificates
+            } else {
+                options.standard_variables && name.starts_with(b"SSL_") && !value.is_empty()
+            };
+            if wanted {
+                env.setn(r.pool().copy_str(name), r.pool().copy_str(value));
+            }
+        }
+    });
+}
+
+/// The access_checker hook, in the place of mod_ssl's.
+pub fn access_checker(r: RequestRec<'_>) -> i32 {
+    if !is_tls() {
+        // mod_ssl's own answer is right without TLS: it denies where SSLRequireSSL holds.
+        return match tls::mod_ssl_access(r) {
+            Access::Answer(status) => status,
+            Access::Absent => DECLINED,
+        };
+    }
+    let options = dir_options(r);
+    if options.needs_session {
+        log::request(
+            log::Level::Error,
+            r,
+            "access denied: SSLRequire, SSLVerifyClient and SSLCipherSuite in <Directory> or .htaccess cannot be \
+             checked in a server pool; use them in <VirtualHost> or <Location>",
+        );
+        r.note(c"ssl-access-forbidden", b"1");
+        return FORBIDDEN;
+    }
+    DECLINED
+}

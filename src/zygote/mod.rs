@@ -1,0 +1,91 @@
+//! A zygote: a pool's own parent process. It becomes the pool's user, starts the modules, and forks workers.
+//!
+//! Runs in: its own process, forked from a seed (root for the first few calls, then the pool's user; one thread).
+//! Trusts: the controller's end of its channel, the configuration.  Owns: its channel.
+//! Never: runs application code before the privileges are gone, goes on after a step of that failed.
+#![forbid(unsafe_code)]
+
+use crate::settings::ServerPool;
+use crate::sys::fork::{self, Forked};
+use crate::sys::socket::{self, Blocking};
+use crate::sys::{privileges, title};
+use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// What a worker starts with.
+#[derive(Debug)]
+pub struct ForkedWorker {
+    pub lease: OwnedFd,
+}
+
+/// Steps before any module starts: descriptors, session, user, environment. Any error has ended the process.
+pub fn become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd) {
+    title::set(&format!("mod_pool: zygote {} [starting]", pool.name));
+    if let Err((step, e)) = try_become_pool(pool, channel, standard_error) {
+        give_up(channel, &format!("{step}: {e}"));
+    }
+}
+
+/// Tells the controller why this pool cannot start, and ends.
+pub fn give_up(channel: &OwnedFd, text: &str) -> ! {
+    let _ = socket::send(channel.as_fd(), &ZygoteReport::Failed { text: text.to_owned() }.encode(), &[], Blocking::No);
+    fork::exit_now(1)
+}
+
+fn try_become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd) -> Result<(), (&'static str, io::Error)> {
+    let user = pool.user.as_ref().ok_or(("PoolUser", io::Error::other("the pool has none")))?;
+    privileges::reset_signals();
+    privileges::new_session();
+    let keep = [channel.as_raw_fd(), standard_error.as_raw_fd()];
+    privileges::silence_descriptors(&keep).map_err(|e| ("closing inherited files", e))?;
+    privileges::duplicate_to(&standard_error, 2).map_err(|e| ("standard error", e))?;
+    let groups = match &user.user_name {
+        Some(name) => privileges::groups_of(name, user.gid).map_err(|e| ("supplementary groups", e))?,
+        None => vec![user.gid],
+    };
+    privileges::change_user(user.uid, user.gid, &groups).map_err(|e| ("changing to PoolUser and PoolGroup", e))?;
+    privileges::no_new_privileges().map_err(|e| ("no_new_privs", e))?;
+    privileges::not_dumpable().map_err(|e| ("PR_SET_DUMPABLE", e))?;
+    if let Some(mask) = pool.umask {
+        privileges::file_mode_mask(mask);
+    }
+    for (name, value) in &pool.env {
+        std::env::set_var(name, value);
+    }
+    Ok(())
+}
+
+/// Serves orders until the controller closes the channel. Returns only in a forked worker.
+pub fn serve(pool: &ServerPool, channel: OwnedFd) -> ForkedWorker {
+    title::set(&format!("mod_pool: zygote {}", pool.name));
+    report(&channel, &ZygoteReport::Ready);
+    let mut buf = vec![0; MAX_CONTROL_MESSAGE];
+    loop {
+        let Ok(received) = socket::receive(channel.as_fd(), &mut buf, Blocking::Yes) else { fork::exit_now(1) };
+        if received.len == 0 {
+            fork::exit_now(0);
+        }
+        let Ok(ZygoteOrder::Fork { request }) = ZygoteOrder::decode(&buf[..received.len]) else { fork::exit_now(1) };
+        let Ok([lease, standard_error]) = <[OwnedFd; 2]>::try_from(received.fds) else {
+            give_up(&channel, "file descriptors were lost");
+        };
+        match fork::fork_as_sibling() {
+            Ok(Forked::Child) => {
+                privileges::new_session();
+                if privileges::duplicate_to(&standard_error, 2).is_err() {
+                    fork::exit_now(1);
+                }
+                return ForkedWorker { lease };
+            }
+            Ok(Forked::Parent { child }) => report(&channel, &ZygoteReport::Forked { request, pid: child }),
+            Err(e) => give_up(&channel, &format!("cannot fork: {e}")),
+        }
+    }
+}
+
+fn report(channel: &OwnedFd, report: &ZygoteReport) {
+    if socket::send(channel.as_fd(), &report.encode(), &[], Blocking::Yes).is_err() {
+        fork::exit_now(0);
+    }
+}

@@ -1,0 +1,352 @@
+//! The controller with real processes: this program plays httpd's parent and its frontends, and, started again by the
+//! controller, the seed, its zygotes and their workers.
+
+mod cast;
+mod stage;
+
+use cast::{become_seed, Behaviour};
+use mod_pool::wire::control::{ControllerMessage, FrontendMessage, Refusal, Returned, WantId};
+use stage::{alive, children_of, eventually, Frontend, Stage};
+use std::time::Duration;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|role| role == "fake-seed") {
+        become_seed(&args[2..]);
+    }
+    let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
+    let tests: &[(&str, fn())] = &[
+        ("a_lease_works_and_is_lent_again", a_lease_works_and_is_lent_again),
+        ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
+        ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
+        ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
+        ("only_the_parent_is_the_parent", only_the_parent_is_the_parent),
+        ("an_obituary_follows_kill_9", an_obituary_follows_kill_9),
+        ("a_pool_goes_to_zero_and_back", a_pool_goes_to_zero_and_back),
+        ("the_cap_holds", the_cap_holds),
+        ("a_pool_that_cannot_start_is_throttled", a_pool_that_cannot_start_is_throttled),
+        ("forged_pids_are_not_believed", forged_pids_are_not_believed),
+        ("another_socket_does_not_come_back_as_the_lease", another_socket_does_not_come_back_as_the_lease),
+        ("a_frontend_that_dies_takes_its_workers_along", a_frontend_that_dies_takes_its_workers_along),
+        ("zygote_and_seed_are_replaced", zygote_and_seed_are_replaced),
+        ("what_a_script_left_behind_is_ended", what_a_script_left_behind_is_ended),
+        ("standard_error_reaches_a_frontend", standard_error_reaches_a_frontend),
+        ("a_reload_ends_the_old_generation", a_reload_ends_the_old_generation),
+        ("workers_of_a_dead_controller_count", workers_of_a_dead_controller_count),
+        ("stop_leaves_no_process", stop_leaves_no_process),
+        ("sigterm_and_the_parents_death_leave_no_process", sigterm_and_the_parents_death_leave_no_process),
+    ];
+    let mut run = 0;
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+        test();
+        println!("test {name} ... ok");
+        run += 1;
+    }
+    println!("\ntest result: ok. {run} passed; 0 failed");
+}
+
+fn a_lease_works_and_is_lent_again() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    assert!(lease.cold);
+    assert_eq!(lease.ask("ping"), format!("pong {}", lease.pid));
+    let pid = lease.pid;
+    f.give_back(lease, Returned::Idle);
+    let again = f.lease(2, 1);
+    assert_eq!((again.pid, again.cold, again.lend.0), (pid, false, 2));
+    assert_eq!(again.ask("ping"), format!("pong {pid}"));
+}
+
+fn who_was_not_announced_is_not_served() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let status = stage::in_a_child(|| {
+        // Not announced: the hello is kept for a while, and nothing it asks for is answered.
+        let mut f = Frontend::hello(&stage, 1, vec![]);
+        f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+        f.receive(Duration::from_millis(300)).is_none()
+    });
+    assert!(status, "a stranger was served");
+    // Another uid is refused even when announced.
+    if stage.root {
+        let status = stage::in_an_announced_child(&stage, || {
+            mod_pool::sys::privileges::change_user(12345, 12345, &[12345]).expect("setuid");
+            let mut f = Frontend::hello(&stage, 1, vec![]);
+            f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+            f.receive(Duration::from_millis(300)).is_none_or(|m| m.0.is_none())
+        });
+        assert!(status, "a frontend of another user was served");
+    }
+    let status = stage::in_an_announced_child(&stage, || {
+        let mut f = Frontend::hello(&stage, 1, vec![]);
+        f.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    assert!(status, "an announced frontend was not served");
+}
+
+fn a_hello_may_come_before_its_announcement() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
+    let pid = stage::fork(|| {
+        let mut f = Frontend::hello(&stage, 1, vec![]);
+        stage::write_all(&write, b"said");
+        f.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    stage::read_some(&read);
+    std::thread::sleep(Duration::from_millis(100));
+    stage.announce(pid);
+    assert_eq!(stage::wait(pid), 0);
+}
+
+fn who_does_not_read_is_cut_off_alone() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let cut_off = stage::in_an_announced_child(&stage, || {
+        let silent = Frontend::hello(&stage, 1, vec![]);
+        (0..200_000).any(|want| !silent.try_send(&FrontendMessage::Want { want: WantId(want), pool: 99 }))
+    });
+    assert!(cut_off, "its refusals were buffered without end");
+    assert!(f.lease(1, 1).ask("ping").starts_with("pong"));
+}
+
+fn only_the_parent_is_the_parent() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let status = stage::in_a_child(|| {
+        stage.say(&mod_pool::wire::control::ParentMessage::Stop, &[]);
+        true
+    });
+    assert!(status);
+    let mut f = stage.frontend();
+    assert_eq!(f.lease(1, 1).ask("ping").get(..4), Some("pong"));
+}
+
+fn an_obituary_follows_kill_9() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    stage::kill(lease.pid);
+    let (id, pid) = (lease.id, lease.pid);
+    let told = f.expect("the obituary", |m| match m {
+        ControllerMessage::Obituary { lease, pid, wait_status, .. } => Some((*lease, *pid, *wait_status)),
+        _ => None,
+    });
+    assert_eq!(told, (id, pid, 9));
+    assert!(!alive(pid), "reaped");
+    // A crash is told to who reports the end of the socket first, too.
+    let lease = f.lease(2, 1);
+    let pid = lease.pid;
+    lease.tell("crash");
+    f.give_back(lease, Returned::Dead);
+    let status = f.expect("the obituary", |m| match m {
+        ControllerMessage::Obituary { pid: p, wait_status, .. } if *p == pid => Some(*wait_status),
+        _ => None,
+    });
+    assert_eq!(status, 7 << 8);
+}
+
+fn a_pool_goes_to_zero_and_back() {
+    let stage = Stage::open(Behaviour::Good, 4, 300);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let pid = lease.pid;
+    assert_eq!(children_of(stage.controller).len(), 3, "seed, zygote, worker");
+    f.give_back(lease, Returned::Idle);
+    eventually("only the seed is left", || children_of(stage.controller).len() == 1);
+    assert!(!alive(pid));
+    assert!(f.lease(2, 1).ask("ping").starts_with("pong"));
+}
+
+fn the_cap_holds() {
+    let stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let mut f = stage.frontend();
+    let first = f.lease(1, 1);
+    let second = f.lease(2, 1);
+    assert_ne!(first.pid, second.pid);
+    f.send(&FrontendMessage::Want { want: WantId(3), pool: 1 });
+    let mut granted = || {
+        f.receive(Duration::from_millis(300)).and_then(|(m, _)| match m {
+            Some(ControllerMessage::Grant { want, .. }) => Some(want),
+            _ => None,
+        })
+    };
+    assert_eq!(granted(), None);
+    f.give_back(first, Returned::Idle);
+    assert_eq!(
+        f.granted(3).pid,
+        children_of(stage.controller).into_iter().find(|p| *p != second.pid && f.knows(*p)).expect("the returned one")
+    );
+}
+
+fn a_pool_that_cannot_start_is_throttled() {
+    let stage = Stage::open(Behaviour::FailsToStart, 2, 30_000);
+    let mut f = stage.frontend();
+    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    let (reason, text) = f.refused(1);
+    assert_eq!(reason, Refusal::Throttled);
+    assert_eq!(text, "php.ini is not readable");
+    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    assert_eq!(f.refused(2).0, Refusal::Throttled);
+    eventually("the zygote is reaped", || children_of(stage.controller).len() == 1);
+}
+
+fn forged_pids_are_not_believed() {
+    let stage = Stage::open(Behaviour::TellsForgedPids, 2, 30_000);
+    let mut f = stage.frontend();
+    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    let (reason, text) = f.refused(1);
+    assert_eq!(reason, Refusal::Throttled);
+    assert!(text.contains("pid"), "{text}");
+    eventually("the zygote is killed", || children_of(stage.controller).len() == 1);
+}
+
+fn another_socket_does_not_come_back_as_the_lease() {
+    let stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let mut f = stage.frontend();
+    let mut lease = f.lease(1, 1);
+    let pid = lease.pid;
+    let (own, _other) = mod_pool::sys::socket::seqpacket_pair().expect("pair");
+    lease.data = own;
+    f.give_back(lease, Returned::Idle);
+    let next = f.lease(2, 1);
+    assert_ne!(next.pid, pid);
+    assert!(next.ask("ping").starts_with("pong"));
+}
+
+fn a_frontend_that_dies_takes_its_workers_along() {
+    let stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let status = stage::in_an_announced_child(&stage, || {
+        let mut f = Frontend::hello(&stage, 1, vec![]);
+        f.lease(1, 1).ask("ping");
+        f.lease(2, 1).ask("ping");
+        mod_pool::sys::fork::exit_now(0);
+    });
+    assert!(status);
+    eventually("its workers end", || children_of(stage.controller).len() <= 2);
+    let mut f = stage.frontend();
+    assert!(f.lease(1, 1).ask("ping").starts_with("pong"));
+}
+
+fn zygote_and_seed_are_replaced() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let others: Vec<u32> = children_of(stage.controller).into_iter().filter(|p| *p != lease.pid).collect();
+    for pid in &others {
+        stage::kill(*pid);
+    }
+    eventually("both are reaped", || others.iter().all(|p| !alive(*p)));
+    assert!(lease.ask("ping").starts_with("pong"), "the worker goes on");
+    f.give_back(lease, Returned::Last);
+    // The seed starts again after a second.
+    assert!(f.lease(2, 1).ask("ping").starts_with("pong"));
+}
+
+fn what_a_script_left_behind_is_ended() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let left: u32 = lease.ask("daemon").parse().expect("its pid");
+    assert!(alive(left));
+    lease.tell("crash");
+    f.give_back(lease, Returned::Dead);
+    eventually("the daemon is killed and reaped", || !alive(left));
+}
+
+fn standard_error_reaches_a_frontend() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    assert_eq!(lease.ask("shout"), "done");
+    let pid = lease.pid;
+    let line = f.expect("a log line", |m| match m {
+        ControllerMessage::Log { pool: 1, pid: p, line } if *p == pid => Some(line.clone()),
+        _ => None,
+    });
+    assert_eq!(line, b"PHP Warning: \\x1b[1mboo");
+    lease.ask("flood");
+    let dropped = f.expect("the count of dropped lines", |m| match m {
+        ControllerMessage::Log { line, .. } if line.ends_with(b"lines dropped") => Some(line.clone()),
+        _ => None,
+    });
+    assert!(dropped.len() > b"lines dropped".len());
+}
+
+fn a_reload_ends_the_old_generation() {
+    let mut stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let mut old = stage.frontend();
+    let lease = old.lease(1, 1);
+    stage.configure(2, Behaviour::Good, 2, 30_000);
+    let done = stage::in_an_announced_child(&stage, || {
+        let mut new = Frontend::hello(&stage, 2, vec![]);
+        new.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    assert!(done);
+    assert!(lease.ask("ping").starts_with("pong"), "the old generation still serves");
+    drop(lease);
+    drop(old);
+    eventually("one seed is left, and what the new generation keeps", || children_of(stage.controller).len() <= 2);
+}
+
+fn workers_of_a_dead_controller_count() {
+    let mut stage = Stage::open(Behaviour::Good, 1, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    stage::kill(stage.controller);
+    stage.reap_controller();
+    stage.start_controller();
+    stage.configure(1, Behaviour::Good, 1, 30_000);
+    let in_flight = vec![mod_pool::wire::control::InFlight { pid: lease.pid, pool: "alice".into() }];
+    stage.announce(std::process::id());
+    let mut f = Frontend::hello(&stage, 1, in_flight);
+    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    assert!(f.receive(Duration::from_millis(500)).is_none(), "the old worker counts against the cap");
+    assert!(lease.ask("ping").starts_with("pong"));
+    drop(lease);
+    assert!(f.granted(1).ask("ping").starts_with("pong"));
+}
+
+fn stop_leaves_no_process() {
+    let mut stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let left: u32 = lease.ask("daemon").parse().expect("its pid");
+    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    let second = f.granted(2);
+    second.tell("ignore the end");
+    let all = children_of(stage.controller);
+    assert!(all.len() >= 4);
+    stage.say(&mod_pool::wire::control::ParentMessage::Stop, &[]);
+    assert_eq!(stage.reap_controller(), 0);
+    assert!(all.iter().all(|pid| !alive(*pid)));
+    assert!(!alive(left));
+}
+
+fn sigterm_and_the_parents_death_leave_no_process() {
+    let mut stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let _lease = f.lease(1, 1);
+    let all = children_of(stage.controller);
+    stage::terminate(stage.controller);
+    assert_eq!(stage.reap_controller(), 0);
+    assert!(all.iter().all(|pid| !alive(*pid)));
+
+    // A parent of its own, which is killed.
+    let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
+    let parent = stage::fork(|| {
+        let stage = Stage::open(Behaviour::Good, 4, 30_000);
+        let mut f = stage.frontend();
+        let _lease = f.lease(1, 1);
+        let mut all = children_of(stage.controller);
+        all.push(stage.controller);
+        let text: Vec<String> = all.iter().map(u32::to_string).collect();
+        stage::write_all(&write, text.join(" ").as_bytes());
+        std::thread::sleep(Duration::from_secs(30));
+        true
+    });
+    let text = stage::read_some(&read);
+    let all: Vec<u32> = text.split(' ').map(|p| p.parse().expect("pid")).collect();
+    assert_eq!(all.len(), 4);
+    stage::kill(parent);
+    stage::wait(parent);
+    eventually("everything ended with the parent", || all.iter().all(|pid| !alive(*pid)));
+}

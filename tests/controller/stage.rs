@@ -1,0 +1,322 @@
+//! The parent's and the frontends' side of these tests.
+
+use crate::cast::{Behaviour, BUILD};
+use mod_pool::controller::{run, ControllerStart};
+use mod_pool::sys::fork::exit_now;
+use mod_pool::sys::socket::{self, Blocking};
+use mod_pool::wire::control::{
+    ControllerMessage, FrontendMessage, Hello, InFlight, LeaseId, LendCount, ParentMessage, PoolRow, PoolTable,
+    Refusal, Returned, WantId, CONTROL_VERSION, MAX_CONTROL_MESSAGE,
+};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The pool's uid where we may choose one.
+const POOL_UID: u32 = 65_534;
+
+fn pid_of(pid: u32) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))
+}
+
+/// Runs `f` in a child of this process, which has one thread; the child ends with 0 if it returned true.
+pub fn fork(f: impl FnOnce() -> bool) -> u32 {
+    // SAFETY: this process has one thread, so the child may go on like any program.
+    match unsafe { nix::unistd::fork() }.expect("fork") {
+        nix::unistd::ForkResult::Parent { child } => u32::try_from(child.as_raw()).expect("positive"),
+        nix::unistd::ForkResult::Child => {
+            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(false);
+            exit_now(i32::from(!ok))
+        }
+    }
+}
+
+pub fn wait(pid: u32) -> i32 {
+    match nix::sys::wait::waitpid(pid_of(pid), None).expect("waitpid") {
+        nix::sys::wait::WaitStatus::Exited(_, code) => code,
+        _ => -1,
+    }
+}
+
+pub fn kill(pid: u32) {
+    nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
+}
+
+pub fn terminate(pid: u32) {
+    nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGTERM).expect("kill");
+}
+
+pub fn in_a_child(f: impl FnOnce() -> bool) -> bool {
+    wait(fork(f)) == 0
+}
+
+/// As [`in_a_child`], after the parent has announced the child.
+pub fn in_an_announced_child(stage: &Stage, f: impl FnOnce() -> bool) -> bool {
+    let pid = fork(f);
+    stage.announce(pid);
+    wait(pid) == 0
+}
+
+/// Whether a process exists that has not ended.
+pub fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|p| p.parse().expect("pid")).collect()
+}
+
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn write_all(fd: &OwnedFd, bytes: &[u8]) {
+    File::from(fd.try_clone().expect("dup")).write_all(bytes).expect("write");
+}
+
+pub fn read_some(fd: &OwnedFd) -> String {
+    let mut buf = [0; 1024];
+    let mut n = 0;
+    eventually("something to read", || {
+        n = mod_pool::sys::descriptor::read(fd, &mut buf).unwrap_or(0);
+        n > 0
+    });
+    String::from_utf8_lossy(&buf[..n]).into_owned()
+}
+
+/// What an exec of the controller's image does: it holds nothing of the parent's.
+fn close_all_but(keep: RawFd) {
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
+        .expect("proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2 && *fd != keep)
+        .collect();
+    for fd in open {
+        // The descriptor of the directory itself is closed by now.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
+/// httpd's parent with a controller.
+#[derive(Debug)]
+pub struct Stage {
+    speak: OwnedFd,
+    listen: OwnedFd,
+    pub controller: u32,
+    reaped: bool,
+    parent: u32,
+    pub root: bool,
+}
+
+impl Stage {
+    pub fn open(behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) -> Self {
+        let (speak, listen) = socket::seqpacket_pair().expect("socketpair");
+        // Credentials travel only with what is sent after this.
+        socket::pass_credentials(listen.as_fd()).expect("SO_PASSCRED");
+        let root = mod_pool::sys::privileges::effective_uid() == 0;
+        let mut stage = Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root };
+        stage.start_controller();
+        stage.configure(1, behaviour, cap, idle_timeout_ms);
+        stage
+    }
+
+    pub fn start_controller(&mut self) {
+        let parent = std::process::id();
+        self.controller = fork(|| {
+            let connector = self.listen.try_clone().expect("dup");
+            close_all_but(connector.as_raw_fd());
+            run(ControllerStart { connector, parent, build_id: BUILD })
+        });
+        self.reaped = false;
+    }
+
+    pub fn configure(&mut self, generation: u64, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
+        let own = mod_pool::sys::process::own_uid();
+        let uid = if self.root { POOL_UID } else { own };
+        let row = |name: &str, parent, uid| PoolRow {
+            name: name.into(),
+            parent,
+            uid,
+            max_processes: cap,
+            min_spare: 0,
+            idle_timeout_ms,
+            queue_timeout_ms: 10_000,
+            queue_limit: 10,
+        };
+        let table = PoolTable {
+            generation,
+            frontend_uid: own,
+            seed_argv: behaviour.argv(uid),
+            pools: vec![row("", None, None), row("alice", Some(0), Some(uid))],
+        };
+        let memory = nix::sys::memfd::memfd_create("table", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
+        write_all(&memory, &table.encode());
+        let errors = std::io::stderr();
+        self.say(&ParentMessage::Configure { generation }, &[memory.as_fd(), errors.as_fd()]);
+    }
+
+    pub fn say(&self, message: &ParentMessage, fds: &[BorrowedFd<'_>]) {
+        socket::send(self.speak.as_fd(), &message.encode(), fds, Blocking::Yes).expect("connector");
+    }
+
+    pub fn announce(&self, pid: u32) {
+        self.say(&ParentMessage::ChildStarted { pid }, &[]);
+    }
+
+    /// This very process as a frontend, as with -X.
+    pub fn frontend(&self) -> Frontend {
+        self.announce(std::process::id());
+        Frontend::hello(self, 1, vec![])
+    }
+
+    pub fn reap_controller(&mut self) -> i32 {
+        self.reaped = true;
+        wait(self.controller)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.reaped && self.parent == std::process::id() {
+            let all = children_of(self.controller);
+            self.say(&ParentMessage::Stop, &[]);
+            let status = wait(self.controller);
+            if !std::thread::panicking() {
+                assert_eq!(status, 0, "the controller's exit status");
+                assert!(all.iter().all(|pid| !alive(*pid)), "something outlived its controller");
+            }
+        }
+    }
+}
+
+/// A lease as a frontend holds it.
+#[derive(Debug)]
+pub struct Lease {
+    pub id: LeaseId,
+    pub lend: LendCount,
+    pub pid: u32,
+    pub cold: bool,
+    pub data: OwnedFd,
+}
+
+impl Lease {
+    pub fn tell(&self, text: &str) {
+        socket::send(self.data.as_fd(), text.as_bytes(), &[], Blocking::Yes).expect("worker");
+    }
+
+    pub fn ask(&self, text: &str) -> String {
+        self.tell(text);
+        let mut buf = [0; 256];
+        socket::receive_timeout(self.data.as_fd(), PATIENCE).expect("timeout");
+        let got = socket::receive(self.data.as_fd(), &mut buf, Blocking::Yes).expect("an answer");
+        String::from_utf8_lossy(&buf[..got.len]).into_owned()
+    }
+}
+
+/// A frontend's channel.
+#[derive(Debug)]
+pub struct Frontend {
+    channel: OwnedFd,
+    kept: Vec<(ControllerMessage, Vec<OwnedFd>)>,
+    pids: Vec<u32>,
+}
+
+impl Frontend {
+    pub fn hello(stage: &Stage, generation: u64, in_flight: Vec<InFlight>) -> Self {
+        let (channel, theirs) = socket::seqpacket_pair().expect("socketpair");
+        let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
+        socket::send(stage.speak.as_fd(), &hello.encode(), &[theirs.as_fd()], Blocking::Yes).expect("connector");
+        Self { channel, kept: Vec::new(), pids: Vec::new() }
+    }
+
+    pub fn send(&self, message: &FrontendMessage) {
+        // A controller that refuses us closes the channel.
+        let _ = self.try_send(message);
+    }
+
+    pub fn try_send(&self, message: &FrontendMessage) -> bool {
+        socket::send(self.channel.as_fd(), &message.encode(), &[], Blocking::Yes).is_ok()
+    }
+
+    /// `None` after the time, a message of `None` at the end of the channel.
+    pub fn receive(&mut self, patience: Duration) -> Option<(Option<ControllerMessage>, Vec<OwnedFd>)> {
+        let mut buf = [0; MAX_CONTROL_MESSAGE];
+        socket::receive_timeout(self.channel.as_fd(), patience).expect("timeout");
+        match socket::receive(self.channel.as_fd(), &mut buf, Blocking::Yes) {
+            Ok(got) if got.len == 0 => Some((None, vec![])),
+            Ok(got) => Some((Some(ControllerMessage::decode(&buf[..got.len]).expect("well-formed")), got.fds)),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => None,
+            Err(_) => Some((None, vec![])),
+        }
+    }
+
+    fn next<T>(&mut self, what: &str, which: impl Fn(&ControllerMessage) -> Option<T>) -> (T, Vec<OwnedFd>) {
+        if let Some(at) = self.kept.iter().position(|(m, _)| which(m).is_some()) {
+            let (message, fds) = self.kept.remove(at);
+            return (which(&message).expect("just seen"), fds);
+        }
+        let began = Instant::now();
+        loop {
+            assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+            match self.receive(Duration::from_secs(1)) {
+                Some((Some(message), fds)) => match which(&message) {
+                    Some(value) => return (value, fds),
+                    None => self.kept.push((message, fds)),
+                },
+                Some((None, _)) => panic!("the channel ended, waiting for {what}"),
+                None => {}
+            }
+        }
+    }
+
+    pub fn expect<T>(&mut self, what: &str, which: impl Fn(&ControllerMessage) -> Option<T>) -> T {
+        self.next(what, which).0
+    }
+
+    pub fn granted(&mut self, number: u32) -> Lease {
+        let ((id, lend, pid, cold), fds) = self.next("a grant", |m| match m {
+            ControllerMessage::Grant { want, lease, lend, pid, cold, .. } if *want == WantId(number) => {
+                Some((*lease, *lend, *pid, *cold))
+            }
+            ControllerMessage::Refuse { want, text, .. } if *want == WantId(number) => panic!("refused: {text}"),
+            _ => None,
+        });
+        self.pids.push(pid);
+        Lease { id, lend, pid, cold, data: fds.into_iter().next().expect("the data socket") }
+    }
+
+    pub fn lease(&mut self, number: u32, pool: u32) -> Lease {
+        self.send(&FrontendMessage::Want { want: WantId(number), pool });
+        self.granted(number)
+    }
+
+    pub fn refused(&mut self, number: u32) -> (Refusal, String) {
+        self.expect("a refusal", |m| match m {
+            ControllerMessage::Refuse { want, reason, text, .. } if *want == WantId(number) => {
+                Some((*reason, text.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether a worker with this pid was ever granted.
+    pub fn knows(&self, pid: u32) -> bool {
+        self.pids.contains(&pid)
+    }
+
+    pub fn give_back(&self, lease: Lease, how: Returned) {
+        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+        let fds = [lease.data.as_fd()];
+        let fds: &[BorrowedFd<'_>] = if how == Returned::Idle { &fds } else { &[] };
+        socket::send(self.channel.as_fd(), &message.encode(), fds, Blocking::Yes).expect("channel");
+    }
+}
