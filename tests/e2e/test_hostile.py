@@ -435,10 +435,10 @@ def test_a_worker_that_does_not_read_its_body(server):
 # --- descriptors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["fifo", "fifo-read", "device", "null", "tty", "directory", "path", "write-only",
+@pytest.mark.parametrize("what", ["fifo", "fifo-read", "device", "null", "tty", "directory", "path", "write-only",
                                   "short", "memfd", "proc", "sysfs", "socket", "pipe"])
-def test_bad_descriptor(attack, server, kind):
-    seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(0, 4000) + w.end(), "fds": [kind]})
+def test_bad_descriptor(attack, server, what):
+    seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(0, 4000) + w.end(), "fds": [what]})
     assert seen.found is None or seen.status == 502 or not seen.found.complete
     worker_is_replaced(server)
 

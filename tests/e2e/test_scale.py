@@ -143,11 +143,11 @@ def test_idle_keep_alive_connections_hold_no_worker(httpd):
             c.close()
 
 
-def test_requests_of_one_frontend_are_served_in_order(httpd):
+def test_requests_of_one_frontend_are_served_in_order(httpd, kind):
+    if kind["mpm"] == "prefork":
+        pytest.skip("a prefork frontend has one request at a time")
     server = make(httpd, "PoolMaxProcesses 1\nPoolQueueTimeout 30s",
                   mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 32\nMaxRequestWorkers 32\n")
-    if server.mpm == "prefork":
-        pytest.skip("a prefork frontend has one request at a time")
     server.get("/who.php")
 
     def ask(i):
