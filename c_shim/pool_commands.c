@@ -56,7 +56,7 @@ const command_rec pool_shim_commands[] = {
     AP_INIT_TAKE1("PoolUmask", pool_entry_pool_umask, NULL, IN_SERVER_OR_POOL,
         "The umask of the pool's processes, octal"),
     AP_INIT_TAKE2("PoolModuleRole", pool_entry_pool_module_role, NULL, IN_SERVER,
-        "A module (x_module or mod_x.c) and where it runs: frontend, worker or both"),
+        "In which processes a module's hooks run: x_module or mod_x.c, then frontend, worker or both"),
     AP_INIT_TAKE1("AssignServerPool", pool_entry_assign_server_pool, NULL, IN_ASSIGNABLE,
         "The server pool that serves the requests, or none"),
 

@@ -217,7 +217,7 @@ impl Controller {
         let now = self.now();
         while self.early.front().is_some_and(|early| early.came + EARLY_LIFE <= now) {
             if let Some(early) = self.early.pop_front() {
-                self.note_refusal(early.sender, "nobody announced this frontend");
+                self.note_refusal(early.sender, "the parent announced neither this frontend nor its configuration");
             }
         }
     }

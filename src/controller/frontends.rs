@@ -96,15 +96,20 @@ impl Controller {
         }
     }
 
-    /// Sends a log line to some frontend of a generation, unless its channel is rather full.
-    /// `None` when there is no such frontend; otherwise whether it was sent.
+    /// Sends a log line to a frontend of a generation, one whose channel is not rather full.
+    /// `None` when there is no frontend of it; otherwise whether the line was sent.
     pub(super) fn log_to_frontend(&mut self, generation: u64, message: &ControllerMessage) -> Option<bool> {
-        let frontend = self.frontends.values().find(|f| f.generation == generation)?;
-        let channel = frontend.channel.what.as_fd();
-        Some(
-            descriptor::unsent(channel) < LOG_ROOM
-                && socket::send(channel, &message.encode(), &[], Blocking::No).is_ok(),
-        )
+        let mut any = None;
+        for frontend in self.frontends.values().filter(|f| f.generation == generation) {
+            let channel = frontend.channel.what.as_fd();
+            if descriptor::unsent(channel) < LOG_ROOM
+                && socket::send(channel, &message.encode(), &[], Blocking::No).is_ok()
+            {
+                return Some(true);
+            }
+            any = Some(false);
+        }
+        any
     }
 
     pub(super) fn close_frontend(&mut self, id: FrontendId) {

@@ -20,7 +20,7 @@ use crate::policy::{Event, FrontendId, Millis, State, ZygoteId};
 use crate::sys::fork::exit_now;
 use crate::sys::poller::{self, Poller, TermSignal};
 use crate::sys::process::{self, DescriptorLimit, PidFd};
-use crate::sys::{socket, title};
+use crate::sys::{launch, socket, title};
 use crate::wire::control::{LeaseId, PoolTable};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -97,7 +97,7 @@ struct Controller {
 /// Runs the controller until the parent says stop, SIGTERM comes, or the parent dies.
 pub fn run(start: ControllerStart) -> ! {
     poller::ignore_group_signals();
-    process::become_subreaper();
+    launch::become_subreaper();
     title::init();
     title::set("mod_pool: controller");
     let status = match Controller::new(start) {

@@ -229,8 +229,9 @@ impl Desk {
                 pool.contended = true;
             }
         }
-        // The worker counts its exchanges from 1 for each lending: REQUEST tells it the number.
-        let lease = Lease { id, lend, pool: waiter.pool, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
+        // Each lending counts from another number, so that frames of an earlier one are recognised.
+        let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
+        let lease = Lease { id, lend, pool: waiter.pool, pid, socket, exchange, timeout: Duration::ZERO };
         let mut answer = lock(&waiter.answer);
         if matches!(*answer, Answer::Open) {
             *answer = Answer::Granted(Leased { lease, cold });
@@ -317,11 +318,6 @@ impl Desk {
         }
     }
 
-    /// Some lease is idle here.
-    pub fn holds_idle(&self) -> bool {
-        self.pools.iter().any(|p| !lock(p).idle.is_empty())
-    }
-
     /// The controller has died: idle leases are closed (their workers end), open Wants will be sent again. Returns pid
     /// and pool of each worker that still carries a request.
     pub fn controller_lost(&self) -> Vec<(u32, u32)> {
@@ -334,8 +330,11 @@ impl Desk {
         lock(&self.busy).values().map(|(_, pid, pool)| (*pid, *pool)).collect()
     }
 
-    /// Wants that have no answer yet.
-    pub fn open_wants(&self) -> Vec<(WantId, u32)> {
-        lock(&self.wants).iter().map(|(id, w)| (*id, w.pool)).collect()
+    /// There is a controller again: every Want that has no answer is sent to it.
+    pub fn want_again(&self) {
+        let open: Vec<_> = lock(&self.wants).iter().map(|(id, w)| (*id, w.pool)).collect();
+        for (want, pool) in open {
+            self.channel.send(&FrontendMessage::Want { want, pool });
+        }
     }
 }

@@ -64,6 +64,26 @@ pub fn silence_frontend_modules(tree: &PoolTree, keep: &[(&str, &str)]) {
     }
 }
 
+/// Hooks of modules that work in a pool's process, but have run in the frontend for this request already: what they
+/// made of it came with the request (fields, environment).
+const DONE_BY_FRONTEND: &[(&str, hooks::Hook)] = &[
+    // `RequestHeader ... early`: running again would add a field twice.
+    ("mod_headers.c", hooks::post_read_request),
+    // SetEnvIf of the server; that of directories runs in header_parser.
+    ("mod_setenvif.c", hooks::post_read_request),
+];
+
+/// Hooks that a module of the frontends keeps in a seed: module, hook. mod_ssl's access checker is right for requests
+/// without TLS, and the worker asks it for those.
+pub const KEPT_IN_SEED: &[(&str, &str)] = &[("mod_ssl.c", "access_checker")];
+
+/// In a seed, after [`silence_frontend_modules`]: takes out what must not happen twice to a request.
+pub fn silence_what_frontends_did() {
+    for (module, hook) in DONE_BY_FRONTEND {
+        hook.retain(|m| m != *module);
+    }
+}
+
 /// PHP, which must not run where there are threads.
 pub const PHP_MODULES: &[&str] = &["mod_php.c", "mod_php7.c", "mod_php5.c"];
 

@@ -481,7 +481,11 @@ pub fn ssl_options_directive(command: &Command<'_>, dir: &mut DirConfig, args: &
 /// `SSLRequireSSL`, `SSLRequire`.
 pub fn ssl_require_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
     if only_if_loaded(command, &[c"mod_ssl.c"])? {
-        dir.ssl.require();
+        if command.name().eq_ignore_ascii_case("SSLRequire") {
+            dir.ssl.require_expression();
+        } else {
+            dir.ssl.require();
+        }
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ pub fn start_modules(
     // SAFETY: takes nothing.
     unsafe { ffi::ap_run_optional_fn_retrieve() };
     // SAFETY: the pool lives as long as the process has this configuration.
-    if unsafe { ffi::ap_create_scoreboard(pconf.as_ptr(), ffi::SB_NOT_SHARED) } != ffi::HOOK_OK {
+    if unsafe { ffi::ap_create_scoreboard(pconf.as_ptr(), ffi::ap_scoreboard_e_SB_NOT_SHARED) } != ffi::HOOK_OK {
         return Err("no memory for the scoreboard");
     }
     // SAFETY: httpd's own variable; one thread.

@@ -21,15 +21,6 @@ pub enum Access {
     Absent,
 }
 
-/// What mod_ssl's directives say where the request has led to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DirOptions {
-    pub standard_variables: bool,
-    pub export_certificates: bool,
-    /// A directory asks for what only the TLS session can answer, and the frontend has not seen it.
-    pub needs_session: bool,
-}
-
 /// Takes mod_ssl's access checker out of httpd's array and keeps it for [`mod_ssl_access`]. To be called before the
 /// first request, in a process with one thread.
 pub fn adopt_access_checker() {
@@ -48,9 +39,4 @@ pub fn mod_ssl_access(r: RequestRec<'_>) -> Access {
         Some(function) => Access::Answer(unsafe { function(r.as_ptr()) }),
         None => Access::Absent,
     }
-}
-
-/// As recorded beside mod_ssl's own configuration.
-pub fn dir_options(_r: RequestRec<'_>) -> DirOptions {
-    DirOptions { standard_variables: true, ..DirOptions::default() }
 }

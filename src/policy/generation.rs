@@ -163,6 +163,35 @@ impl State {
             self.grow(key);
             self.mark(key);
         }
+        self.warm_up(number);
+    }
+
+    /// Starts the zygotes of pools that are in use in an older generation: their next request comes soon.
+    fn warm_up(&mut self, number: u64) {
+        if !self.is_newest(number) {
+            return;
+        }
+        let in_use: HashSet<Rc<str>> = self
+            .pools
+            .iter()
+            .filter(|(key, pool)| key.generation != number && pool.lent + pool.idle.len() + pool.forking > 0)
+            .filter_map(|(key, _)| self.row(*key).map(|row| Rc::clone(&row.name)))
+            .collect();
+        if in_use.is_empty() {
+            return;
+        }
+        let Some(g) = self.generations.get(&number) else {
+            return;
+        };
+        let rows = (0u32..).zip(&g.rows).filter(|(_, row)| row.limits.uid.is_some() && in_use.contains(&row.name));
+        let keys: Vec<PoolKey> = rows.map(|(pool, _)| PoolKey { generation: number, pool }).collect();
+        for key in keys {
+            self.ensure_pool(key);
+            if self.throttled(key).is_none() {
+                self.ready_zygote(key);
+            }
+            self.settle(key);
+        }
     }
 
     pub(super) fn seed_gone(&mut self, number: u64, text: String) {

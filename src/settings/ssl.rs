@@ -12,6 +12,8 @@ pub struct SslOptions {
     pub strict_require: bool,
     /// `SSLRequireSSL` or `SSLRequire` is in force.
     pub ssl_require: bool,
+    /// `SSLRequire`, an expression over the TLS session, is in force.
+    pub ssl_expression: bool,
     /// `SSLVerifyClient`, `SSLVerifyDepth` or `SSLCipherSuite` was given for a directory or Location: mod_ssl may have
     /// to renegotiate.
     pub ssl_verify_in_dir: bool,
@@ -33,12 +35,13 @@ pub struct SslDirRecord {
     add: u8,
     del: u8,
     require: bool,
+    expression: bool,
     verify: bool,
 }
 
 impl Default for SslDirRecord {
     fn default() -> Self {
-        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, verify: false }
+        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, expression: false, verify: false }
     }
 }
 
@@ -89,6 +92,12 @@ impl SslDirRecord {
         self.require = true;
     }
 
+    /// `SSLRequire`.
+    pub fn require_expression(&mut self) {
+        self.require = true;
+        self.expression = true;
+    }
+
     /// `SSLVerifyClient`, `SSLVerifyDepth`, `SSLCipherSuite` in a directory or Location.
     pub fn verify(&mut self) {
         self.verify = true;
@@ -103,6 +112,7 @@ impl SslDirRecord {
             merged.options = (self.options & !merged.del) | merged.add;
         }
         merged.require |= self.require;
+        merged.expression |= self.expression;
         merged.verify |= self.verify;
         merged
     }
@@ -115,6 +125,7 @@ impl SslDirRecord {
             fake_basic_auth: has(FAKE_BASIC_AUTH),
             strict_require: has(STRICT_REQUIRE),
             ssl_require: self.require,
+            ssl_expression: self.expression,
             ssl_verify_in_dir: self.verify,
         }
     }

@@ -434,6 +434,8 @@ fn ssl_requirements_add_up() {
     let mut inner = SslDirRecord::default();
     inner.verify();
     let merged = outer.merged(inner).effective();
-    assert!(merged.ssl_require && merged.ssl_verify_in_dir);
+    assert!(merged.ssl_require && merged.ssl_verify_in_dir && !merged.ssl_expression);
+    outer.require_expression();
+    assert!(outer.merged(SslDirRecord::default()).effective().ssl_expression);
     assert!(!outer.effective().ssl_verify_in_dir);
 }

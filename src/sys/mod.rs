@@ -13,4 +13,6 @@ pub mod privileges;
 pub mod process;
 pub mod socket;
 pub mod spawn;
+pub mod thread;
 pub mod title;
+pub mod wait;

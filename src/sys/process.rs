@@ -130,12 +130,6 @@ pub fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// From now on descendants whose parents die become children of this process (prctl(2)).
-pub fn become_subreaper() {
-    // It fails on no kernel that has pidfds.
-    let _ = nix::sys::prctl::set_child_subreaper(true);
-}
-
 /// A limit of open descriptors: soft, hard.
 pub type DescriptorLimit = (u64, u64);
 
@@ -199,5 +193,15 @@ mod tests {
     fn a_session_is_read_behind_any_name() {
         let own = nix::unistd::getsid(None).expect("getsid").as_raw();
         assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
+    }
+}
+
+/// "was killed by signal 9", "exited with status 1": what a wait status (waitpid(2)) says.
+pub fn describe_wait_status(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        let core = if libc::WCOREDUMP(status) { " (core dumped)" } else { "" };
+        format!("was killed by signal {}{core}", libc::WTERMSIG(status))
+    } else {
+        format!("exited with status {}", libc::WEXITSTATUS(status))
     }
 }

@@ -3,14 +3,12 @@
 //! Runs in: controller (one thread).  Trusts: its caller's arguments.  Owns: nothing.
 //! Never: allocates between fork and exec.
 
+use super::launch::CHANNEL_FD;
 use super::process::DescriptorLimit;
 use std::ffi::{c_char, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-
-/// The number under which an image finds its channel.
-const CHANNEL: RawFd = 3;
 
 /// How an image is started.
 #[derive(Debug)]
@@ -60,16 +58,16 @@ pub fn spawn_image(image: &Image<'_>) -> io::Result<u32> {
         // SAFETY: system calls on integers and on arrays prepared before the fork. Both descriptors are moved above
         // their targets first, so that neither overwrites the other. A failure leads to _exit.
         unsafe {
-            let channel = libc::fcntl(channel, libc::F_DUPFD, CHANNEL + 1);
-            let errors = libc::fcntl(standard_error, libc::F_DUPFD, CHANNEL + 1);
+            let channel = libc::fcntl(channel, libc::F_DUPFD, CHANNEL_FD + 1);
+            let errors = libc::fcntl(standard_error, libc::F_DUPFD, CHANNEL_FD + 1);
             if channel < 0
                 || errors < 0
-                || libc::dup2(channel, CHANNEL) < 0
+                || libc::dup2(channel, CHANNEL_FD) < 0
                 || libc::dup2(errors, libc::STDERR_FILENO) < 0
             {
                 libc::_exit(127);
             }
-            let first = libc::c_uint::try_from(CHANNEL + 1).unwrap_or(4);
+            let first = libc::c_uint::try_from(CHANNEL_FD + 1).unwrap_or(4);
             libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
             if let Some(limit) = &limit {
                 libc::setrlimit(libc::RLIMIT_NOFILE, limit);

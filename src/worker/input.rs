@@ -189,12 +189,15 @@ impl Worker {
             if self.gone.get() {
                 return Err(Status::INCOMPLETE);
             }
-            match self.inbox.borrow_mut().next() {
+            let next = self.inbox.borrow_mut().next();
+            match next {
                 Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
                 Err(_) => return Err(self.client_gone().into()),
             }
-            let filled = match self.inbox.borrow_mut().fill(self.lease(), Blocking::No) {
+            // Not within the match: its arms borrow the inbox again.
+            let at_once = self.inbox.borrow_mut().fill(self.lease(), Blocking::No);
+            let filled = match at_once {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if blocking == Blocking::No {
                         return Err(Status::AGAIN);

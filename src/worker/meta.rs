@@ -15,7 +15,16 @@ const MAX_VALUE: usize = 4096;
 const MAX_BYTES: usize = 16 * 1024;
 
 /// Notes by which httpd's modules talk to each other.
-const PRIVATE_NOTES: [&[u8]; 4] = [b"error-notes", b"no-etag", b"ssl-secure-reneg", b"verbose-error-to"];
+const PRIVATE_NOTES: [&[u8]; 3] = [b"error-notes", b"no-etag", b"verbose-error-to"];
+/// As above, by the beginning of the name. Some of these are no strings but pointers (mod_mime, mod_session).
+const PRIVATE_PREFIXES: [&[u8]; 3] = [b"ap-", b"mod_session", b"ssl-"];
+
+/// Whether a note is text, and meant for loggers.
+fn is_public(name: &[u8], value: &[u8]) -> bool {
+    !PRIVATE_NOTES.contains(&name)
+        && !PRIVATE_PREFIXES.iter().any(|p| name.starts_with(p))
+        && !value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f)
+}
 
 /// The payload of META for the request that the redirects have led to; `env` is the list that came with it.
 pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
@@ -29,7 +38,7 @@ pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
     none.encode_strings(out);
     let came = super::serve::pairs(env);
     let limit = out.len() + MAX_BYTES;
-    put_some(out, limit, r.notes(), |name, _| !PRIVATE_NOTES.contains(&name));
+    put_some(out, limit, r.notes(), is_public);
     put_some(out, limit, r.subprocess_env(), |name, value| {
         !is_known(name) && !came.iter().any(|(n, v)| n == name && v == value)
     });

@@ -36,4 +36,6 @@ pub use output::{header, network};
 #[cfg(feature = "httpd")]
 pub use serve::{run, ServerHash, WorkerStart};
 #[cfg(feature = "httpd")]
-pub use tls::{access_checker, default_port, export_variables, is_tls, scheme, tls_variable, verified_client};
+pub use tls::{
+    access_checker, default_port, export_variables, is_tls, scheme, see_location, tls_variable, verified_client,
+};

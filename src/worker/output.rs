@@ -103,6 +103,8 @@ impl Worker {
     fn network(&self, brigade: &mut Brigade<'_>) -> Result<(), Status> {
         while let Some(bucket) = brigade.first() {
             match bucket.kind() {
+                // A handler that does not know that its response was replaced by an error's goes on writing.
+                Kind::Data | Kind::File | Kind::Flush if self.response.complete.get() => {}
                 Kind::File if self.response.head_sent.get() => self.file(bucket)?,
                 Kind::Data | Kind::File => self.data(bucket)?,
                 Kind::Flush => self.send(|outbox, lease| outbox.flush(lease))?,

@@ -5,10 +5,11 @@
 
 use super::state::with;
 use crate::apr::AprPool;
-use crate::httpd::tls::{self, dir_options, Access};
+use crate::httpd::config::ssl_options;
+use crate::httpd::tls::{self, Access};
 use crate::httpd::{log, RequestRec};
 use crate::wire::frame::PairsWriter;
-use crate::wire::request::{Request, REQUEST_TLS};
+use crate::wire::request::{Request, REQUEST_TLS, REQUEST_TLS_CHECKED};
 use std::ffi::CStr;
 
 const FORBIDDEN: i32 = 403;
@@ -18,6 +19,10 @@ const DECLINED: i32 = -1;
 #[derive(Debug, Default)]
 pub(super) struct Tls {
     on: bool,
+    /// The frontend has checked what virtual host and Location demand of the session.
+    checked: bool,
+    /// The sections for the request's Location demand something of the session.
+    location_demands: bool,
     /// mod_ssl's variables: a list of pairs.
     variables: Vec<u8>,
 }
@@ -25,6 +30,8 @@ pub(super) struct Tls {
 impl Tls {
     pub(super) fn set(&mut self, request: &Request<'_>) {
         self.on = request.head.flags & REQUEST_TLS != 0;
+        self.checked = request.head.flags & REQUEST_TLS_CHECKED != 0;
+        self.location_demands = false;
         self.variables.clear();
         let mut writer = PairsWriter::new(&mut self.variables);
         if self.on {
@@ -85,7 +92,7 @@ pub fn export_variables(r: RequestRec<'_>) {
     if !is_tls() {
         return;
     }
-    let options = dir_options(r);
+    let options = ssl_options(r);
     let env = r.subprocess_env();
     env.setn(c"HTTPS", c"on");
     with(|worker| {
@@ -94,15 +101,29 @@ pub fn export_variables(r: RequestRec<'_>) {
             let wanted = if name == b"SSL_TLS_SNI" {
                 !value.is_empty()
             } else if is_certificate(name) {
-                options.export_certificates
+                options.export_cert_data
             } else {
-                options.standard_variables && name.starts_with(b"SSL_") && !value.is_empty()
+                options.std_env_vars && name.starts_with(b"SSL_") && !value.is_empty()
             };
             if wanted {
                 env.setn(r.pool().copy_str(name), r.pool().copy_str(value));
             }
         }
     });
+}
+
+/// A section asks for what only the TLS session could answer.
+fn demands_session(r: RequestRec<'_>) -> bool {
+    let options = ssl_options(r);
+    options.ssl_expression || options.ssl_verify_in_dir
+}
+
+/// The translate_name hook, before any directory counts: sees what `<Location>` demands, which the frontend sees too.
+pub fn see_location(r: RequestRec<'_>) {
+    if is_tls() {
+        let demands = demands_session(r);
+        with(|worker| worker.exchange.borrow_mut().tls.location_demands = demands);
+    }
 }
 
 /// The access_checker hook, in the place of mod_ssl's.
@@ -114,8 +135,11 @@ pub fn access_checker(r: RequestRec<'_>) -> i32 {
             Access::Absent => DECLINED,
         };
     }
-    let options = dir_options(r);
-    if options.needs_session {
+    let settled = with(|worker| {
+        let current = worker.exchange.borrow();
+        current.tls.checked && current.tls.location_demands
+    });
+    if demands_session(r) && settled != Some(true) {
         log::request(
             log::Level::Error,
             r,

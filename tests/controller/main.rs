@@ -20,6 +20,8 @@ fn main() {
         ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
         ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
         ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
+        ("many_frontends_share_few_workers", many_frontends_share_few_workers),
+        ("a_stopped_zygote_holds_up_its_pool_only", a_stopped_zygote_holds_up_its_pool_only),
         ("only_the_parent_is_the_parent", only_the_parent_is_the_parent),
         ("an_obituary_follows_kill_9", an_obituary_follows_kill_9),
         ("a_pool_goes_to_zero_and_back", a_pool_goes_to_zero_and_back),
@@ -107,6 +109,49 @@ fn who_does_not_read_is_cut_off_alone() {
     });
     assert!(cut_off, "its refusals were buffered without end");
     assert!(f.lease(1, 1).ask("ping").starts_with("pong"));
+}
+
+fn many_frontends_share_few_workers() {
+    let stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let children: Vec<u32> = (0..4)
+        .map(|_| {
+            let pid = stage::fork(|| {
+                let mut f = Frontend::hello(&stage, 1, vec![]);
+                for want in 0..150 {
+                    // Two pools under one cap: workers are retired for each other all the time.
+                    let lease = f.lease(want, 1 + (want / 50) % 2);
+                    assert_eq!(lease.ask("ping"), format!("pong {}", lease.pid));
+                    let how = if want % 40 == 39 { Returned::Last } else { Returned::Idle };
+                    f.give_back(lease, how);
+                }
+                true
+            });
+            stage.announce(pid);
+            pid
+        })
+        .collect();
+    let most = std::cell::Cell::new(0);
+    for pid in children {
+        while alive(pid) {
+            // A seed and two zygotes beside the workers; a zygote may be ending while the next one starts.
+            most.set(children_of(stage.controller).len().max(most.get()));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(stage::wait(pid), 0, "a frontend was not served");
+    }
+    assert!(most.get() <= 1 + 2 + 2 + 2, "{} children", most.get());
+}
+
+fn a_stopped_zygote_holds_up_its_pool_only() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let zygote =
+        *children_of(stage.controller).iter().find(|p| **p != lease.pid && stage::session(**p) == **p).expect("one");
+    stage::stop(zygote);
+    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    assert!(f.lease(3, 2).ask("ping").starts_with("pong"));
+    assert!(lease.ask("ping").starts_with("pong"));
 }
 
 fn only_the_parent_is_the_parent() {
@@ -291,8 +336,10 @@ fn workers_of_a_dead_controller_count() {
     let mut stage = Stage::open(Behaviour::Good, 1, 30_000);
     let mut f = stage.frontend();
     let lease = f.lease(1, 1);
+    let others: Vec<u32> = children_of(stage.controller).into_iter().filter(|p| *p != lease.pid).collect();
     stage::kill(stage.controller);
     stage.reap_controller();
+    eventually("seed and zygote end with their controller", || others.iter().all(|pid| !alive(*pid)));
     stage.start_controller();
     stage.configure(1, Behaviour::Good, 1, 30_000);
     let in_flight = vec![mod_pool::wire::control::InFlight { pid: lease.pid, pool: "alice".into() }];

@@ -45,6 +45,14 @@ pub fn kill(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGKILL).expect("kill");
 }
 
+pub fn stop(pid: u32) {
+    nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP).expect("kill");
+}
+
+pub fn session(pid: u32) -> u32 {
+    mod_pool::sys::process::session_of(pid).expect("alive")
+}
+
 pub fn terminate(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGTERM).expect("kill");
 }
@@ -156,7 +164,7 @@ impl Stage {
             generation,
             frontend_uid: own,
             seed_argv: behaviour.argv(uid),
-            pools: vec![row("", None, None), row("alice", Some(0), Some(uid))],
+            pools: vec![row("", None, None), row("alice", Some(0), Some(uid)), row("bob", Some(0), Some(uid))],
         };
         let memory = nix::sys::memfd::memfd_create("table", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
         write_all(&memory, &table.encode());

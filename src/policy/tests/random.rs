@@ -34,6 +34,8 @@ struct World {
     /// Ordered and not yet answered.
     zygotes_starting: BTreeMap<ZygoteId, PoolKey>,
     zygotes: BTreeMap<ZygoteId, PoolKey>,
+    /// Told to end, or killed, and not reaped.
+    zygotes_ending: BTreeSet<ZygoteId>,
     forking: BTreeMap<LeaseId, PoolKey>,
     /// Living worker processes.
     workers: BTreeMap<LeaseId, PoolKey>,
@@ -94,14 +96,18 @@ impl World {
             Action::Contended { frontend, .. } | Action::Obituary { frontend, .. } => {
                 assert!(self.frontends.contains_key(&frontend), "to a frontend that is gone");
             }
+            Action::EndZygote { zygote } | Action::KillZygote { zygote } => {
+                self.zygotes_starting.remove(&zygote);
+                self.zygotes.remove(&zygote);
+                self.zygotes_ending.insert(zygote);
+            }
             Action::Done => {
                 assert!(self.workers.is_empty() && self.zygotes.is_empty() && self.seeds.is_empty());
+                assert!(self.zygotes_ending.is_empty() && self.zygotes_starting.is_empty());
                 self.done = true;
             }
             Action::EndSeed { .. }
             | Action::KillSeed { .. }
-            | Action::EndZygote { .. }
-            | Action::KillZygote { .. }
             | Action::Throttled { .. }
             | Action::GenerationGone { .. } => {}
         }
@@ -223,7 +229,13 @@ impl World {
             }
             89 => {
                 let zygotes: Vec<_> = self.zygotes.keys().copied().collect();
-                if let Some(zygote) = dice.pick(&zygotes) {
+                let ending: Vec<_> = self.zygotes_ending.iter().copied().collect();
+                if let Some(zygote) = dice.pick(&ending) {
+                    self.zygotes_ending.remove(&zygote);
+                    self.event(Event::ZygoteGone { zygote, text: "exit status 0".into() });
+                } else if let (Some(zygote), true) = (dice.pick(&zygotes), dice.roll(2) == 0) {
+                    self.event(Event::ZygoteFailed { zygote, text: "garbage".into() });
+                } else if let Some(zygote) = dice.pick(&zygotes) {
                     self.zygotes.remove(&zygote);
                     self.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
                 }
@@ -271,7 +283,9 @@ impl World {
         for _ in 0..200 {
             self.now += 500;
             self.event(Event::Tick);
-            for zygote in self.zygotes_starting.keys().chain(self.zygotes.keys()).copied().collect::<Vec<_>>() {
+            let all = self.zygotes_starting.keys().chain(self.zygotes.keys()).chain(&self.zygotes_ending);
+            for zygote in all.copied().collect::<Vec<_>>() {
+                self.zygotes_ending.remove(&zygote);
                 self.zygotes_starting.remove(&zygote);
                 self.zygotes.remove(&zygote);
                 self.event(Event::ZygoteGone { zygote, text: String::new() });
@@ -327,6 +341,9 @@ fn what_waits_is_served_once_all_obey() {
             for (zygote, key) in std::mem::take(&mut world.zygotes_starting) {
                 world.zygotes.insert(zygote, key);
                 world.event(Event::ZygoteReady { zygote });
+            }
+            for zygote in std::mem::take(&mut world.zygotes_ending) {
+                world.event(Event::ZygoteGone { zygote, text: "exit status 0".into() });
             }
             for (lease, key) in world.forking.clone() {
                 world.forking.remove(&lease);

@@ -165,10 +165,33 @@ fn a_generation_ends_with_its_last_frontend() {
     b.reaped(again.0, 0);
     b.event(Event::SeedGone { generation: 1, text: String::new() });
     assert!(!b.has(|a| matches!(a, Action::GenerationGone { .. })), "the zygote lives");
-    let zygote = *b.state.zygotes.keys().next().expect("one");
+    let of_old =
+        |(id, z): (&crate::policy::ZygoteId, &crate::policy::zygote::Zygote)| (z.key.generation == 1).then_some(*id);
+    let zygote = b.state.zygotes.iter().find_map(of_old).expect("one");
     b.event(Event::ZygoteGone { zygote, text: String::new() });
     assert!(b.has(|a| *a == Action::GenerationGone { generation: 1 }));
-    assert_eq!((b.state.pools.len(), b.state.workers.len(), b.state.zygotes.len()), (0, 0, 0));
+    assert!(b.state.pools.keys().all(|key| key.generation == 2));
+    assert!(b.state.zygotes.values().all(|z| z.key.generation == 2));
+    assert!(b.state.workers.is_empty());
+}
+
+#[test]
+fn a_pool_in_use_is_warmed_in_the_new_generation() {
+    let mut b = Bench::new(100, vec![row("a", Some(0), 4), row("b", Some(0), 4)]);
+    b.lent(F1, 1, 1);
+    b.configure(2, 100, vec![row("b", Some(0), 4), row("a", Some(0), 4)]);
+    b.actions.clear();
+    b.event(Event::SeedReady { generation: 2 });
+    let key = crate::policy::PoolKey { generation: 2, pool: 2 };
+    let started = b.take(|a| matches!(a, Action::StartZygote { key: k, .. } if *k == key)).expect("of the same name");
+    b.nothing();
+    let Action::StartZygote { zygote, .. } = started else { panic!("just matched") };
+    b.event(Event::ZygoteReady { zygote });
+    b.nothing();
+    b.pass(29_999);
+    assert!(!b.has(|a| matches!(a, Action::EndZygote { .. })));
+    b.pass(1);
+    assert!(b.has(|a| *a == Action::EndZygote { zygote }), "not for ever");
 }
 
 #[test]

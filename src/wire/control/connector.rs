@@ -54,6 +54,14 @@ const STOP: u8 = 4;
 const HELLO: u8 = 5;
 
 impl ConnectorMessage {
+    /// The message as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Parent(message) => message.encode(),
+            Self::Hello(hello) => hello.encode(),
+        }
+    }
+
     /// Reads either kind of message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         match bytes.first() {

@@ -91,7 +91,8 @@ fn parent_messages() {
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
-        check(&ConnectorMessage::Parent(m.clone()), &m.encode(), ConnectorMessage::decode);
+        let m = ConnectorMessage::Parent(m);
+        check(&m, &m.encode(), ConnectorMessage::decode);
     }
 }
 
@@ -109,7 +110,8 @@ fn hellos() {
     for entries in [0, 1, 3] {
         let h = hello(entries);
         check(&h, &h.encode(), Hello::decode);
-        check(&ConnectorMessage::Hello(h.clone()), &h.encode(), ConnectorMessage::decode);
+        let h = ConnectorMessage::Hello(h);
+        check(&h, &h.encode(), ConnectorMessage::decode);
     }
 }
 

@@ -1,0 +1,592 @@
+//! One request and its response over a lease.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: the client's side as httpd gives it; nothing that the
+//! worker sends.  Owns: the state of the exchange.  Never: passes on what the decoders of `wire` have not checked.
+
+use super::desk::Lease;
+use super::request;
+use crate::httpd::client::{self, BodyLength, BodyRead, Client, ClientGone};
+use crate::httpd::{hooks, log, RequestRec};
+use crate::sys::socket::{self, Blocking, Received};
+use crate::sys::{file, wait};
+use crate::wire::codec::Malformed;
+use crate::wire::control::Returned;
+use crate::wire::frame::{
+    frames, put_frame, Exchange, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_DATA, MAX_INTERIM, MAX_MESSAGE,
+    MAX_RESPONSE_HEAD,
+};
+use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use crate::wire::response::{decode_trailers, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead};
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Room for the request head, body and END frames of one message beside each other.
+const PREFETCH: usize = MAX_DATA;
+/// How often an HTTP/2 stream, which has no descriptor to poll, looks for more of its body.
+const STREAM_POLL: Duration = Duration::from_millis(5);
+/// Most log lines of one request that reach the error log; the last one says so.
+const MAX_LOG_LINES: u32 = 200;
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The client has its response. The worker is idle, or said that this was its last request.
+    Done { last: bool },
+    /// The client is gone.
+    ClientGone,
+    /// Nothing was sent to the client: it gets this status.
+    Answer { status: u16, how: Returned, why: String },
+    /// The response had begun: the client sees it break off.
+    BrokeOff { how: Returned, why: String },
+    /// No worker can have read the request: another may.
+    Unread,
+}
+
+/// Buffers of one thread, kept from request to request.
+#[derive(Debug)]
+struct Buffers {
+    receive: Vec<u8>,
+    send: Vec<u8>,
+    body: Vec<u8>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Option<Buffers>> = const { RefCell::new(None) };
+}
+
+/// What the response has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Body,
+    Complete { last: bool },
+}
+
+/// Why an exchange stops before its end.
+#[derive(Debug)]
+enum Stop {
+    ClientGone,
+    /// The worker broke the protocol.
+    Violation(String),
+    /// It gave up, and said why.
+    Aborted(AbortReason, String),
+    /// Its socket is at its end.
+    Died(Option<io::ErrorKind>),
+    Silent,
+}
+
+impl From<Malformed> for Stop {
+    fn from(e: Malformed) -> Self {
+        Self::Violation(e.to_string())
+    }
+}
+
+impl From<ClientGone> for Stop {
+    fn from(_: ClientGone) -> Self {
+        Self::ClientGone
+    }
+}
+
+/// The client's body on its way to the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upload {
+    /// The worker has not asked for it yet (`Expect: 100-continue`).
+    HeldBack,
+    Running,
+    Complete,
+}
+
+struct Run<'a, 'r> {
+    r: RequestRec<'r>,
+    lease: &'a mut Lease,
+    pool_name: &'a str,
+    client: Client<'r>,
+    upload: Upload,
+    /// Messages sent so far: a request that went in one message and was not read can be tried again.
+    messages: u32,
+    stage: Stage,
+    heard: bool,
+    head: Vec<u8>,
+    meta: Vec<u8>,
+    interim: u32,
+    log_lines: u32,
+    /// Bytes the response may still have.
+    remaining: Option<u64>,
+    bodiless: bool,
+}
+
+/// Runs the exchange. The lease is in order afterwards only with [`Outcome::Done`] and `last: false`.
+pub fn run(r: RequestRec<'_>, lease: &mut Lease, pool_name: &str) -> Outcome {
+    let timeout = r.server().timeout();
+    if lease.timeout != timeout {
+        // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
+        if socket::receive_timeout(lease.socket.as_fd(), timeout).is_err() {
+            return Outcome::Unread;
+        }
+        let _ = socket::send_timeout(lease.socket.as_fd(), timeout);
+        lease.timeout = timeout;
+    }
+    let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
+        receive: vec![0; MAX_MESSAGE],
+        send: Vec::with_capacity(MAX_MESSAGE),
+        body: Vec::with_capacity(MAX_DATA),
+    });
+    let mut run = Run {
+        r,
+        lease,
+        pool_name,
+        client: Client::new(r),
+        upload: Upload::Complete,
+        messages: 0,
+        stage: Stage::Waiting,
+        heard: false,
+        head: Vec::new(),
+        meta: Vec::new(),
+        interim: 0,
+        log_lines: 0,
+        remaining: None,
+        bodiless: false,
+    };
+    let outcome = run.whole(&mut buffers);
+    run.lease.exchange = run.lease.exchange.next();
+    BUFFERS.with(|b| *b.borrow_mut() = Some(buffers));
+    outcome
+}
+
+impl Run<'_, '_> {
+    fn whole(&mut self, buffers: &mut Buffers) -> Outcome {
+        match self.send_request(buffers) {
+            Ok(()) => {}
+            Err(e) if self.messages == 0 && is_unread(e.kind()) => return Outcome::Unread,
+            Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
+        }
+        match self.converse(buffers) {
+            Ok(last) => {
+                if self.upload != Upload::Complete {
+                    self.leave_body();
+                }
+                Outcome::Done { last }
+            }
+            Err(stop) => self.stopped(stop),
+        }
+    }
+
+    /// The worker has answered without having read the whole body.
+    fn leave_body(&mut self) {
+        if self.upload == Upload::Running {
+            self.client.discard_body();
+        }
+    }
+
+    fn exchange(&self) -> Exchange {
+        self.lease.exchange
+    }
+
+    // ===== the request =====
+
+    fn send_request(&mut self, buffers: &mut Buffers) -> io::Result<()> {
+        let (flags, length) = match self.client.body_length() {
+            BodyLength::None => (0, 0),
+            BodyLength::Known(n) => (REQUEST_LENGTH, n),
+            BodyLength::Chunked => (REQUEST_CHUNKED, 0),
+        };
+        let expects = flags != 0 && self.client.expects_continue();
+        self.upload = match (flags, expects) {
+            (0, _) => Upload::Complete,
+            (_, true) => Upload::HeldBack,
+            (_, false) => Upload::Running,
+        };
+        let flags = flags | if expects { REQUEST_EXPECT } else { 0 };
+        let out = &mut buffers.send;
+        out.clear();
+        request::put(out, self.r, self.lease.exchange, flags, length)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        if self.upload == Upload::Running && out.len() < PREFETCH {
+            self.read_some(&mut buffers.body, &mut buffers.send);
+        }
+        self.send_whole(&buffers.send)
+    }
+
+    /// Sends frames that may be more than one message.
+    fn send_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let fd = self.lease.socket.as_fd();
+        if bytes.len() <= MAX_MESSAGE {
+            socket::send(fd, bytes, &[], Blocking::Yes)?;
+            self.messages += 1;
+            return Ok(());
+        }
+        for piece in request::messages(bytes) {
+            socket::send(fd, piece, &[], Blocking::Yes)?;
+            self.messages += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes what the client has sent of its body and appends frames for it.
+    fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
+        body.clear();
+        // A body that is there whole gets its end into the same message.
+        while body.len() < PREFETCH {
+            match self.client.read_body(body, PREFETCH - body.len()) {
+                BodyRead::Data => {}
+                BodyRead::WouldBlock => break,
+                BodyRead::End => {
+                    self.put_body(body, out);
+                    request::put_body_end(out, self.client.trailers(), self.exchange());
+                    self.upload = Upload::Complete;
+                    return true;
+                }
+                BodyRead::Failed(status) => {
+                    self.put_body(body, out);
+                    request::put_body_abort(out, status, self.exchange());
+                    self.upload = Upload::Complete;
+                    self.client.close_after();
+                    return true;
+                }
+            }
+        }
+        self.put_body(body, out);
+        !body.is_empty()
+    }
+
+    fn put_body(&self, body: &[u8], out: &mut Vec<u8>) {
+        for piece in body.chunks(MAX_DATA) {
+            put_frame(out, FrameKind::Body, 0, self.exchange(), |o| o.extend_from_slice(piece));
+        }
+    }
+
+    // ===== both directions =====
+
+    /// Until END; returns whether the worker takes no further request.
+    fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
+        // A body frame that did not fit the worker's socket yet.
+        let mut pending = false;
+        let mut quiet_since = Instant::now();
+        loop {
+            if let Stage::Complete { last } = self.stage {
+                return Ok(last);
+            }
+            if self.upload != Upload::Running && !pending {
+                let received = self.receive(&mut buffers.receive, Blocking::Yes)?;
+                let message = received.len;
+                self.message(&buffers.receive[..message], received.fds)?;
+                continue;
+            }
+            if !pending {
+                buffers.send.clear();
+                pending = self.read_some(&mut buffers.body, &mut buffers.send);
+            }
+            if pending {
+                match socket::send(self.lease.socket.as_fd(), &buffers.send, &[], Blocking::No) {
+                    Ok(()) => {
+                        self.messages += 1;
+                        pending = false;
+                        quiet_since = Instant::now();
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    // It does not read any more; what it has answered is still there.
+                    Err(_) => {
+                        pending = false;
+                        self.upload = Upload::Complete;
+                        self.client.close_after();
+                    }
+                }
+            }
+            match self.receive(&mut buffers.receive, Blocking::No) {
+                Ok(received) => {
+                    let message = received.len;
+                    self.message(&buffers.receive[..message], received.fds)?;
+                    quiet_since = Instant::now();
+                }
+                Err(Stop::Silent) => {
+                    if pending || self.upload == Upload::Running {
+                        self.wait(pending, quiet_since)?;
+                    }
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    /// Waits until either side can go on.
+    fn wait(&self, pending: bool, quiet_since: Instant) -> Result<(), Stop> {
+        let left = self.lease.timeout.saturating_sub(quiet_since.elapsed());
+        if left.is_zero() {
+            return Err(Stop::Silent);
+        }
+        let client = if pending { None } else { self.client.socket() };
+        let patience = if pending || client.is_some() { left } else { STREAM_POLL };
+        wait::readable_or_writable(self.lease.socket.as_fd(), pending, client, patience)
+            .map_err(|e| Stop::Died(Some(e.kind())))
+    }
+
+    fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {
+        match socket::receive(self.lease.socket.as_fd(), buf, blocking) {
+            Ok(received) if received.len == 0 => Err(Stop::Died(None)),
+            Ok(received) if received.truncated => Err(Stop::Violation("a message beyond the limit".into())),
+            Ok(received) if received.fds_lost => {
+                Err(Stop::Violation("more file descriptors than allowed, or none left here".into()))
+            }
+            Ok(received) => {
+                self.heard = true;
+                Ok(received)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(Stop::Silent),
+            Err(e) => Err(Stop::Died(Some(e.kind()))),
+        }
+    }
+
+    // ===== the response =====
+
+    /// All frames of one message. What is queued for the client points into `message`, so it is passed on before this
+    /// returns.
+    fn message(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
+        let mut fds = fds.into_iter();
+        let mut flush = false;
+        let mut any = false;
+        for frame in frames(message) {
+            let frame = frame?;
+            any = true;
+            if frame.exchange != self.exchange() {
+                return Err(Stop::Violation("a frame of another exchange".into()));
+            }
+            if matches!(self.stage, Stage::Complete { .. }) {
+                return Err(Stop::Violation("a frame behind the end of the response".into()));
+            }
+            flush |= frame.has(FLAG_FLUSH);
+            self.frame(&frame, &mut fds)?;
+        }
+        if !any {
+            return Err(Stop::Violation("an empty message".into()));
+        }
+        if fds.next().is_some() {
+            return Err(Stop::Violation("a file descriptor that no frame speaks of".into()));
+        }
+        match self.stage {
+            Stage::Complete { .. } => self.client.finish()?,
+            Stage::Body => self.client.pass(flush)?,
+            Stage::Waiting => {}
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>, fds: &mut impl Iterator<Item = OwnedFd>) -> Result<(), Stop> {
+        match frame.kind {
+            FrameKind::Head => self.head(frame),
+            FrameKind::Data => self.data(frame.payload),
+            FrameKind::File => self.file(frame.payload, fds.next()),
+            FrameKind::Interim => self.interim(frame.payload),
+            FrameKind::NeedBody => self.need_body(),
+            FrameKind::Meta => self.meta(frame),
+            FrameKind::End => self.end(frame),
+            FrameKind::Log => self.log(frame.payload),
+            FrameKind::Abort => {
+                let abort = Abort::decode(frame.payload)?;
+                Err(Stop::Aborted(abort.reason, String::from_utf8_lossy(abort.text).into_owned()))
+            }
+            FrameKind::Request | FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort => {
+                Err(Stop::Violation("a frame that only a frontend sends".into()))
+            }
+        }
+    }
+
+    fn head(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.stage != Stage::Waiting {
+            return Err(Stop::Violation("a second response head".into()));
+        }
+        if frame.has(FLAG_MORE) || !self.head.is_empty() {
+            if self.head.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
+                return Err(Stop::Violation("a response head beyond the limit".into()));
+            }
+            self.head.extend_from_slice(frame.payload);
+            if frame.has(FLAG_MORE) {
+                return Ok(());
+            }
+            let head = std::mem::take(&mut self.head);
+            return self.apply_head(&ResponseHead::decode_final(&head)?);
+        }
+        self.apply_head(&ResponseHead::decode_final(frame.payload)?)
+    }
+
+    fn apply_head(&mut self, head: &ResponseHead<'_>) -> Result<(), Stop> {
+        let mut length = None;
+        for (name, value) in head.fields.iter() {
+            if name.eq_ignore_ascii_case(b"Content-Length") {
+                let text = std::str::from_utf8(value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+                let n = text.and_then(|t| t.parse::<u64>().ok());
+                let Some(n) = n.filter(|_| length.is_none()) else {
+                    return Err(Stop::Violation("a Content-Length that is no number, or two of them".into()));
+                };
+                length = Some(n);
+            }
+        }
+        self.bodiless = self.r.method() == b"HEAD" || matches!(head.status, 204 | 304);
+        self.remaining = if self.bodiless { None } else { length };
+        if self.upload != Upload::Complete && head.status >= 400 {
+            // The client may still send for long; after this answer nobody reads it.
+            self.client.close_after();
+        }
+        self.client.set_head(head);
+        self.stage = Stage::Body;
+        Ok(())
+    }
+
+    /// Counts bytes of the body against what the head announced.
+    fn count(&mut self, n: u64) -> Result<(), Stop> {
+        if self.stage != Stage::Body {
+            return Err(Stop::Violation("a body without a head".into()));
+        }
+        if n > 0 && self.bodiless {
+            return Err(Stop::Violation("a body where there is none".into()));
+        }
+        if let Some(left) = &mut self.remaining {
+            *left = left.checked_sub(n).ok_or(Stop::Violation("more body than its Content-Length".into()))?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        self.count(payload.len() as u64)?;
+        self.client.queue(payload);
+        Ok(())
+    }
+
+    fn file(&mut self, payload: &[u8], fd: Option<OwnedFd>) -> Result<(), Stop> {
+        let range = FileRange::decode(payload)?;
+        let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
+        self.count(range.length)?;
+        let size = file::passable_size(fd.as_fd()).ok_or(Stop::Violation("a descriptor that is no plain file".into()))?;
+        if range.offset + range.length > size {
+            return Err(Stop::Violation("a file that is shorter than its range".into()));
+        }
+        if self.client.can_send_file() {
+            self.client.queue_file(fd, range.offset, range.length);
+            return Ok(());
+        }
+        // Encrypted and multiplexed connections copy the bytes anyway; read at our own place, in pieces.
+        let mut piece = Vec::new();
+        let (mut at, mut left) = (range.offset, range.length);
+        while left > 0 {
+            piece.clear();
+            let want = usize::try_from(left.min(MAX_DATA as u64)).unwrap_or(MAX_DATA);
+            let n = file::read_at(fd.as_fd(), at, want, &mut piece).map_err(|e| Stop::Violation(format!("file: {e}")))?;
+            if n == 0 {
+                return Err(Stop::Violation("a file that became shorter".into()));
+            }
+            self.client.queue(&piece);
+            self.client.pass(false)?;
+            at += n as u64;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    fn interim(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        self.interim += 1;
+        if self.stage != Stage::Waiting || self.interim > MAX_INTERIM {
+            return Err(Stop::Violation("an interim response too late, or too many".into()));
+        }
+        let head = ResponseHead::decode_interim(payload)?;
+        if head.status == 100 {
+            return self.need_body();
+        }
+        self.client.send_interim(&head);
+        Ok(())
+    }
+
+    fn need_body(&mut self) -> Result<(), Stop> {
+        if self.upload == Upload::HeldBack {
+            self.client.send_continue();
+            self.upload = Upload::Running;
+        }
+        Ok(())
+    }
+
+    fn meta(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.meta.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
+            return Err(Stop::Violation("META beyond the limit".into()));
+        }
+        if frame.has(FLAG_MORE) || !self.meta.is_empty() {
+            self.meta.extend_from_slice(frame.payload);
+            if frame.has(FLAG_MORE) {
+                return Ok(());
+            }
+            let meta = std::mem::take(&mut self.meta);
+            request::apply_meta(self.r, &Meta::decode(&meta)?);
+            return Ok(());
+        }
+        request::apply_meta(self.r, &Meta::decode(frame.payload)?);
+        Ok(())
+    }
+
+    fn end(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.stage != Stage::Body {
+            return Err(Stop::Violation("an end without a head".into()));
+        }
+        if self.remaining.is_some_and(|left| left > 0) {
+            return Err(Stop::Violation("less body than its Content-Length".into()));
+        }
+        for (name, value) in decode_trailers(frame.payload)?.iter() {
+            self.client.set_trailer(name, value);
+        }
+        self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
+        Ok(())
+    }
+
+    fn log(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        let line = LogLine::decode(payload)?;
+        self.log_lines += 1;
+        if self.log_lines > MAX_LOG_LINES {
+            if self.log_lines == MAX_LOG_LINES + 1 {
+                self.note("further log lines of this request are dropped");
+            }
+            return Ok(());
+        }
+        let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
+        let mut text = format!("[pool {} pid {}] ", self.pool_name, self.lease.pid).into_bytes();
+        text.extend_from_slice(line.text);
+        log::request_as(module, line.level, self.r, text);
+        Ok(())
+    }
+
+    fn note(&self, text: &str) {
+        log::request(log::Level::Warning, self.r, format!("[pool {} pid {}] {text}", self.pool_name, self.lease.pid));
+    }
+
+    // ===== the other ends =====
+
+    fn stopped(&mut self, stop: Stop) -> Outcome {
+        let (status, how, why) = match stop {
+            Stop::ClientGone => return Outcome::ClientGone,
+            Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && is_unread(kind) => return Outcome::Unread,
+            Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
+            Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs())),
+            Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
+            Stop::Aborted(AbortReason::ServerMismatch, text) => {
+                (503, Returned::Violation, format!("has read another configuration: {text}"))
+            }
+            Stop::Aborted(_, text) => (502, Returned::Violation, format!("gave up: {text}")),
+        };
+        if self.upload != Upload::Complete {
+            self.client.close_after();
+        }
+        if self.stage == Stage::Waiting {
+            return Outcome::Answer { status, how, why };
+        }
+        self.client.break_off();
+        Outcome::BrokeOff { how, why }
+    }
+}
+
+/// The kernel says so when the other end was closed with the message still in its queue, or before it got there.
+fn is_unread(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
+}
+
+/// For the caller: an error response's header.
+pub fn retry_after(r: RequestRec<'_>, seconds: u32) {
+    client::set_error_header(r, c"Retry-After", &seconds.max(1).to_string());
+}

@@ -1,0 +1,230 @@
+//! The frontend: hands requests of pools to workers, and passes their answers on.
+//!
+//! Runs in: httpd's children that talk to clients (`User`); request threads and one helper thread.
+//! Trusts: httpd, the controller.  Owns: this process's leases.  Never: believes a worker, runs a tenant's code.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod desk;
+mod exchange;
+mod request;
+
+use crate::httpd::client::set_error_header;
+use crate::httpd::{log, RequestRec, ServerRec};
+use crate::settings::PoolTree;
+use crate::sys::image;
+use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
+use channel::{Channel, Identity};
+use desk::{Desk, Leased, NoLease};
+use exchange::Outcome;
+use once_cell::sync::OnceCell;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// How often a request is tried again when surely no worker has read it.
+const MAX_TRIES: u32 = 5;
+/// How long the helper thread waits before it says hello to a controller again.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+struct Frontend {
+    desk: Desk,
+    pools: Vec<PoolFacts>,
+    main: ServerRec<'static>,
+    /// Where lines of a pool's standard error go: its first virtual host.
+    logs: HashMap<u32, ServerRec<'static>>,
+}
+
+#[derive(Debug)]
+struct PoolFacts {
+    name: String,
+    queue_timeout: Duration,
+}
+
+static FRONTEND: OnceCell<Frontend> = OnceCell::new();
+
+/// What [`start`] needs.
+#[derive(Debug)]
+pub struct FrontendStart<'a> {
+    pub connector: OwnedFd,
+    pub generation: u64,
+    pub tree: &'a PoolTree,
+    pub main: ServerRec<'static>,
+    pub logs: HashMap<u32, ServerRec<'static>>,
+}
+
+/// In a fresh child of httpd's, before it has threads: hello to the controller, and the helper thread.
+pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
+    let identity = Identity { generation: start.generation, build_id: image::build_id() };
+    let channel = Channel::new(start.connector, identity);
+    channel.connect(Vec::new())?;
+    let pools: Vec<PoolFacts> = start
+        .tree
+        .pools()
+        .iter()
+        .map(|p| PoolFacts { name: p.name.clone(), queue_timeout: p.limits.queue_timeout })
+        .collect();
+    let desk = Desk::new(pools.len(), channel);
+    let frontend = Frontend { desk, pools, main: start.main, logs: start.logs };
+    if FRONTEND.set(frontend).is_err() {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    crate::sys::thread::spawn_quiet("mod_pool", || {
+        if let Some(frontend) = FRONTEND.get() {
+            frontend.listen();
+        }
+    })
+}
+
+impl Frontend {
+    /// The helper thread: hears the controller for as long as the process lives.
+    fn listen(&self) {
+        let mut buf = vec![0; MAX_CONTROL_MESSAGE];
+        let mut looked = Instant::now();
+        loop {
+            match self.desk.channel.receive(&mut buf) {
+                Ok(Some(mut received)) => match ControllerMessage::decode(&buf[..received.len]) {
+                    Ok(ControllerMessage::Log { pool, pid, line }) => self.log_line(pool, pid, &line),
+                    Ok(message) => self.desk.hear(message, received.fds.pop()),
+                    Err(e) => log::server(log::Level::Error, self.main, format!("POOL101: message of the controller: {e}")),
+                },
+                Ok(None) => {}
+                Err(_) => self.reconnect(),
+            }
+            if looked.elapsed() >= Duration::from_millis(250) {
+                self.desk.return_idle();
+                looked = Instant::now();
+            }
+        }
+    }
+
+    /// The controller has died; httpd's parent starts another one, which listens at the same place.
+    fn reconnect(&self) {
+        self.desk.channel.disconnect();
+        let in_flight = self.desk.controller_lost();
+        let name = |pool: u32| usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map(|p| p.name.clone());
+        let in_flight = in_flight.into_iter().filter_map(|(pid, p)| Some(InFlight { pid, pool: name(p)? })).collect();
+        std::thread::sleep(RECONNECT_PAUSE);
+        if self.desk.channel.connect(in_flight).is_err() {
+            return;
+        }
+        self.desk.want_again();
+    }
+
+    fn log_line(&self, pool: u32, pid: u32, line: &[u8]) {
+        let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
+        let mut text = format!("[pool {name} pid {pid}] ").into_bytes();
+        text.extend_from_slice(line);
+        log::server(log::Level::Error, self.logs.get(&pool).copied().unwrap_or(self.main), text);
+    }
+}
+
+/// What httpd is to do with the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// The client has its response, or what could be sent of it.
+    Done,
+    /// httpd makes the response for this status.
+    Status(u16),
+}
+
+/// Serves a request by a worker of the pool with this index.
+pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
+    let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));
+    let Some((frontend, facts)) = facts else {
+        log::request(log::Level::Error, r, "POOL102: this process has no channel to the controller: restart httpd");
+        return Handled::Status(503);
+    };
+    let desk = &frontend.desk;
+    r.note(c"pool-name", facts.name.as_bytes());
+    let began = Instant::now();
+    let mut cold = false;
+    for _ in 0..MAX_TRIES {
+        let Leased { mut lease, cold: forked } = match desk.acquire(pool, facts.queue_timeout) {
+            Ok(leased) => leased,
+            Err(why) => {
+                note_wait(r, began, cold);
+                return refused(r, &facts.name, &why);
+            }
+        };
+        cold |= forked;
+        note_wait(r, began, cold);
+        r.note(c"pool-pid", lease.pid.to_string().as_bytes());
+        desk.begin(&lease);
+        let outcome = exchange::run(r, &mut lease, &facts.name);
+        let pid = lease.pid;
+        match outcome {
+            Outcome::Done { last } => {
+                desk.release(lease, if last { Returned::Last } else { Returned::Idle });
+                return Handled::Done;
+            }
+            Outcome::ClientGone => {
+                desk.release(lease, Returned::Abandoned);
+                return Handled::Done;
+            }
+            Outcome::Unread => desk.release(lease, Returned::Dead),
+            Outcome::Answer { status, how, why } => {
+                let why = with_obituary(desk, lease.id, how, why);
+                desk.release(lease, how);
+                complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
+                if status == 503 {
+                    exchange::retry_after(r, 1);
+                }
+                return Handled::Status(status);
+            }
+            Outcome::BrokeOff { how, why } => {
+                let why = with_obituary(desk, lease.id, how, why);
+                desk.release(lease, how);
+                complain(r, "POOL104", &facts.name, pid, &format!("{why}: the response was broken off"));
+                return Handled::Done;
+            }
+        }
+    }
+    let why = "no worker took the request, in several tries: 503";
+    log::request(log::Level::Error, r, format!("POOL105: [pool {}] {why}", facts.name));
+    set_error_header(r, c"Retry-After", "1");
+    Handled::Status(503)
+}
+
+fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
+    r.note(c"pool-wait", began.elapsed().as_micros().to_string().as_bytes());
+    r.note(c"pool-cold", if cold { b"1" } else { b"0" });
+}
+
+/// When the worker died: how, as the controller saw it.
+fn with_obituary(desk: &Desk, lease: crate::wire::control::LeaseId, how: Returned, why: String) -> String {
+    if how != Returned::Dead {
+        return why;
+    }
+    match desk.obituary(lease).map(crate::sys::process::describe_wait_status) {
+        Some(end) => format!("{end} before its response was complete"),
+        None => why,
+    }
+}
+
+fn complain(r: RequestRec<'_>, tag: &str, pool: &str, pid: u32, why: &str) {
+    let mut text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}, for ").into_bytes();
+    text.extend_from_slice(r.method());
+    text.push(b' ');
+    text.extend_from_slice(r.unparsed_uri());
+    log::request(log::Level::Error, r, text);
+}
+
+fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
+    let reason = match why.reason {
+        Refusal::QueueFull => "PoolQueueLimit: too many requests wait for a worker already",
+        Refusal::QueueTimeout => "PoolQueueTimeout: no worker became free in time",
+        Refusal::Throttled => "the pool's processes die when they start; the next attempt comes later",
+        Refusal::NoPool => "the running configuration has no such pool",
+        Refusal::Stopping => "the server is stopping",
+    };
+    let detail = if why.text.is_empty() { String::new() } else { format!(" ({})", why.text) };
+    let mut text = format!("POOL106: [pool {pool}] 503: {reason}{detail}, for ").into_bytes();
+    text.extend_from_slice(r.method());
+    text.push(b' ');
+    text.extend_from_slice(r.unparsed_uri());
+    log::request(log::Level::Error, r, text);
+    exchange::retry_after(r, why.retry_after_s);
+    Handled::Status(503)
+}

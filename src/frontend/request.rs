@@ -1,0 +1,119 @@
+//! The request as it is told to a worker, and what the loggers take over from the worker.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: httpd's request; nothing of META.
+//! Owns: the list of names that a worker may not set.  Never: lets META change what the client gets.
+
+use crate::apr::Table;
+use crate::httpd::{client, config, frontend_tls, RequestRec};
+use crate::wire::codec::Put;
+use crate::wire::frame::{
+    put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA,
+};
+use crate::wire::request::{Address, RequestHead, REQUEST_TLS, REQUEST_TLS_CHECKED};
+use crate::wire::response::Meta;
+
+/// Appends the REQUEST frame, or frames. `flags` are those of the body.
+pub fn put(
+    out: &mut Vec<u8>,
+    r: RequestRec<'_>,
+    exchange: Exchange,
+    flags: u8,
+    content_length: u64,
+) -> Result<(), TooLong> {
+    let tls = frontend_tls::variables(r);
+    let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
+    let mut result = Ok(());
+    let start = out.len();
+    put_frame(out, FrameKind::Request, 0, exchange, |out| {
+        let peer = r.addresses();
+        RequestHead {
+            flags: flags | tls_flags,
+            server_index: r.server().index(),
+            server_hash: config::vhost_hash(r.server()),
+            request_time: r.request_time(),
+            content_length,
+            connection_id: r.connection_id(),
+            keepalives: r.keepalives(),
+            request_line: r.the_request(),
+            local: Address { ip: peer.local.0, port: peer.local.1 },
+            client: Address { ip: peer.client.0, port: peer.client.1 },
+            useragent: Address { ip: peer.useragent.0, port: peer.useragent.1 },
+            remote_host: peer.remote_host,
+            log_id: r.log_id(),
+            connection_log_id: r.connection_log_id(),
+        }
+        .encode(out);
+        result = put_table(out, r.headers_in()).and_then(|()| put_table(out, r.subprocess_env()));
+        match tls {
+            Some(list) => out.put(list),
+            None => PairsWriter::new(out).finish(),
+        }
+    });
+    if out.len() - start > FRAME_HEAD_LEN + MAX_DATA {
+        let payload = out.split_off(start + FRAME_HEAD_LEN);
+        out.truncate(start);
+        put_long_frame(out, FrameKind::Request, 0, exchange, &payload);
+    }
+    result
+}
+
+fn put_table(out: &mut Vec<u8>, table: Table<'_>) -> Result<(), TooLong> {
+    let mut writer = PairsWriter::new(out);
+    let mut result = Ok(());
+    for (name, value) in table.iter() {
+        result = result.and(writer.pair(name, value));
+    }
+    writer.finish();
+    result
+}
+
+/// The frames in `bytes`, each for a message of its own.
+pub fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = rest.get(8..FRAME_HEAD_LEN)?.try_into().map(u32::from_be_bytes).ok()?;
+        let (frame, after) = rest.split_at_checked(FRAME_HEAD_LEN + usize::try_from(length).ok()?)?;
+        rest = after;
+        Some(frame)
+    })
+}
+
+/// Appends BODY_END with the request's trailers; one that is too long is left out.
+pub fn put_body_end(out: &mut Vec<u8>, trailers: Table<'_>, exchange: Exchange) {
+    put_frame(out, FrameKind::BodyEnd, 0, exchange, |out| {
+        let _ = put_table(out, trailers);
+    });
+}
+
+/// Appends BODY_ABORT.
+pub fn put_body_abort(out: &mut Vec<u8>, status: u16, exchange: Exchange) {
+    put_frame(out, FrameKind::BodyAbort, 0, exchange, |out| out.put_u16(status));
+}
+
+/// Names by which httpd's protocol filters and this module are told what to do: not for a worker to set.
+const RESERVED: [&[u8]; 9] = [
+    b"nokeepalive",
+    b"downgrade-1.0",
+    b"force-response-1.0",
+    b"force-no-vary",
+    b"error-notes",
+    b"proxy-initial-not-pooled",
+    b"short-lingering-close",
+    b"suppress-error-charset",
+    b"ssl-unclean-shutdown",
+];
+
+fn may_set(name: &[u8]) -> bool {
+    !RESERVED.iter().any(|n| name.eq_ignore_ascii_case(n)) && !name.starts_with(b"pool-")
+}
+
+/// Shows the loggers what the worker tells of the request.
+pub fn apply_meta(r: RequestRec<'_>, meta: &Meta<'_>) {
+    client::set_logged(r, meta.user, meta.auth_type, meta.handler, meta.filename);
+    let pool = r.pool();
+    for (list, table) in [(meta.notes, r.notes()), (meta.env, r.subprocess_env())] {
+        for (name, value) in list.iter().filter(|(name, _)| may_set(name)) {
+            table.setn(pool.copy_str(name), pool.copy_str(value));
+        }
+    }
+}

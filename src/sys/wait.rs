@@ -1,0 +1,33 @@
+//! Waiting for one of two descriptors.
+//!
+//! Runs in: frontend, request threads.  Trusts: the kernel.  Owns: nothing.  Never: reads or writes.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// Waits until `first` is readable (or writable, if that is wanted too), or `second` is readable, or the time is over.
+/// All of these return `Ok`: the caller tries what it wants to do. A signal does not end the wait early with an error.
+pub fn readable_or_writable(
+    first: BorrowedFd<'_>,
+    write: bool,
+    second: Option<BorrowedFd<'_>>,
+    patience: Duration,
+) -> io::Result<()> {
+    let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
+    let mut set = [
+        libc::pollfd { fd: first.as_raw_fd(), events, revents: 0 },
+        // A negative number is skipped (poll(2)).
+        libc::pollfd { fd: second.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 },
+    ];
+    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX).max(1);
+    // SAFETY: poll reads and writes the two entries of the array.
+    let n = unsafe { libc::poll(set.as_mut_ptr(), 2, millis) };
+    if n < 0 {
+        let e = io::Error::last_os_error();
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+    Ok(())
+}
