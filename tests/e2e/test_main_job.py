@@ -1,13 +1,17 @@
 """Point 1: two sites, two users, one server, everything httpd can do, over every protocol."""
 
+import grp
+import hashlib
 import http.server
 import json
+import os
+import pwd
 import threading
 from base64 import b64encode
 
 import pytest
 
-from harness import ALICE, BOB, H2, Site, free_port, has_module
+from harness import ALICE, BOB, H2, Site, free_port, has_module, in_threads, run
 from pages import DIGEST_PHP, WHO_CGI, WHO_LUA, WHO_PHP, uid_of
 
 MODULES = ["cgi", "dav", "dav_fs", "lua", "actions", "asis", "expires"]
@@ -41,8 +45,6 @@ def fill(site):
 
 
 def sha1(word):
-    import hashlib
-
     return b64encode(hashlib.sha1(word.encode()).digest()).decode()
 
 
@@ -108,6 +110,40 @@ def test_supplementary_groups_are_the_pools(server, name):
     # A numeric user without a passwd entry has no group but its own.
     who = server.get("/who.php", name).json()
     assert set(who["status"]["Groups"].split()) <= {str(server.sites[name].gid)}
+
+
+@pytest.fixture
+def person():
+    """A user with a name and two groups, for as long as the test runs."""
+    name, more = f"mpt{os.getpid()}", f"mptmore{os.getpid()}"
+    run("groupadd", more)
+    try:
+        run("useradd", "--no-create-home", "--user-group", "--groups", more, "--shell", "/bin/false", name)
+        try:
+            yield pwd.getpwnam(name), grp.getgrnam(more)
+        finally:
+            run("userdel", name, check=False)
+            run("groupdel", name, check=False)
+    finally:
+        run("groupdel", more, check=False)
+
+
+@pytest.mark.pool_only
+def test_a_named_user_has_his_supplementary_groups(httpd, person):
+    user, more = person
+    site = Site("alice", user.pw_uid, gid=user.pw_gid, declared=False)
+    server = httpd(sites=[site], global_pool_conf=f"<ServerPool alice>\nPoolUser {user.pw_name}\n</ServerPool>\n")
+    site.write("who.php", WHO_PHP)
+    # Readable through the second group only.
+    shared = site.write("shared.txt", "for the group", mode=0o640)
+    os.chown(shared, 0, more.gr_gid)
+    server.start()
+    status = server.get("/who.php").json()["status"]
+    assert status["Uid"].split() == [str(user.pw_uid)] * 4
+    assert status["Gid"].split() == [str(user.pw_gid)] * 4
+    assert str(more.gr_gid) in status["Groups"].split()
+    assert set(status["Groups"].split()) <= {str(user.pw_gid), str(more.gr_gid)}
+    assert server.get("/shared.txt").text == "for the group"
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -412,7 +448,7 @@ def test_http2_post(server):
             assert c.get("/digest.php", method="POST", body=b"b" * size).json()["bytes"] == size
 
 
-def test_http2_push_of_sites_on_one_connection(server):
+def test_http2_serves_both_sites_on_one_connection(server):
     skip_without_h2(server, "2")
     with H2(server) as c:
         a, b = c.start("/secret.txt", host="alice.test"), c.start("/secret.txt", host="bob.test")
@@ -616,8 +652,6 @@ def test_remoteip_address_reaches_the_script(httpd):
 
 
 def test_unique_id_never_repeats(httpd):
-    from harness import in_threads
-
     alice = Site("alice", ALICE, pool_conf="PoolMaxProcesses 4\nPoolMinSpare 4")
     server = httpd(sites=[alice], modules=["unique_id"])
     alice.write("id.php", "<?php echo $_SERVER['UNIQUE_ID'], ' ', getmypid();")
