@@ -105,9 +105,16 @@ BASE_MODULES = """
 # --- small tools ------------------------------------------------------------------------------------
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _end_with_the_tests():
+    """In the new child: SIGTERM when the test process dies, however it dies."""
+    _libc.prctl(1, signals.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
 def _become_subreaper():
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
+    if _libc.prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 
@@ -564,6 +571,7 @@ class Httpd:
                 stderr=console,
                 start_new_session=True,
                 env=self._environment(),
+                preexec_fn=_end_with_the_tests,
             )
             self.main = self.child.pid
         console.close()
