@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.pool_only
+
 REPO = Path(__file__).resolve().parents[2]
 
 

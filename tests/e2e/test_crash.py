@@ -1,0 +1,326 @@
+"""Point 6: whatever dies is told honestly, replaced, and takes nobody else along."""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from harness import ALICE, BOB, H2, Broken, Site, descendants, eventually, in_threads, read_process
+from pages import SLEEP_PHP, WHO_PHP
+
+pytestmark = pytest.mark.pool_only
+
+
+def fill(site):
+    site.write("who.php", WHO_PHP)
+    site.write("sleep.php", SLEEP_PHP)
+    site.write("text.txt", "text")
+    site.write("die.php", "<?php posix_kill(getmypid(), (int)$_GET['signal']); sleep(5);")
+    site.write("count.php", """
+        <?php
+        $body = file_get_contents('php://input');
+        file_put_contents(__DIR__ . '/count.log', "ran\\n", FILE_APPEND);
+        posix_kill(getmypid(), 9); sleep(5);
+    """)
+    site.write("halfway.php", """
+        <?php
+        while (ob_get_level()) ob_end_clean();
+        if (isset($_GET['length'])) header('Content-Length: 1000');
+        echo 'the first half'; flush(); usleep(200000);
+        posix_kill(getmypid(), 9); sleep(5);
+    """)
+    site.write("exit.php", """
+        <?php
+        $libc = FFI::cdef('void _exit(int);');
+        $libc->_exit((int)$_GET['code']);
+    """)
+    site.write("daemon.php", """
+        <?php
+        exec('setsid sleep 300 >/dev/null 2>&1 & echo $!', $out);
+        echo $out[0];
+    """)
+
+
+CONF = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
+
+
+def make(httpd, pool_conf="PoolIdleTimeout 60s", **kw):
+    sites = [Site("alice", ALICE, conf=CONF, pool_conf=pool_conf),
+             Site("bob", BOB, conf=CONF, pool_conf="PoolIdleTimeout 60s")]
+    server = httpd(sites=sites, **kw)
+    for site in sites:
+        fill(site)
+    return server.start()
+
+
+@pytest.fixture(scope="module")
+def server(shared_httpd):
+    return make(shared_httpd)
+
+
+def busy_pid(server, site="alice"):
+    return server.get("/who.php", site).json()["pid"]
+
+
+def recovers(server, site="alice", timeout=8):
+    """The time until the site answers again, asking all the while."""
+    start = time.monotonic()
+    while True:
+        try:
+            if server.get("/who.php", site, timeout=5).status == 200:
+                return time.monotonic() - start
+        except (Broken, OSError):
+            pass
+        if time.monotonic() - start > timeout:
+            raise AssertionError(f"{site} has not recovered within {timeout} s")
+        time.sleep(0.05)
+
+
+# --- a worker dies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
+def test_death_before_the_response_is_502_and_logged(server, number):
+    pid, at = busy_pid(server), len(server.error_log())
+    found = server.get(f"/die.php?signal={int(number)}")
+    assert found.status == 502
+    line = server.wait_for_log(rf"^.*\balice\b.*/die\.php.*$", after=at)[0]
+    assert re.search(rf"\b{pid}\b", line)
+    assert re.search(rf"signal {int(number)}\b|{number.name}", line)
+    assert server.get("/who.php").status == 200
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_exit_before_the_response_is_502_and_logged(server, code):
+    at = len(server.error_log())
+    assert server.get(f"/exit.php?code={code}").status == 502
+    line = server.wait_for_log(r"^.*\balice\b.*/exit\.php.*$", after=at)[0]
+    assert re.search(rf"(status|code) {code}\b", line)
+
+
+def test_kill_from_outside_before_the_response_is_502(server):
+    pid = busy_pid(server)
+    killer = threading.Timer(0.4, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    assert server.get("/sleep.php?s=3").status == 502
+
+
+@pytest.mark.parametrize("query", ["", "?length"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_death_after_the_start_of_the_response_breaks_it_visibly(server, query, tls):
+    with server.connect(tls=tls) as c:
+        c.request("GET", "/halfway.php" + query)
+        found = c.response()
+        assert found.status == 200
+        assert found.body == b"the first half"
+        assert not found.complete
+        assert c.is_closed()
+
+
+def test_death_after_the_start_resets_the_http2_stream_only(server):
+    if server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    with H2(server) as c:
+        other = c.start("/sleep.php?s=0.8")
+        found = c.get("/halfway.php")
+        assert (found.status, found.complete) == (200, False)
+        assert c.wait(other).status == 200
+        assert c.get("/die.php?signal=9").status == 502
+        assert c.get("/text.txt").text == "text"
+
+
+@pytest.mark.parametrize("method,body", [("GET", b""), ("POST", b"x=1"), ("PUT", b"y" * 200000)])
+def test_a_request_that_ran_is_never_run_twice(server, method, body):
+    log = server.sites["alice"].docroot / "count.log"
+    log.unlink(missing_ok=True)
+    assert server.request(method, "/count.php", body=body).status == 502
+    time.sleep(0.3)
+    assert log.read_text() == "ran\n"
+
+
+def test_death_of_an_idle_worker_costs_no_request(server):
+    for _ in range(15):
+        pid = busy_pid(server)
+        os.kill(pid, signal.SIGKILL)
+        found = server.request("POST", "/who.php", body=b"x")
+        assert found.status == 200
+        assert found.json()["pid"] != pid
+
+
+def test_death_of_many_idle_workers_at_once(server):
+    in_threads(6, lambda _: server.get("/sleep.php?s=0.4"))
+    for p in server.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    assert [a.status for a in in_threads(12, lambda _: server.get("/who.php"))] == [200] * 12
+
+
+def test_other_pool_is_untouched_by_deaths(server):
+    pid = busy_pid(server, "bob")
+    for _ in range(5):
+        server.get("/die.php?signal=11")
+    assert busy_pid(server, "bob") == pid
+
+
+# --- the other roles die ----------------------------------------------------------------------------
+
+
+def kill_role(server, role, pool=None):
+    found = server.processes(role, pool)
+    assert found, f"no {role}"
+    for p in found:
+        os.kill(p.pid, signal.SIGKILL)
+    return [p.pid for p in found]
+
+
+def gone(pids):
+    return all((p := read_process(pid)) is None or p.state == "Z" for pid in pids)
+
+
+def test_death_of_a_zygote(httpd):
+    server = make(httpd)
+    busy_pid(server)
+    bob = busy_pid(server, "bob")
+    kill_role(server, "zygote", "alice")
+    assert recovers(server) < 3
+    # More than the living workers can take: a new zygote is needed.
+    assert [a.status for a in in_threads(4, lambda _: server.get("/sleep.php?s=0.3"))] == [200] * 4
+    assert busy_pid(server, "bob") == bob
+
+
+def test_death_of_the_seed(httpd):
+    server = make(httpd)
+    busy_pid(server)
+    bob = busy_pid(server, "bob")
+    kill_role(server, "seed")
+    assert busy_pid(server, "bob") == bob
+    assert recovers(server) < 4
+    eventually(lambda: len(server.processes("seed")) == 1, 6, what="one new seed")
+    kill_role(server, "zygote")
+    for p in server.workers():
+        os.kill(p.pid, signal.SIGKILL)
+    assert recovers(server) < 4
+    assert recovers(server, "bob") < 4
+
+
+def test_death_of_the_controller(httpd):
+    server = make(httpd)
+    old = [busy_pid(server), busy_pid(server, "bob")]
+    old += kill_role(server, "controller")
+    assert recovers(server) < 5
+    assert recovers(server, "bob") < 5
+    assert len(server.processes("controller")) == 1
+    eventually(lambda: gone(old), 6, what="the old workers end")
+    assert [a.status for a in in_threads(6, lambda _: server.get("/sleep.php?s=0.2"))] == [200] * 6
+
+
+def test_request_in_flight_survives_the_controller(httpd):
+    server = make(httpd)
+    busy_pid(server)
+    threading.Timer(0.5, kill_role, (server, "controller")).start()
+    assert server.get("/sleep.php?s=1.5").status == 200
+
+
+def test_controller_killed_again_and_again(httpd):
+    server = make(httpd)
+    for _ in range(4):
+        busy_pid(server)
+        kill_role(server, "controller")
+        recovers(server, timeout=15)
+    assert len(server.processes("controller")) == 1
+    assert len(server.processes("seed")) == 1
+
+
+def test_death_of_a_frontend_loses_no_lease(httpd):
+    server = make(httpd, "PoolMaxProcesses 2\nPoolIdleTimeout 60s\nPoolQueueTimeout 10s")
+    for _ in range(3):
+        threads = [threading.Thread(target=swallow, args=(server, "/sleep.php?s=2"), daemon=True) for _ in range(2)]
+        for t in threads:
+            t.start()
+        time.sleep(0.5)
+        kill_role(server, "frontend")
+        assert recovers(server) < 8
+    # Both places of the pool are free: two long requests run side by side.
+    start = time.monotonic()
+    assert [a.status for a in in_threads(2, lambda _: server.get("/sleep.php?s=1"))] == [200] * 2
+    assert time.monotonic() - start < 1.9
+    assert len(server.workers("alice")) <= 2
+
+
+def swallow(server, path):
+    try:
+        server.get(path)
+    except (Broken, OSError):
+        pass
+
+
+def test_death_of_the_parent_ends_everything(httpd):
+    server = make(httpd)
+    busy_pid(server), busy_pid(server, "bob")
+    everything = [p.pid for p in server.processes()]
+    os.kill(server.main, signal.SIGKILL)
+    server.wait_for_end()
+    left = server.wait_until_nothing_is_left(8)
+    server.stopped = True
+    for p in left:
+        os.kill(p.pid, signal.SIGKILL)
+    # Frontends of stock httpd outlive their parent; ours must not keep a pool alive.
+    assert [p.title for p in left if p.role != "?" or p.uid in (ALICE, BOB)] == []
+    assert len(everything) > 5
+
+
+# --- what scripts leave behind ----------------------------------------------------------------------
+
+
+def test_grandchild_ends_with_its_pool(httpd):
+    server = make(httpd, "PoolIdleTimeout 1s")
+    pid = int(server.get("/daemon.php").text)
+    assert read_process(pid) is not None
+    eventually(lambda: gone([pid]), 12, what="the daemonised grandchild ends with the pool")
+    assert server.of_uid(ALICE) == []
+
+
+def test_grandchild_does_not_outlive_the_server(httpd):
+    server = make(httpd)
+    pid = int(server.get("/daemon.php").text)
+    server.stop()
+    assert gone([pid])
+
+
+def test_no_zombies(server):
+    for _ in range(5):
+        server.get("/die.php?signal=9")
+    time.sleep(1)
+    assert [p for p in descendants(server.main) if p.state == "Z"] == []
+
+
+# --- a pool that cannot start -----------------------------------------------------------------------
+
+
+def test_a_pool_that_dies_at_its_start_is_throttled(httpd):
+    alice = Site("alice", ALICE, pool_conf="PoolQueueTimeout 5s")
+    server = httpd(sites=[alice, Site("bob", BOB)], conf="PHPIniDir @ROOT@/conf/php\n")
+    fill(alice), fill(server.sites["bob"])
+    ini = server.root / "conf" / "php"
+    ini.mkdir()
+    ini.chmod(0o755)
+    (ini / "php.ini").write_text("memory_limit=64M\n")
+    (ini / "php.ini").chmod(0o640)
+    os.chown(ini / "php.ini", 0, BOB)
+    server.start()
+    assert server.get("/who.php").status == 503
+    times = []
+    for _ in range(15):
+        start = time.monotonic()
+        found = server.get("/who.php")
+        times.append(time.monotonic() - start)
+        assert found.status == 503
+        assert found.get("Retry-After")
+    assert sorted(times)[10] < 0.3
+    server.wait_for_log(r"alice.*php\.ini|php\.ini.*alice")
+    assert server.count_log(r"php\.ini") <= 6  # not one start per request
+    assert server.get("/who.php", "bob").status == 200
+    (ini / "php.ini").chmod(0o644)
+    assert recovers(server, timeout=30)

@@ -1,0 +1,254 @@
+"""Point 4, last sentence: CGI variables are the same as under prefork, every one of them.
+
+Two servers, one with pools and one stock prefork, have the same tree and certificates. What a CGI and
+a PHP script see is compared name by name. Under --reference both are prefork: that shows the mask is right.
+"""
+
+import re
+import shutil
+from base64 import b64encode
+from hashlib import sha1
+
+import pytest
+
+from harness import ALICE, Httpd, Site, make_certificate
+from pages import ENV_CGI, SERVER_PHP
+
+# What differs from request to request, or is said of the process.
+MASKED = {"REMOTE_PORT", "UNIQUE_ID", "REQUEST_TIME", "REQUEST_TIME_FLOAT", "SSL_SESSION_ID",
+          "SSL_SESSION_RESUMED", "SSL_CLIENT_V_REMAIN"}
+
+CONF = """
+    ServerAlias alias.test *.wild.test
+    ServerAdmin root@alice.test
+    AddHandler cgi-script .cgi
+    ScriptAlias /bin/ @DOCROOT@/bin/
+    SetEnv FROM_VHOST yes
+    SetEnv EMPTY ""
+    PassEnv PASSED_ON NEVER_SET
+    SetEnvIf User-Agent "^Robot" IS_ROBOT=1
+    SetEnvIfNoCase X-Case "^abc" SEEN_CASE
+    BrowserMatch "Old" old_browser
+    UnsetEnv TAKEN_AWAY
+    RequestHeader set X-Added "by the vhost"
+    RequestHeader edit X-Edit before after
+    RewriteEngine on
+    RewriteRule ^/pretty/(\\w+) /env.@EXT@?word=$1 [E=REWRITTEN:$1,QSA,PT]
+    ErrorDocument 404 /env.php?missing
+    RemoteIPHeader X-Client-IP
+    RemoteIPInternalProxy 127.0.0.1
+    <Location /auth>
+        AuthType Basic
+        AuthName here
+        AuthUserFile @DOCROOT@/.htpasswd
+        Require valid-user
+        SetEnv IN_LOCATION 1
+    </Location>
+    <Location /passauth>
+        CGIPassAuth on
+    </Location>
+    <Location /canonical>
+        UseCanonicalName on
+        UseCanonicalPhysicalPort on
+    </Location>
+    <If "%{HTTP:X-If} == 'yes'">
+        SetEnv FROM_IF 1
+    </If>
+"""
+TLS_CONF = """
+    SSLCACertificateFile @ROOT@/tls/ca.pem
+    SSLVerifyClient optional
+    SSLOptions +StdEnvVars
+    <Location /export>
+        SSLOptions +StdEnvVars +ExportCertData
+    </Location>
+    <Location /nostd>
+        SSLOptions -StdEnvVars
+    </Location>
+    <Location /fake>
+        SSLUserName SSL_CLIENT_S_DN_CN
+    </Location>
+"""
+
+DIRECTORIES = ["", "auth/", "passauth/", "canonical/", "export/", "nostd/", "fake/", "ht/"]
+
+
+def fill(site):
+    for directory in DIRECTORIES:
+        site.write(directory + "env.php", SERVER_PHP)
+        site.script(directory + "env.cgi", ENV_CGI)
+    site.script("bin/env", ENV_CGI)
+    site.write("ht/.htaccess", """
+        SetEnv FROM_HTACCESS 1
+        SetEnvIf Host . HOST_SEEN=1
+        RequestHeader append X-Added "and htaccess"
+        RewriteEngine on
+        RewriteRule ^short\\.(\\w+)$ env.$1 [E=HT_REWRITTEN:1,L]
+    """)
+    digest = b64encode(sha1(b"sesame").digest()).decode()
+    site.write(".htpasswd", f"frank:{{SHA}}{digest}\n")
+
+
+def make(kind, tls_from=None):
+    alice = Site("alice", ALICE, conf=CONF.replace("@EXT@", "php"), tls_conf=TLS_CONF)
+    server = Httpd(
+        sites=[alice], modules=["cgi", "remoteip", "unique_id", "actions"],
+        env={"PASSED_ON": "from outside", "SECRET_OF_THE_PARENT": "never"}, **kind,
+    )
+    tls = server.root / "tls"
+    if tls_from:
+        shutil.copytree(tls_from.root / "tls", tls, dirs_exist_ok=True)
+    else:
+        make_certificate(tls / "ca.pem", tls / "ca.key", "test CA", is_ca=True)
+        make_certificate(tls / "frank.pem", tls / "frank.key", "frank", ca=(tls / "ca.pem", tls / "ca.key"))
+        server.make_certificate()
+    fill(alice)
+    return server
+
+
+@pytest.fixture(scope="module")
+def pair(kind):
+    tested = make(kind)
+    stock = make({"mpm": "prefork", "with_pool": False}, tls_from=tested)
+    try:
+        yield tested.start(), stock.start()
+    finally:
+        try:
+            tested.destroy()
+        finally:
+            stock.destroy()
+
+
+def ask(server, path, frank=False, method="GET", host="alice.test", **kw):
+    if frank:
+        kw["client_cert"] = (server.root / "tls/frank.pem", server.root / "tls/frank.key")
+    found = server.request(method, path, host, **kw)
+    if found.get("Content-Type").startswith("application/json"):
+        env = {k: str(v) for k, v in found.json().items()}
+    else:
+        assert found.status == 200, found
+        env = dict(e.split("=", 1) for e in found.body.decode("latin-1").split("\0") if e)
+    plain = lambda v: v.replace(str(server.root), "ROOT").replace(str(server.port), "PORT").replace(
+        str(server.tls_port), "TLSPORT")
+    return {k: "*" if k.removeprefix("REDIRECT_") in MASKED else plain(v) for k, v in env.items()}
+
+
+def difference(left, right):
+    """What is only here, only there, or differs; readable in a failed assertion."""
+    out = []
+    for key in sorted(left.keys() | right.keys()):
+        if left.get(key) != right.get(key):
+            out.append(f"{key}: pool {left.get(key)!r}, prefork {right.get(key)!r}")
+    return out
+
+
+BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
+ROBOT = ("User-Agent", "Robot/1.0 Old")
+FORM = ("Content-Type", "application/x-www-form-urlencoded")
+
+CASES = {
+    "plain": dict(path="/env.EXT"),
+    "query": dict(path="/env.EXT?a=1&b=%41%20c&=&d"),
+    "question-only": dict(path="/env.EXT?"),
+    "path-info": dict(path="/env.EXT/more/info%20here?x=%2f"),
+    "path-info-dots": dict(path="/env.EXT/a/../b//c"),
+    "double-slash": dict(path="//env.EXT"),
+    "encoded-name": dict(path="/%65nv.EXT?z"),
+    "http10": dict(path="/env.EXT", version="HTTP/1.0"),
+    "alias-host": dict(path="/env.EXT", host="alias.test"),
+    "wild-host": dict(path="/env.EXT", host="any.wild.test"),
+    "host-with-port": dict(path="/env.EXT", host="alice.test:8080"),
+    "host-upper-case": dict(path="/env.EXT", host="ALICE.test"),
+    "canonical-name": dict(path="/canonical/env.EXT", host="alias.test:8080"),
+    "absolute-uri": dict(path="http://alice.test/env.EXT?abs"),
+    "headers": dict(path="/env.EXT", headers=[
+        ROBOT, ("X-Case", "ABCdef"), ("X-Edit", "before"), ("Proxy", "evil"), ("X_Under", "dropped"),
+        ("X-Twice", "1"), ("X-Twice", "2"), ("Cookie", "a=1"), ("Cookie", "b=2"), ("Accept", "*/*"),
+        ("X-Empty", ""), ("X-If", "yes"), ("Referer", "http://r.test/\u00e9".encode().decode("latin-1")
+                                          .encode("ascii", "replace").decode()),
+        ("Accept-Encoding", "gzip, br"), ("TE", "trailers"), ("Upgrade-Insecure-Requests", "1")]),
+    "hop-by-hop": dict(path="/env.EXT", headers=[("Connection", "close, X-Hop"), ("X-Hop", "v"),
+                                                 ("Keep-Alive", "300")]),
+    "auth": dict(path="/auth/env.EXT", headers=[BASIC]),
+    "authorization-unused": dict(path="/env.EXT", headers=[BASIC]),
+    "authorization-bearer": dict(path="/env.EXT", headers=[("Authorization", "Bearer abc")]),
+    "authorization-passed": dict(path="/passauth/env.EXT", headers=[("Authorization", "Bearer abc")]),
+    "post": dict(path="/env.EXT?q", method="POST", body=b"a=b", headers=[FORM]),
+    "post-empty": dict(path="/env.EXT", method="POST", headers=[("Content-Length", "0"), FORM]),
+    "post-chunked": dict(path="/env.EXT", method="POST", body=b"3\r\na=b\r\n0\r\n\r\n",
+                         headers=[("Transfer-Encoding", "chunked"), FORM]),
+    "put": dict(path="/env.EXT", method="PUT", body=b"x", headers=[("Content-Type", "text/plain")]),
+    "expect": dict(path="/env.EXT", method="POST", body=b"x", headers=[("Expect", "100-continue")]),
+    "htaccess": dict(path="/ht/env.EXT"),
+    "htaccess-rewrite": dict(path="/ht/short.EXT?keep=1"),
+    "remoteip": dict(path="/env.EXT", headers=[("X-Client-IP", "203.0.113.9")]),
+    "remoteip-v6": dict(path="/env.EXT", headers=[("X-Client-IP", "2001:db8::7")]),
+}
+TLS_CASES = {
+    "client-certificate": dict(path="/env.EXT", frank=True),
+    "export-cert-data": dict(path="/export/env.EXT", frank=True),
+    "no-std-env-vars": dict(path="/nostd/env.EXT", frank=True),
+    "user-name": dict(path="/fake/env.EXT", frank=True),
+}
+
+
+@pytest.mark.parametrize("ext", ["cgi", "php"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_environment_is_that_of_prefork(pair, case, ext, tls):
+    compare(pair, {**CASES[case], "tls": tls}, ext)
+
+
+@pytest.mark.parametrize("ext", ["cgi", "php"])
+@pytest.mark.parametrize("case", TLS_CASES)
+def test_environment_over_tls_is_that_of_prefork(pair, case, ext):
+    env = compare(pair, {**TLS_CASES[case], "tls": True}, ext)
+    if case == "client-certificate":
+        assert env["SSL_CLIENT_S_DN_CN"] == "frank"
+        assert env["HTTPS"] == "on"
+    if case == "export-cert-data":
+        assert "BEGIN CERTIFICATE" in env["SSL_CLIENT_CERT"]
+
+
+def compare(pair, case, ext):
+    case = {**case, "path": case["path"].replace("EXT", ext)}
+    tested, stock = (ask(server, **case) for server in pair)
+    assert difference(tested, stock) == []
+    assert tested["GATEWAY_INTERFACE"] == "CGI/1.1"
+    return tested
+
+
+@pytest.mark.parametrize("path", ["/bin/env", "/bin/env/tail?x", "/pretty/word?more=1", "/no/such?q=1"])
+def test_environment_after_rewrite_alias_and_error(pair, path):
+    tested, stock = (ask(server, path) for server in pair)
+    assert difference(tested, stock) == []
+
+
+@pytest.mark.parametrize("ext", ["cgi", "php"])
+def test_two_requests_on_a_connection_do_not_mix(pair, ext):
+    """What the first request set must not be there in the second."""
+    for server in pair:
+        with server.connect() as c:
+            c.get("/ht/short." + ext, headers=[ROBOT, ("X-If", "yes"), BASIC])
+            found = c.get("/env." + ext)
+        for name in ("FROM_HTACCESS", "HT_REWRITTEN", "IS_ROBOT", "FROM_IF", "REDIRECT_STATUS", "PHP_AUTH_USER"):
+            assert not re.search(rb'(^|\0|")' + name.encode() + rb'[="]', found.body), name
+
+
+@pytest.mark.parametrize("ext", ["cgi", "php"])
+def test_the_parents_environment_does_not_reach_a_script(pair, ext):
+    assert "SECRET_OF_THE_PARENT" not in ask(pair[0], f"/env.{ext}")
+
+
+@pytest.mark.pool_only
+def test_pool_env_and_umask(httpd):
+    alice = Site("alice", ALICE, conf="AddHandler cgi-script .cgi\n",
+                 pool_conf='PoolEnv TMPDIR /tmp/for-alice\nPoolUmask 0027')
+    server = httpd(sites=[alice], modules=["cgi"])
+    alice.write("env.php", """
+        <?php
+        touch(__DIR__.'/made');
+        echo getenv('TMPDIR'), ' ', decoct(fileperms(__DIR__.'/made') & 0777);
+    """)
+    server.start()
+    assert server.get("/env.php").text == "/tmp/for-alice 640"

@@ -1,0 +1,568 @@
+"""Point 9: a hostile worker harms itself. The victim behind it gets his own answer; the frontend lives on.
+
+alice's PHP writes frames of her own into her lease, by FFI. bob is the victim.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+import wireforge as w
+from harness import ALICE, BOB, H2, Broken, Site, eventually, fds_of, in_threads, read_process
+
+pytestmark = pytest.mark.pool_only
+
+FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
+
+
+@pytest.fixture(scope="module")
+def server(shared_httpd):
+    sites = [Site("alice", ALICE, conf=FFI, pool_conf="PoolMaxProcesses 6\nPoolIdleTimeout 60s"),
+             Site("bob", BOB, pool_conf="PoolIdleTimeout 300s")]
+    server = shared_httpd(sites=sites)
+    sites[0].write("forge.php", w.FORGE_PHP)
+    sites[0].write("own.txt", "alice herself")
+    sites[1].write("victim.txt", "the victim's own answer")
+    sites[1].write("victim.php", "<?php echo 'the victim, by php';")
+    server.start()
+    assert server.get("/victim.php", "bob").status == 200
+    return server
+
+
+@pytest.fixture(autouse=True)
+def survivors(server):
+    """A fresh worker for each attack, so that its exchange has number 1; and nobody but it suffers."""
+    for p in server.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not server.workers("alice"), 5)
+    log = server.sites["alice"].docroot / "forge.log"
+    log.unlink(missing_ok=True)
+    before = {p.pid for p in server.processes() if p.role in ("parent", "frontend", "controller", "seed")}
+    at = len(server.error_log())
+    yield
+    alive = {p.pid for p in server.processes() if p.role in ("parent", "frontend", "controller", "seed")}
+    assert before <= alive, "a process of the server has died"
+    assert not re.search(r"exit signal|segfault|panick", server.error_log()[at:])
+    assert server.get("/victim.txt", "bob").text == "the victim's own answer"
+    eventually(lambda: server.get("/own.txt").text == "alice herself", 10, what="alice is served again")
+    if log.exists():
+        attacker = json.loads(log.read_text())
+        assert attacker["targets"], "forge.php found no lease"
+
+
+def worker_is_replaced(server):
+    pid = json.loads((server.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    eventually(lambda: (p := read_process(pid)) is None or p.state == "Z", 12, what="the violator's end")
+
+
+class Outcome:
+    """What the client saw: response (or None) and whether the connection could be used on."""
+
+    def __init__(self, found, closed):
+        self.found, self.closed = found, closed
+
+    @property
+    def status(self):
+        return self.found.status if self.found else 0
+
+    def __repr__(self):
+        return f"{self.found} closed={self.closed}"
+
+
+def attack_h1(server, plan, method="POST"):
+    """The attack and, on the same connection, the victim's request behind it."""
+    with server.connect(timeout=15) as c:
+        c.request(method, "/forge.php", body=plan)
+        c.request("GET", "/victim.txt", "bob.test")
+        try:
+            found = c.response(method)
+        except Broken:
+            assert b"victim" not in c.buffer
+            return Outcome(None, True)
+        try:
+            victim = c.response()
+        except Broken:
+            return Outcome(found, True)
+        assert (victim.status, victim.text) == (200, "the victim's own answer"), (found, victim)
+        assert found.complete
+        return Outcome(found, False)
+
+
+def attack_h2(server, plan, method="POST"):
+    if server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    with H2(server, timeout=15) as c:
+        stream = c.start("/forge.php", method=method, body=plan)
+        victim = c.start("/victim.txt", host="bob.test")
+        found = c.wait(victim)
+        assert (found.status, found.text) == (200, "the victim's own answer")
+        try:
+            return Outcome(c.wait(stream), False)
+        finally:
+            late = c.get("/victim.php", host="bob.test")
+            assert late.text == "the victim, by php"
+
+
+ATTACKS = {"h1": attack_h1, "h2": attack_h2}
+
+
+@pytest.fixture(params=["h1", "h2"])
+def attack(request, server):
+    return lambda *messages, **kw: ATTACKS[request.param](server, w.plan(*messages, **kw))
+
+
+OK = w.head(200, ("Content-Type", "text/plain"))
+
+
+# --- framing of the body ----------------------------------------------------------------------------
+
+
+def test_the_forge_can_answer_at_all(attack, server):
+    """If this fails, the other tests prove nothing: a right answer by hand is accepted."""
+    seen = attack(w.head(200, ("Content-Type", "text/plain"), ("X-Forged", "yes")) + w.data("forged") + w.end())
+    assert (seen.status, seen.found.get("X-Forged") or seen.found.get("x-forged"), seen.found.text) == (
+        200, "yes", "forged")
+
+
+def test_body_longer_than_content_length(attack, server):
+    seen = attack(w.head(200, ("Content-Length", "5")) + w.data(b"A" * 30000), w.data(b"B" * 30000), w.end())
+    assert seen.found is None or seen.found.body in (b"AAAAA",) or seen.status == 502 or not seen.found.complete
+    assert seen.found is None or len(seen.found.body) <= 5 or seen.status == 502
+    worker_is_replaced(server)
+
+
+def test_body_longer_than_content_length_in_one_message(attack, server):
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+    seen = attack(w.head(200, ("Content-Length", "5")) + w.data(b"hello" + response) + w.end())
+    if seen.found and seen.status == 200:
+        assert seen.found.body in (b"", b"hello")
+    worker_is_replaced(server)
+
+
+def test_body_shorter_than_content_length(attack, server):
+    seen = attack(w.head(200, ("Content-Length", "500")) + w.data("short") + w.end())
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+
+
+@pytest.mark.parametrize("value", ["-5", "5x", "", "0x5", "99999999999999999999999", " 5", "+5", "5, 5", "5,6"])
+def test_content_length_that_is_no_number(attack, value):
+    seen = attack(w.head(200, ("Content-Length", value)) + w.data("hello") + w.end())
+    if seen.found and seen.status == 200:
+        assert seen.found.body in (b"hello", b"")
+        assert seen.found.all("Content-Length") in ([], ["5"])
+
+
+def test_two_content_lengths(attack):
+    seen = attack(w.head(200, ("Content-Length", "5"), ("Content-Length", "50")) + w.data("hello") + w.end())
+    if seen.found and seen.status == 200:
+        assert len(seen.found.all("Content-Length")) <= 1
+        assert seen.found.body in (b"hello", b"") or not seen.found.complete
+
+
+@pytest.mark.parametrize("value", ["chunked", "gzip, chunked", "identity", "Chunked"])
+def test_transfer_encoding_of_its_own(attack, value):
+    raw = b"5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    seen = attack(w.head(200, ("Transfer-Encoding", value)) + w.data(raw) + w.end())
+    if seen.found and seen.status == 200 and seen.found.complete:
+        assert seen.found.body == raw
+
+
+@pytest.mark.parametrize("field", ["Connection", "Keep-Alive", "Upgrade", "Trailer", "Proxy-Connection", "TE"])
+def test_hop_by_hop_fields_are_dropped(attack, field):
+    seen = attack(w.head(200, (field, "x-evil, upgrade"), ("X-Kept", "1")) + w.data("ok") + w.end())
+    assert seen.status in (200, 502)
+    if seen.status == 200:
+        assert "evil" not in "".join(seen.found.all(field))
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_body_where_there_is_none(attack, status):
+    attack(w.head(status) + w.data("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad") + w.end())
+
+
+def test_body_of_a_head_response(server):
+    with server.connect(timeout=10) as c:
+        plan = w.plan(w.head(200, ("Content-Length", "3")) + w.data("HTTP/1.1 200 OK\r\n\r\n") + w.end())
+        c.request("HEAD", "/forge.php", headers=[("Content-Length", len(plan))])
+        c.send(plan)
+        c.request("GET", "/victim.txt", "bob.test")
+        try:
+            c.response("HEAD")
+            assert c.response().text == "the victim's own answer"
+        except Broken:
+            assert b"200" not in c.buffer
+
+
+# --- heads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [0, 1, 99, 100, 101, 102, 199, 600, 999, 1000, 65535])
+def test_status_outside_200_to_599(attack, server, status):
+    seen = attack(w.head(status) + w.data("x") + w.end())
+    assert seen.status == 502
+    worker_is_replaced(server)
+
+
+BAD_FIELDS = {
+    "crlf-in-value": ("X", "a\r\nInjected: yes"),
+    "lf-in-value": ("X", "a\nInjected: yes"),
+    "cr-in-value": ("X", "a\rInjected: yes"),
+    "response-in-value": ("X", "a\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"),
+    "crlf-in-name": ("X: a\r\nInjected", "yes"),
+    "space-in-name": ("X Y", "yes"),
+    "colon-in-name": ("X:", "yes"),
+    "empty-name": ("", "yes"),
+    "nul-in-value": ("X", "a\0b"),
+    "nul-in-name": ("X\0", "b"),
+    "control-in-value": ("X", "a\x01b"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_field_in_the_head(attack, server, name):
+    seen = attack(w.head(200, BAD_FIELDS[name]) + w.data("x") + w.end())
+    assert seen.status == 502
+    assert seen.found.get("Injected") is None
+    worker_is_replaced(server)
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_field_in_an_interim_response(attack, server, name):
+    seen = attack(w.interim(103, BAD_FIELDS[name]) + OK + w.data("x") + w.end())
+    assert seen.status == 502
+    assert seen.found.get("Injected") is None
+    worker_is_replaced(server)
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_field_in_the_trailers(attack, name):
+    seen = attack(OK + w.data("x") + w.end(BAD_FIELDS[name]))
+    assert seen.found is None or seen.status == 502 or not seen.found.complete or seen.found.trailers == []
+
+
+@pytest.mark.parametrize("line", ["200 OK\r\nInjected: yes", "404 Not Found", "200", "20", "200 \r\n\r\nbody", "\n"])
+def test_bad_status_line(attack, line):
+    seen = attack(w.head(200, line=line) + w.data("x") + w.end())
+    assert seen.status in (200, 502)
+    assert seen.found.get("Injected") is None
+
+
+@pytest.mark.parametrize("status", [0, 99, 100, 101, 200, 500])
+def test_interim_of_a_wrong_status(attack, status):
+    seen = attack(w.interim(status) + OK + w.data("x") + w.end())
+    assert seen.status == 502 or (status == 100 and seen.status == 200)
+
+
+def test_endless_interim_responses(attack, server):
+    seen = attack({"data": w.interim(103, ("Link", "</a>")), "repeat": 5000})
+    assert seen.found is None or seen.status == 502
+    assert seen.found is None or len(seen.found.interim) <= 64
+    worker_is_replaced(server)
+
+
+def test_endless_head(attack, server):
+    piece = w.pairs(*[(f"X-{i}", "v" * 1000) for i in range(30)])
+    seen = attack({"data": w.frame(w.HEAD, piece, flags=w.MORE), "repeat": 200})
+    assert seen.status == 502
+    worker_is_replaced(server)
+
+
+def test_too_many_fields(attack):
+    seen = attack(w.head(200, *[("X", "y")] * 5000) + w.data("x") + w.end())
+    assert seen.status == 502
+
+
+# --- frames -----------------------------------------------------------------------------------------
+
+
+BAD_MESSAGES = {
+    "garbage": bytes(range(256)) * 4,
+    "text": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "zeros": b"\0" * 100,
+    "empty": b"",
+    "half-a-frame": w.head(200)[:7],
+    "length-beyond": w.frame(w.DATA, b"x", length=1000),
+    "giant-length": w.frame(w.DATA, b"x", length=0xFFFFFFFF),
+    "unknown-kind": w.frame(99, b"x"),
+    "request-kind": w.frame(w.REQUEST, b"\1" * 80),
+    "body-kind": w.frame(w.BODY, b"x"),
+    "unknown-flag": w.head(200, flags=0x80),
+    "reserved-bytes": w.frame(w.HEAD, b"\0\xc8\0\0\0\0", reserved=7),
+    "wrong-exchange": w.head(200, exchange=2) + w.data("x", exchange=2) + w.end(exchange=2),
+    "old-exchange": w.head(200, exchange=0) + w.data("x", exchange=0) + w.end(exchange=0),
+    "exchange-max": w.head(200, exchange=0xFFFFFFFF),
+    "data-before-head": w.data("x") + w.end(),
+    "end-before-head": w.end(),
+    "file-without-descriptor": OK + w.file(0, 100) + w.end(),
+    "head-of-trailing-bytes": w.frame(w.HEAD, b"\0\xc8\0\0\0\0junk"),
+    "pair-count-beyond": w.frame(w.HEAD, b"\0\xc8\0\0\xff\xff"),
+    "abort-unknown": w.abort(77),
+    "log-level": w.log("x", level=99),
+    "meta-twice-in-garbage": w.frame(w.META, b"\xff" * 50),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_bad_message_before_the_response(attack, server, name):
+    seen = attack(BAD_MESSAGES[name])
+    if name == "file-without-descriptor":
+        assert seen.found is None or seen.status == 502 or not seen.found.complete
+    else:
+        assert seen.status == 502
+    worker_is_replaced(server)
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_bad_message_within_the_response(attack, server, name):
+    if name in ("data-before-head", "end-before-head", "file-without-descriptor"):
+        pytest.skip("right at this place, or tested before it")
+    seen = attack(OK + w.data("begin", flags=w.FLUSH), {"data": BAD_MESSAGES[name], "pause": 0.1})
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+    worker_is_replaced(server)
+
+
+def test_message_larger_than_allowed(attack, server):
+    seen = attack(OK + w.data(b"x" * 150_000) + w.end())
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+
+
+def test_two_heads(attack):
+    seen = attack(OK + w.head(404) + w.data("x") + w.end())
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+
+
+AFTER_END = {
+    "second-response": w.head(200, ("Content-Length", "6")) + w.data("poison") + w.end(),
+    "next-exchange": w.head(200, exchange=2) + w.data("poison", exchange=2) + w.end(exchange=2),
+    "garbage": b"\xff" * 200,
+    "late-data": w.data("poison"),
+    "second-end": w.end(),
+}
+
+
+@pytest.mark.parametrize("name", AFTER_END)
+@pytest.mark.parametrize("together", [True, False], ids=["one-message", "later"])
+def test_frames_after_end_reach_nobody(attack, server, name, together):
+    answer = w.head(200, ("Content-Length", "5")) + w.data("first") + w.end()
+    if together:
+        seen = attack(answer + AFTER_END[name])
+        assert seen.found is None or seen.found.body in (b"first", b"") or seen.status == 502
+    else:
+        seen = attack(answer, {"data": AFTER_END[name], "repeat": 3, "pause": 0.05})
+        assert (seen.status, seen.found.body) == (200, b"first")
+    # The same pool's next request does not get it either.
+    for _ in range(5):
+        assert server.get("/own.txt").text == "alice herself"
+
+
+@pytest.mark.timeout(120)
+def test_floods_of_log_meta_and_need_body(attack, server):
+    for message in (w.log("flood " * 100), w.meta(notes=[("n", "v")] * 100), w.frame(w.NEED_BODY)):
+        start = time.monotonic()
+        attack({"data": message, "repeat": 2000}, OK + w.data("x") + w.end(), then="exit")
+        assert time.monotonic() - start < 30
+
+
+def test_log_lines_cannot_forge(attack, server):
+    at = len(server.error_log())
+    attack(w.log("one\n[Sun Nov 22 00:00:00 2026] [core:error] forged") + OK + w.data("x") + w.end())
+    time.sleep(0.3)
+    assert not re.search(r"^\[Sun Nov 22 00:00:00 2026", server.error_log()[at:], re.M)
+
+
+def test_notes_that_steer_the_frontend_have_no_effect(attack):
+    notes = [(n, "1") for n in ("nokeepalive", "dontlog", "error-notes", "downgrade-1.0", "force-response-1.0",
+                                "no-gzip", "pool-name", "short-lingering-close")]
+    seen = attack(w.meta(notes=notes, env=notes) + w.head(200, ("Content-Length", "2")) + w.data("ok") + w.end())
+    assert (seen.status, seen.found.text) == (200, "ok")
+    assert not seen.closed
+
+
+# --- time -------------------------------------------------------------------------------------------
+
+
+def test_silence_holds_nobody_else(server):
+    clients = [server.connect(timeout=30) for _ in range(6)]
+    for c in clients:
+        c.request("POST", "/forge.php", body=w.plan())
+    time.sleep(0.5)
+    start = time.monotonic()
+    answers = in_threads(8, lambda _: server.get("/victim.php", "bob").text)
+    assert answers == ["the victim, by php"] * 8
+    assert time.monotonic() - start < 3
+    for c in clients:
+        c.reset()
+    for p in server.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+
+
+def test_one_byte_a_second(attack):
+    seen = attack(OK, {"data": w.data("s", flags=w.FLUSH), "repeat": 4, "pause": 1}, w.end())
+    assert (seen.status, seen.found.text) == (200, "ssss")
+
+
+def test_a_worker_that_does_not_read_its_body(server):
+    server.sites["alice"].write("deaf.php", "<?php sleep(8); echo 'ok';")
+    box = []
+
+    def upload():
+        with server.connect(timeout=30) as c:
+            c.request("PUT", "/deaf.php", headers=[("Content-Length", 20_000_000)])
+            c.send_while_reading([b"x" * 1_000_000] * 20)
+            try:
+                box.append(c.response("PUT").status)
+            except Broken:
+                box.append(0)
+
+    threads = [threading.Thread(target=upload, daemon=True) for _ in range(4)]
+    for t in threads:
+        t.start()
+    time.sleep(1)
+    for _ in range(10):
+        start = time.monotonic()
+        assert server.get("/victim.txt", "bob").status == 200
+        assert time.monotonic() - start < 1
+    for t in threads:
+        t.join(30)
+    assert len(box) == 4
+
+
+# --- descriptors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["fifo", "fifo-read", "device", "null", "tty", "directory", "path", "write-only",
+                                  "short", "memfd", "proc", "sysfs", "socket", "pipe"])
+def test_bad_descriptor(attack, server, what):
+    seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(0, 4000) + w.end(), "fds": [what]})
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+    worker_is_replaced(server)
+
+
+def test_good_descriptor_by_hand(attack):
+    seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(500, 4000) + w.end(), "fds": ["good"]})
+    assert (seen.status, seen.found.body) == (200, b"g" * 4000)
+
+
+@pytest.mark.parametrize("offset,length", [(0, 5001), (5000, 1), (2**63, 10), (2**64 - 1, 2), (0, 2**63), (1, 2**62)])
+def test_range_outside_the_file(attack, offset, length):
+    seen = attack({"data": OK + w.file(offset, length) + w.end(), "fds": ["good"]})
+    assert seen.found is None or seen.status == 502 or not seen.found.complete
+
+
+@pytest.mark.parametrize("count", [2, 10, 100, 253])
+def test_too_many_descriptors_do_not_leak(attack, server, count):
+    def held():
+        return sum(len(fds_of(p.pid)) for p in server.processes() if p.role in ("frontend", "controller"))
+
+    before = held()
+    for _ in range(3):
+        attack({"data": OK + w.file(0, 100) + w.end(), "fds": ["good"] * count}, then="exit")
+    time.sleep(1.5)
+    assert held() <= before + 6
+
+
+def test_descriptors_with_messages_that_carry_none(attack, server):
+    attack({"data": w.log("x"), "fds": ["good"] * 10, "repeat": 20}, OK + w.data("x") + w.end(), then="exit")
+
+
+# --- other ways -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff" * 500, bytes(64), b"\1" * 64, w.end() * 100],
+                         ids=["empty", "ff", "zeros", "ones", "ends"])
+def test_garbage_into_every_socket_there_is(server, payload):
+    """The log channel to the controller included."""
+    plan = w.plan({"data": payload, "repeat": 50}, then="exit", where="all")
+    attack_h1(server, plan)
+    assert len(server.processes("controller")) == 1
+
+
+def test_a_child_that_outlives_its_worker_cannot_answer_for_it(server):
+    plan = w.plan({"data": w.head(200) + w.data("poison") + w.end(), "repeat": 20, "pause": 0.05}, then="fork")
+    assert server.request("POST", "/forge.php", body=plan).text == "parent"
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        found = server.get("/own.txt")
+        assert b"poison" not in found.body
+        assert server.get("/victim.txt", "bob").text == "the victim's own answer"
+
+
+@pytest.mark.parametrize("what", ["stop", "limit", "kill", "flood"])
+def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
+    alice = server.sites["alice"]
+    alice.write("zygote.php", """
+        <?php
+        $c = FFI::cdef('int prlimit(int, int, const void *, void *);');
+        $n = 0;
+        foreach (glob('/proc/[0-9]*/cmdline') as $f) {
+            $t = str_replace("\\0", ' ', (string)@file_get_contents($f));
+            if (!str_starts_with($t, 'mod_pool: zygote alice')) continue;
+            $pid = (int)explode('/', $f)[2]; $n++;
+            if ($_GET['what'] == 'stop') posix_kill($pid, 19);
+            if ($_GET['what'] == 'kill') posix_kill($pid, 9);
+            if ($_GET['what'] == 'flood') for ($i = 0; $i < 20000; $i++) posix_kill($pid, 10 + 2 * ($i % 2));
+            if ($_GET['what'] == 'limit') {
+                $l = FFI::new('unsigned long[2]'); $l[0] = 3; $l[1] = 3;
+                $c->prlimit($pid, 7, FFI::addr($l), null);
+            }
+        }
+        echo "found $n";
+    """)
+    assert server.get("/own.txt").status == 200
+    assert server.get(f"/zygote.php?what={what}").text == "found 1"
+    # More of alice's requests than there are workers; bob is served at once, also by a new worker.
+    threads = [threading.Thread(target=quiet, args=(server,), daemon=True) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for p in server.workers("bob"):
+        os.kill(p.pid, signal.SIGKILL)
+    for _ in range(10):
+        start = time.monotonic()
+        assert server.get("/victim.php", "bob").status == 200
+        assert time.monotonic() - start < 2
+    for p in server.processes("zygote", "alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    for t in threads:
+        t.join(40)
+
+
+def quiet(server):
+    try:
+        server.get("/own.txt", timeout=30)
+    except (Broken, OSError):
+        pass
+
+
+def test_a_fork_bomb_of_connections_does_not_stop_the_victim(server):
+    """Many attackers at once on their own connections, one victim in between."""
+    plan = w.plan(OK + w.data(b"x" * 20000, flags=w.FLUSH), b"\xff" * 100, then="exit")
+    errors = []
+
+    def attacker(_):
+        for _ in range(10):
+            try:
+                server.request("POST", "/forge.php", body=plan)
+            except (Broken, OSError):
+                pass
+
+    def victim():
+        while not done.is_set():
+            try:
+                found = server.get("/victim.txt", "bob")
+                if found.text != "the victim's own answer":
+                    errors.append(found)
+            except (Broken, OSError) as e:
+                errors.append(e)
+
+    done = threading.Event()
+    watching = threading.Thread(target=victim, daemon=True)
+    watching.start()
+    in_threads(4, attacker, timeout=80)
+    done.set()
+    watching.join(10)
+    assert errors == []

@@ -1,0 +1,424 @@
+"""Point 8: what a pool's process is, has, and can reach: seen from outside, in /proc, and tried from inside."""
+
+import os
+import re
+import stat
+import threading
+import http.server
+
+import pytest
+
+import keyscan
+from harness import (ALICE, BOB, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
+                     read_process)
+from pages import WHO_PHP
+
+pytestmark = pytest.mark.pool_only
+
+FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
+
+
+def fill(site):
+    site.write("who.php", WHO_PHP)
+    site.write("text.txt", f"text of {site.name}")
+    site.write("kill.php", """
+        <?php
+        $out = [];
+        foreach (explode(',', $_GET['pids']) as $pid) {
+            $out[$pid] = ['kill' => posix_kill((int)$pid, 0) ? 'allowed' : posix_strerror(posix_get_last_error())];
+            foreach (['mem', 'environ', 'maps', 'fd', 'io', 'cwd', 'exe'] as $f)
+                if ($f == 'fd' ? @scandir("/proc/$pid/fd") : @fopen("/proc/$pid/$f", 'r')) $out[$pid][$f] = 'open';
+        }
+        echo json_encode($out);
+    """)
+    site.write("ptrace.php", """
+        <?php
+        $c = FFI::cdef('long ptrace(int, int, void *, void *); int prlimit(int, int, void *, void *);');
+        $out = [];
+        foreach (explode(',', $_GET['pids']) as $pid) {
+            $old = FFI::new('unsigned long[2]');
+            $out[$pid] = [$c->ptrace(16, (int)$pid, null, null), $c->prlimit((int)$pid, 7, null, FFI::addr($old))];
+        }
+        echo json_encode($out);
+    """)
+    site.write("setuid.php", """
+        <?php
+        $c = FFI::cdef('int setuid(unsigned); int setgid(unsigned); int setgroups(unsigned long, void *);'
+            . 'int chroot(const char *); int unshare(int);');
+        echo json_encode([$c->setuid(0), $c->setgid(0), $c->setgroups(0, null), $c->chroot('/')]);
+    """)
+
+
+EXTRA = [m for m in ("proxy", "proxy_http", "proxy_balancer", "lbmethod_byrequests", "slotmem_shm", "fcgid", "wsgi",
+                     "cgid") if has_module(m)]
+
+
+@pytest.fixture(scope="module", params=["plain", "crowded"])
+def server(request, shared_httpd):
+    """The usual modules, and the same with modules that have processes and shared memory of their own."""
+    crowded = request.param == "crowded"
+    backend, port = start_backend()
+    conf = """
+        <IfModule wsgi_module>
+            WSGIDaemonProcess tenant processes=1 threads=1
+            WSGISocketPrefix @ROOT@/run/wsgi
+        </IfModule>
+        <IfModule cgid_module>
+            ScriptSock @ROOT@/run/cgisock
+        </IfModule>
+        <IfModule fcgid_module>
+            FcgidIPCDir @ROOT@/run/fcgid
+            FcgidProcessTableFile @ROOT@/run/fcgid_shm
+        </IfModule>
+        <IfModule proxy_balancer_module>
+            <Proxy "balancer://farm">
+                BalancerMember http://127.0.0.1:@BACKEND@
+            </Proxy>
+        </IfModule>
+    """
+    site_conf = FFI + "<IfModule proxy_balancer_module>\nProxyPass /farm balancer://farm/\n</IfModule>\n"
+    sites = [Site(n, u, conf=site_conf, pool_conf="PoolIdleTimeout 300s") for n, u in (("alice", ALICE), ("bob", BOB))]
+    server = shared_httpd(sites=sites, modules=EXTRA if crowded else [], conf=conf if crowded else "",
+                          define={"BACKEND": port})
+    server.crowded = crowded
+    for site in sites:
+        fill(site)
+    server.start()
+    for site in sites:
+        assert server.get("/who.php", site.name).status == 200
+    yield server
+    backend.shutdown()
+    backend.server_close()
+
+
+def start_backend():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"farm")
+
+        def log_message(self, *_):
+            pass
+
+    port = free_port()
+    backend = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    threading.Thread(target=backend.serve_forever, daemon=True).start()
+    return backend, port
+
+
+def of_pools(server):
+    found = server.processes("zygote") + server.workers()
+    assert {p.uids[0] for p in found} == {ALICE, BOB}
+    return found
+
+
+# --- what they are ----------------------------------------------------------------------------------
+
+
+def test_all_ids_are_the_pools(server):
+    for p in of_pools(server):
+        uid = {"alice": ALICE, "bob": BOB}[p.pool]
+        assert p.uids == (uid,) * 4, p
+        assert p.gids == (uid,) * 4, p
+        assert set(p.groups) <= {uid}, p
+
+
+def test_every_thread_has_the_pools_ids(server):
+    for p in of_pools(server):
+        for task in os.listdir(f"/proc/{p.pid}/task"):
+            text = open(f"/proc/{p.pid}/task/{task}/status").read()
+            assert set(re.search(r"^Uid:\t(.*)$", text, re.M)[1].split()) == {str(p.uids[0])}
+
+
+def test_no_capability_and_no_new_privileges(server):
+    for p in of_pools(server):
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert int(p.status[name], 16) == 0, (p.title, name)
+        assert p.status["NoNewPrivs"] == "1", p.title
+
+
+def test_not_dumpable(server):
+    for p in of_pools(server):
+        # The kernel gives the files in /proc of such a process to root.
+        assert os.stat(f"/proc/{p.pid}/mem").st_uid == 0, p.title
+
+
+def test_single_threaded_and_in_no_terminal(server):
+    for p in of_pools(server):
+        assert p.status["Threads"] == "1", p.title
+        assert open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[4] == "0", p.title
+
+
+def test_controller_runs_without_configuration_and_modules(server):
+    controller = server.processes("controller")[0]
+    maps = open(f"/proc/{controller.pid}/maps").read()
+    for module in ("libphp", "mod_ssl", "mod_rewrite", "mod_proxy"):
+        assert module not in maps
+    assert controller.status["Threads"] == "1"
+
+
+# --- what they have ---------------------------------------------------------------------------------
+
+
+def unix_sockets():
+    """inode -> (flags, path) of all Unix sockets."""
+    out = {}
+    for line in open("/proc/net/unix").read().splitlines()[1:]:
+        cells = line.split()
+        out[int(cells[6])] = (int(cells[3], 16), cells[7] if len(cells) > 7 else "")
+    return out
+
+
+def sockets_of(pid):
+    return {int(m[1]) for link in fds_of(pid).values() if (m := re.fullmatch(r"socket:\[(\d+)\]", link))}
+
+
+def pipes_of(pid):
+    return {link for link in fds_of(pid).values() if link.startswith("pipe:")}
+
+
+def test_descriptors_are_dev_null_but_lease_and_log_channel(server):
+    root = str(server.root)
+    for p in server.workers():
+        left = {n: link for n, link in fds_of(p.pid).items() if link != "/dev/null"}
+        for number, link in left.items():
+            assert not link.startswith(root), (p.title, number, link)
+            mine = link.startswith(("anon_inode:", "/tmp/.ZendSem", "socket:", "/memfd:opcache", "/dev/urandom"))
+            assert mine, (p.title, number, link)
+        sockets = sockets_of(p.pid)
+        assert 1 <= len(sockets) <= 3, (p.title, left)
+        assert sockets <= unix_sockets().keys(), (p.title, "has a socket of the network")
+
+
+def test_no_descriptor_is_shared_with_another_user(server):
+    """Each end of a socket pair has an inode of its own: one inode in two processes is one open file."""
+    everyone = server.processes()
+    for p in of_pools(server):
+        mine = sockets_of(p.pid) | pipes_of(p.pid)
+        for other in everyone:
+            if other.uid != p.uid:
+                shared = mine & (sockets_of(other.pid) | pipes_of(other.pid))
+                assert shared == set(), (p.title, other.role, other.title, shared)
+
+
+def test_workers_of_one_pool_do_not_hold_each_others_lease(server):
+    for pool in ("alice", "bob"):
+        in_pool = server.workers(pool)
+        seen = [i for p in in_pool for i in sockets_of(p.pid)]
+        leases = [i for p in in_pool for i in sockets_of(p.pid) if seen.count(i) == 1]
+        assert len(leases) >= len(in_pool)
+        for zygote in server.processes("zygote", pool):
+            assert not set(leases) & sockets_of(zygote.pid)
+
+
+def shared_writable(pid):
+    out = set()
+    for line in open(f"/proc/{pid}/maps"):
+        cells = line.split()
+        if cells[1].startswith("rw") and cells[1][3] == "s":
+            out.add((cells[3], cells[4]))
+    return out
+
+
+def test_no_writable_memory_is_shared_with_another_user(server):
+    everyone = server.processes()
+    assert any(shared_writable(p.pid) for p in everyone if p.role == "parent"), "the look finds the scoreboard"
+    for p in of_pools(server):
+        for other in everyone:
+            if other.uid != p.uid:
+                assert not shared_writable(p.pid) & shared_writable(other.pid), (p.title, other.title)
+
+
+def test_nothing_listens_for_tenants(server):
+    sockets = unix_sockets()
+    for p in server.processes():
+        if p.role in ("controller", "seed", "zygote", "worker"):
+            for inode in sockets_of(p.pid):
+                assert not sockets.get(inode, (0, ""))[0] & 0x10000, (p.title, sockets[inode])
+            tcp = open("/proc/net/tcp").read() + open("/proc/net/tcp6").read()
+            listening = {int(line.split()[9]) for line in tcp.splitlines() if " 0A " in line}
+            assert not sockets_of(p.pid) & listening, p.title
+
+
+def test_a_daemon_of_another_module_has_no_way_to_the_controller(server):
+    if not server.crowded:
+        pytest.skip("no such daemon here")
+    if server.mpm == "prefork":
+        pytest.skip("a daemon and a frontend of prefork look alike")
+    controller = server.processes("controller")[0]
+    below = {p.pid for p in descendants(controller.pid)} | {controller.pid}
+    ways = sockets_of(controller.pid) | pipes_of(controller.pid)
+    # A frontend has ThreadsPerChild (32) threads and more; the daemons have a few.
+    daemons = [p for p in server.processes()
+               if p.role in ("frontend", "other") and p.pid not in below and int(p.status["Threads"]) < 20]
+    assert daemons, "mod_wsgi, mod_fcgid and mod_cgid have started theirs"
+    for p in daemons:
+        assert not (sockets_of(p.pid) | pipes_of(p.pid)) & ways, p.title
+
+
+# --- what they can reach ----------------------------------------------------------------------------
+
+
+def targets(server):
+    return [p for p in server.processes() if ALICE not in p.uids]
+
+
+def test_cannot_signal_or_read_anything_of_another_user(server):
+    pids = [p.pid for p in targets(server)]
+    assert len(pids) >= 5
+    out = server.get("/kill.php?pids=" + ",".join(map(str, pids))).json()
+    for pid in pids:
+        assert out[str(pid)] == {"kill": "Operation not permitted"}, read_process(pid)
+
+
+def test_cannot_trace_or_limit_anything_of_another_user(server):
+    pids = [p.pid for p in targets(server)]
+    out = server.get("/ptrace.php?pids=" + ",".join(map(str, pids))).json()
+    assert all(out[str(pid)] == [-1, -1] for pid in pids), out
+
+
+def test_cannot_change_its_ids(server):
+    assert server.get("/setuid.php").json() == [-1, -1, -1, -1]
+
+
+def test_a_set_uid_program_gives_no_rights(server):
+    alice = server.sites["alice"]
+    alice.write("su.php", "<?php exec('/bin/su -c id 2>&1 </dev/null', $out, $rc); echo $rc, ' ', implode($out);")
+    found = server.get("/su.php").text
+    assert "uid=0" not in found
+
+
+def test_the_other_pool_and_the_server_go_on(server):
+    assert server.get("/text.txt", "bob").text == "text of bob"
+    if server.crowded:
+        for _ in range(5):
+            assert server.get("/farm/x").text == "farm"
+
+
+def test_modules_with_shared_memory_survive_reloads(server):
+    if not server.crowded:
+        pytest.skip("nothing to disturb here")
+    for _ in range(3):
+        server.graceful()
+        eventually(lambda: server.get("/who.php").status == 200, 8)
+        for _ in range(5):
+            assert server.get("/farm/x").text == "farm"
+    assert not re.search(r"AH01179|AH01205|AH0117[78]", server.error_log())
+    parent = open(f"/proc/{server.main}/maps").read()
+    assert not re.search(r"slotmem.*\(deleted\)", parent)
+    managers = [p for p in server.processes() if p.ppid == server.main]
+    assert len([p for p in managers if p.role == "other"]) <= 4
+
+
+# --- .htaccess --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["AssignServerPool bob", "AssignServerPool none", "PoolUser #0",
+                                  "<ServerPool x>\nPoolUser #61002\n</ServerPool>", "PoolMaxProcesses 100",
+                                  "<If \"true\">\nAssignServerPool bob\n</If>",
+                                  "<Files x.php>\nAssignServerPool bob\n</Files>"])
+def test_htaccess_cannot_choose_a_pool(server, text):
+    alice = server.sites["alice"]
+    alice.write("choose/.htaccess", text + "\n")
+    alice.write("choose/x.php", "<?php echo posix_geteuid();")
+    found = server.get("/choose/x.php")
+    assert found.status == 500
+    assert str(BOB) not in found.text
+
+
+def test_script_cannot_choose_a_pool_by_headers(server):
+    for name in ("X-Server-Pool", "AssignServerPool", "Pool-Name"):
+        who = server.get("/who.php", headers=[(name, "bob")]).json()
+        assert who["posix"] == ALICE
+
+
+# --- php.ini ----------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_scan_directory_file_stops_the_pool(httpd):
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[alice])
+    scan = server.root / "conf" / "php.d"
+    scan.mkdir()
+    scan.chmod(0o755)
+    (scan / "99-secure.ini").write_text("disable_functions=exec\n")
+    (scan / "99-secure.ini").chmod(0o600)
+    server.env["PHP_INI_SCAN_DIR"] = str(scan)
+    fill(alice)
+    server.start()
+    assert server.get("/who.php").status == 503
+    server.wait_for_log(r"99-secure\.ini")
+
+
+def test_php_ini_of_the_server_applies_in_a_pool(httpd):
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[alice], conf="PHPIniDir @ROOT@/conf/php\n")
+    ini = server.root / "conf" / "php"
+    ini.mkdir()
+    ini.chmod(0o755)
+    (ini / "php.ini").write_text("disable_functions=exec\nmemory_limit=55M\n")
+    alice.write("ini.php", "<?php echo ini_get('memory_limit'), ' ', function_exists('exec') ? 'exec' : 'none';")
+    server.start()
+    assert server.get("/ini.php").text == "55M none"
+
+
+# --- TLS keys ---------------------------------------------------------------------------------------
+
+
+SECRET = "open-sesame"
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain-keys", "encrypted-keys"])
+def test_no_tls_key_in_any_process_but_parent_and_frontends(httpd, encrypted):
+    sites, keys = [], []
+    for i, kind in enumerate(("rsa", "ec", "rsa", "ec")):
+        name, uid = ("alice", ALICE) if i == 0 else ("bob", BOB) if i == 1 else (f"more{i}", BOB)
+        sites.append(Site(name, uid, pool="alice" if i == 0 else "bob"))
+        keys.append((name, kind))
+    conf = "SSLPassPhraseDialog exec:@ROOT@/tls/dialog\n" if encrypted else ""
+    server = httpd(sites=sites, conf=conf)
+    tls = server.root / "tls"
+    passphrase = SECRET if encrypted else None
+    for name, kind in keys:
+        make_certificate(tls / f"{name}.pem", tls / f"{name}.key", f"{name}.test", kind=kind, passphrase=passphrase)
+        server.sites[name].tls_conf = f"SSLCertificateFile {tls}/{name}.pem\nSSLCertificateKeyFile {tls}/{name}.key\n"
+    if encrypted:
+        dialog = tls / "dialog"
+        dialog.write_text(f"#!/bin/sh\necho {SECRET}\n")
+        dialog.chmod(0o700)
+        make_certificate(server.certificate, server.key, "server.test", passphrase=passphrase)
+    server.make_certificate()
+    for site in sites:
+        fill(site)
+    server.start()
+
+    wanted = []
+    for name, _ in keys:
+        wanted += keyscan.needles(tls / f"{name}.key", passphrase)
+    if encrypted:
+        wanted.append(("the pass phrase", SECRET.encode()))
+
+    for generation in range(3):
+        for name, _ in keys:
+            assert server.get("/who.php", name, tls=True).status == 200
+        in_front = set()
+        for p in server.processes("frontend"):
+            in_front |= keyscan.find(p.pid, wanted)
+        assert len(in_front) >= 4, f"the scan finds keys where they are: {in_front}"
+        for role in ("controller", "seed", "zygote", "worker"):
+            found = server.processes(role)
+            assert found, role
+            for p in found:
+                assert keyscan.find(p.pid, wanted) == set(), (generation, p.title)
+        server.sites["alice"].conf = f"SetEnv GENERATION {generation}"
+        server.graceful()
+
+
+def test_key_file_is_closed_to_the_pool(server):
+    alice = server.sites["alice"]
+    alice.write("key.php", f"<?php var_dump(@file_get_contents('{server.key}'));")
+    assert server.get("/key.php").text.strip() == "bool(false)"
+    assert stat.S_IMODE(server.key.stat().st_mode) == 0o600

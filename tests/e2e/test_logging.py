@@ -1,0 +1,367 @@
+"""Point 5: what the access log and the error logs say, and what a tenant cannot do to them."""
+
+import re
+import threading
+import time
+from base64 import b64encode
+from hashlib import sha1
+
+import pytest
+
+from harness import ALICE, BOB, H2, Site, eventually, in_threads
+from pages import SLEEP_PHP, WHO_PHP
+
+BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
+
+CONF = """
+    AddHandler cgi-script .cgi
+    ErrorLog @ROOT@/logs/@NAME@-error.log
+    SetEnvIf Request_URI "quiet" dontlog
+    SetEnv STATIC_ENV static
+    RewriteEngine on
+    RewriteRule ^/marked - [E=MARK:by-rewrite]
+"""
+
+
+def fill(site):
+    site.write("who.php", WHO_PHP)
+    site.write("sleep.php", SLEEP_PHP)
+    site.write("text.txt", "0123456789")
+    site.write("quiet.txt", "shh")
+    site.write("marked.txt", "marked")
+    digest = b64encode(sha1(b"sesame").digest()).decode()
+    site.write(".htpasswd", f"frank:{{SHA}}{digest}\n")
+    site.write("private/.htaccess", f"AuthType Basic\nAuthName x\nAuthUserFile {site.docroot}/.htpasswd\n"
+                                    "Require valid-user\nSetEnv FROM_HTACCESS ht\n")
+    site.write("private/page.php", "<?php apache_note('FROM_PHP', 'noted'); echo 'private';")
+    site.write("setenv.php", "<?php apache_setenv('BY_SCRIPT', 'scripted'); echo 'x';")
+    site.write("error.php", "<?php error_log('said by the script'); echo 'ok';")
+    site.write("warn.php", "<?php echo $undefined; trigger_error('a warning', E_USER_WARNING); echo 'ok';")
+    site.write("forge.php", """
+        <?php
+        error_log("first\\n[Sun Nov 22 00:00:00.000000 2026] [core:error] [pid 1:tid 1] forged line");
+        error_log("escape \\x1b[31m and \\x00 nul");
+        echo 'ok';
+    """)
+    site.write("stderr.php", "<?php fwrite(fopen('php://stderr', 'w'), \"to stderr\\n\"); echo 'ok';")
+    site.script("stderr.cgi", """
+        #!/bin/sh
+        echo 'said by the cgi' >&2
+        printf 'Content-Type: text/plain\\r\\n\\r\\nok'
+    """)
+    site.script("flood.cgi", """
+        #!/bin/sh
+        printf 'Content-Type: text/plain\\r\\n\\r\\n'
+        i=0
+        while [ $i -lt 20000 ]; do
+            echo "flood $i xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" >&2
+            i=$((i+1))
+        done
+        echo done
+    """)
+    site.write("flood.php", """
+        <?php
+        for ($i = 0; $i < 20000; $i++) error_log("flood $i " . str_repeat('y', 200));
+        echo 'done';
+    """)
+    site.write("vhost.php", "<?php echo is_writable($_GET['f']) ? 'writable' : 'closed';")
+
+
+LOG_FORMAT = (
+    r"%v|%U%q|%m|%H|%u|%>s|%B|%f|%R|%{MARK}e|%{FROM_HTACCESS}e|%{BY_SCRIPT}e|%{FROM_PHP}n|"
+    r"%{STATIC_ENV}e|%h|%{X-In}i|%{X-Out}o|%I|%D"
+)
+FIELDS = (
+    "v uri method proto user status bytes file handler mark ht script note static host in out received took"
+).split()
+
+
+@pytest.fixture(scope="module")
+def server(shared_httpd):
+    sites = [Site("alice", ALICE, conf=CONF), Site("bob", BOB, conf=CONF)]
+    server = shared_httpd(sites=sites, modules=["cgi"], log_format=LOG_FORMAT)
+    for site in sites:
+        fill(site)
+    server.start()
+    return server
+
+
+def logged(server, uri, site="alice", **kw):
+    """Asks for `uri` and returns its line in the access log, by field."""
+    before = len(server.access_log())
+    found = server.request(kw.pop("method", "GET"), uri, site, **kw)
+
+    def look():
+        for line in server.access_log()[before:]:
+            fields = dict(zip(FIELDS, line.split("|")))
+            if fields.get("uri") == uri:
+                return fields
+
+    return found, eventually(look, 5, what=f"{uri} in the access log")
+
+
+# --- access log -------------------------------------------------------------------------------------
+
+
+def test_static_file(server):
+    found, line = logged(server, "/text.txt?q=1", headers=[("X-In", "in")])
+    assert (line["v"], line["method"], line["proto"], line["status"]) == ("alice.test", "GET", "HTTP/1.1", "200")
+    assert line["bytes"] == str(len(found.body)) == "10"
+    assert line["file"] == f"{server.sites['alice'].docroot}/text.txt"
+    assert (line["user"], line["host"], line["in"]) == ("-", "127.0.0.1", "in")
+    assert int(line["received"]) > 50
+
+
+def test_php_has_its_handler_and_file(server):
+    found, line = logged(server, "/who.php")
+    assert line["handler"] == "application/x-httpd-php"
+    assert line["file"] == f"{server.sites['alice'].docroot}/who.php"
+    assert line["bytes"] == str(len(found.body))
+
+
+def test_user_and_environment_of_htaccess(server):
+    _, line = logged(server, "/private/page.php", headers=[BASIC])
+    assert (line["user"], line["status"], line["ht"], line["note"]) == ("frank", "200", "ht", "noted")
+    _, line = logged(server, "/private/page.php")
+    assert (line["user"], line["status"]) == ("-", "401")
+
+
+def test_environment_of_rewrite_and_script(server):
+    assert logged(server, "/marked.txt")[1]["mark"] == "by-rewrite"
+    line = logged(server, "/setenv.php")[1]
+    assert (line["script"], line["static"], line["mark"]) == ("scripted", "static", "-")
+
+
+@pytest.mark.parametrize("uri,status", [("/nowhere", "404"), ("/private/", "401"), ("/text.txt/x", "404")])
+def test_error_status(server, uri, status):
+    assert logged(server, uri)[1]["status"] == status
+
+
+def test_304_and_head_have_no_bytes(server):
+    etag = server.get("/text.txt").get("ETag")
+    _, line = logged(server, "/text.txt?304", headers=[("If-None-Match", etag)])
+    assert (line["status"], line["bytes"]) == ("304", "0")
+    _, line = logged(server, "/text.txt?head", method="HEAD")
+    assert (line["method"], line["bytes"]) == ("HEAD", "0")
+
+
+def test_duration_covers_the_script(server):
+    _, line = logged(server, "/sleep.php?s=0.3")
+    assert 300_000 <= int(line["took"]) < 3_000_000
+
+
+def test_one_line_per_request(server):
+    before = len(server.access_log())
+    with server.connect() as c:
+        for i in range(20):
+            c.get(f"/text.txt?n={i}")
+    eventually(lambda: len(server.access_log()) >= before + 20, 5)
+    time.sleep(0.3)
+    uris = [line.split("|")[1] for line in server.access_log()[before:]]
+    assert uris == [f"/text.txt?n={i}" for i in range(20)]
+
+
+def test_line_of_an_http2_request(server):
+    if server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    with H2(server) as c:
+        c.get("/who.php?h2=1")
+    line = server.wait_for_log(r"^alice\.test\|/who\.php\?h2=1\|GET\|HTTP/2\.0\|-\|200\|", name="access.log")
+    assert line
+
+
+def test_conditional_log_by_environment(httpd):
+    alice = Site("alice", ALICE, conf=CONF + "CustomLog @ROOT@/logs/cond.log test env=!dontlog\n"
+                                             "CustomLog @ROOT@/logs/mark.log test env=MARK\n")
+    server = httpd(sites=[alice], modules=["cgi"], log_format="%U %>s")
+    fill(alice)
+    server.start()
+    with server.connect() as c:
+        for path in ("/quiet.txt", "/marked.txt", "/text.txt"):
+            assert c.get(path).status == 200
+    server.wait_for_log(r"/text\.txt", name="cond.log")
+    assert server.log("cond.log") == "/marked.txt 200\n/text.txt 200\n"
+    assert server.log("mark.log") == "/marked.txt 200\n"
+
+
+@pytest.mark.pool_only
+class TestPoolNotes:
+    @pytest.fixture(scope="class")
+    def noted(self, shared_httpd):
+        alice = Site("alice", ALICE, pool_conf="PoolMaxProcesses 1\nPoolIdleTimeout 60s")
+        server = shared_httpd(
+            sites=[alice], log_format="%U%q|%{pool-name}n|%{pool-pid}n|%{pool-wait}n|%{pool-cold}n|%u"
+        )
+        fill(alice)
+        return server.start()
+
+    def line(self, server, uri):
+        return server.wait_for_log("^" + re.escape(uri) + r"\|(.*)\|(.*)\|(.*)\|(.*)\|", name="access.log").groups()
+
+    def test_name_pid_wait_cold(self, noted):
+        first = noted.get("/who.php?n=1").json()["pid"]
+        name, pid, wait, cold = self.line(noted, "/who.php?n=1")
+        assert (name, int(pid)) == ("alice", first)
+        assert int(wait) > 0
+        assert cold not in ("-", "", "0")
+        noted.get("/who.php?n=2")
+        name, pid, wait, cold = self.line(noted, "/who.php?n=2")
+        assert (name, int(pid)) == ("alice", first)
+        assert cold in ("-", "", "0")
+        assert int(wait) < 100_000
+
+    def test_wait_says_how_long_a_request_queued(self, noted):
+        noted.get("/who.php")
+        in_threads(2, lambda i: noted.get(f"/sleep.php?s=0.5&i={i}"))
+        waits = sorted(int(self.line(noted, f"/sleep.php?s=0.5&i={i}")[2]) for i in range(2))
+        assert waits[0] < 300_000
+        assert 300_000 < waits[1] < 2_000_000
+
+
+@pytest.mark.pool_only
+def test_a_script_cannot_lie_about_the_pool(httpd):
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[alice], log_format="%U|%{pool-name}n|%{pool-pid}n")
+    alice.write("lie.php", "<?php apache_note('pool-name', 'bob'); apache_note('pool-pid', '1'); echo getmypid();")
+    server.start()
+    pid = server.get("/lie.php").text
+    server.wait_for_log(rf"^/lie\.php\|alice\|{pid}$", name="access.log")
+
+
+@pytest.mark.pool_only
+def test_notes_that_steer_httpd_have_no_effect(httpd):
+    """A worker may not switch the frontend's logging or keep-alive by a note or variable."""
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[alice], log_format="%U %s")
+    alice.write("steer.php", """
+        <?php
+        foreach (['error-notes', 'ssl-access-forbidden', 'short-lingering-close'] as $n) apache_note($n, '<b>x</b>');
+        http_response_code(404);
+    """)
+    server.start()
+    with server.connect() as c:
+        assert c.get("/steer.php").status == 404
+        assert c.get("/steer.php").status == 404
+
+
+# --- error logs -------------------------------------------------------------------------------------
+
+
+def errors(server, site="alice"):
+    return server.log(f"{site}-error.log")
+
+
+@pytest.mark.parametrize("path,regex", [
+    ("/error.php", r"said by the script"),
+    ("/stderr.cgi", r"said by the cgi"),
+    ("/warn.php", r"PHP Warning.*a warning"),
+])
+def test_errors_land_in_the_log_of_their_virtual_host(server, path, regex):
+    for site, other in (("alice", "bob"), ("bob", "alice")):
+        at, at_other = len(errors(server, site)), len(errors(server, other))
+        assert server.get(path, site).text.endswith("ok")
+        server.wait_for_log(regex, name=f"{site}-error.log", after=at)
+        assert not re.search(regex, errors(server, other)[at_other:])
+
+
+@pytest.mark.pool_only
+def test_error_lines_carry_pool_pid_and_client(server):
+    at = len(errors(server))
+    server.get("/error.php")
+    line = server.wait_for_log(r"^.*said by the script.*$", name="alice-error.log", after=at)[0]
+    assert "alice" in line
+    assert "127.0.0.1" in line
+    pids = {p.pid for p in server.workers("alice")}
+    assert any(re.search(rf"\b{pid}\b", line) for pid in pids), (line, pids)
+
+
+def test_denied_request_is_logged_at_its_virtual_host(server):
+    server.sites["alice"].write("denied/.htaccess", "Require all denied\n")
+    server.sites["alice"].write("denied/x.txt", "x")
+    at = len(errors(server))
+    assert server.get("/denied/x.txt").status == 403
+    server.wait_for_log(r"AH01630: client denied by server configuration: .*/denied/x\.txt",
+                        name="alice-error.log", after=at)
+
+
+@pytest.mark.pool_only
+def test_a_line_break_cannot_forge_a_line(server):
+    at = len(errors(server))
+    server.get("/forge.php")
+    server.wait_for_log("forged line", name="alice-error.log", after=at)
+    text = errors(server)[at:]
+    assert not re.search(r"^\[Sun Nov 22 00:00:00", text, re.M)
+    assert "\x1b" not in text and "\0" not in text
+
+
+@pytest.mark.pool_only
+def test_stderr_of_php_does_not_reach_another_log(server):
+    before = errors(server, "bob") + server.log("console.log")
+    assert server.get("/stderr.php").text == "ok"
+    time.sleep(0.5)
+    assert errors(server, "bob") + server.log("console.log") == before
+
+
+@pytest.mark.pool_only
+def test_a_worker_cannot_write_any_log_file(server):
+    for name in ("error.log", "access.log", "alice-error.log", "bob-error.log"):
+        assert server.get(f"/vhost.php?f={server.root}/logs/{name}").text == "closed"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("script", ["/flood.cgi", "/flood.php"])
+def test_flooding_ones_own_log_stalls_nobody_else(server, script):
+    if not server.with_pool and script == "/flood.php":
+        pytest.skip("the reference has no pools to keep apart")
+    slowest = 0.0
+    box = []
+    flood = threading.Thread(target=lambda: box.append(server.get(script, timeout=100)), daemon=True)
+    flood.start()
+    until = time.monotonic() + 3
+    while flood.is_alive() and time.monotonic() < until:
+        start = time.monotonic()
+        assert server.get("/text.txt", "bob").status == 200
+        slowest = max(slowest, time.monotonic() - start)
+    flood.join(100)
+    assert box and box[0].text.strip().endswith("done")
+    assert slowest < 1.5
+
+
+def test_piped_error_log_gets_the_lines(httpd):
+    alice = Site("alice", ALICE, plain_conf="""
+        ErrorLog "|/usr/bin/tee -a @ROOT@/logs/piped.log"
+        CustomLog "|/usr/bin/tee -a @ROOT@/logs/piped-access.log" test
+    """)
+    bob = Site("bob", BOB)
+    server = httpd(sites=[alice, bob], log_format="%v %U")
+    fill(alice), fill(bob)
+    server.start()
+    assert server.get("/error.php").text == "ok"
+    server.wait_for_log("said by the script", name="piped.log")
+    server.wait_for_log(r"^alice\.test /error\.php$", name="piped-access.log")
+    assert server.get("/error.php", "bob").text == "ok"
+    server.wait_for_log("said by the script", name="error.log")
+    assert server.count_log("said by the script", "piped.log") == 1
+    # One logger for each of the two pipes: neither the seed nor a zygote started more.
+    loggers = [p for p in server.processes() if p.title.startswith("/usr/bin/tee")]
+    assert [p.uid for p in loggers] == [0, 0]
+
+
+@pytest.mark.pool_only
+def test_error_log_format_applies(httpd):
+    alice = Site("alice", ALICE, conf=CONF)
+    server = httpd(sites=[alice], modules=["cgi"],
+                   conf='ErrorLogFormat "FORMAT [%l] %v [client %a] %M"\n')
+    fill(alice)
+    server.start()
+    server.get("/error.php")
+    server.wait_for_log(r"^FORMAT \[\w+\] alice\.test \[client 127\.0\.0\.1:\d+\] .*said by the script",
+                        name="alice-error.log")
+
+
+def test_php_display_and_fatal_error(server):
+    alice = server.sites["alice"]
+    alice.write("fatal.php", "<?php undefined_function();")
+    at = len(errors(server))
+    assert server.get("/fatal.php").status == 500
+    server.wait_for_log(r"PHP Fatal error: .*undefined_function", name="alice-error.log", after=at)

@@ -1,0 +1,424 @@
+"""Point 7: reload and stop as stock httpd does, without a request lost or a process left."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from harness import ALICE, BOB, Broken, Site, eventually, fds_of, in_threads, module_so, read_process
+from pages import SLEEP_PHP, WHO_PHP
+
+
+def fill(site):
+    site.write("who.php", WHO_PHP)
+    site.write("sleep.php", SLEEP_PHP)
+    site.write("text.txt", "text")
+
+
+def make(httpd, mode="foreground", pool_conf="PoolIdleTimeout 60s", **kw):
+    sites = [Site("alice", ALICE, pool_conf=pool_conf), Site("bob", BOB, pool_conf=pool_conf)]
+    server = httpd(sites=sites, **kw)
+    for site in sites:
+        fill(site)
+    return server.start(mode)
+
+
+class Load:
+    """Clients that ask without a pause, and count what a client would call lost.
+
+    Lost: a refused or broken fresh connection, another status than 200, an answer cut short. Not lost: the end of an
+    idle keep-alive connection before any byte of an answer (RFC 9112, 9.3.1: the client asks again on a new one).
+    """
+
+    def __init__(self, server, keep_alive, clients=4, paths=("/who.php", "/text.txt")):
+        self.server, self.keep_alive, self.paths = server, keep_alive, paths
+        self.done, self.lost, self.closed_idle = 0, [], 0
+        self.running = True
+        self.lock = threading.Lock()
+        self.threads = [threading.Thread(target=self.client, args=(i,), daemon=True) for i in range(clients)]
+
+    def __enter__(self):
+        for t in self.threads:
+            t.start()
+        return self
+
+    def __exit__(self, *_):
+        self.running = False
+        for t in self.threads:
+            t.join(30)
+
+    def client(self, i):
+        connection, used = None, 0
+        while self.running:
+            path, host = self.paths[i % len(self.paths)], ["alice.test", "bob.test"][i % 2]
+            i += 1
+            try:
+                if connection is None:
+                    connection, used = self.server.connect(timeout=20), 0
+                headers = [] if self.keep_alive else [("Connection", "close")]
+                connection.request("GET", path, host, headers)
+                found = connection.response()
+                if found.status != 200 or not found.complete:
+                    self.lose(f"{path}: {found.status} complete={found.complete}")
+                with self.lock:
+                    self.done += 1
+                used += 1
+                if not self.keep_alive or (found.get("Connection") or "").lower() == "close":
+                    connection.close()
+                    connection = None
+            except (Broken, OSError) as e:
+                got = connection.buffer if connection else b""
+                if used and not got:
+                    with self.lock:
+                        self.closed_idle += 1
+                else:
+                    self.lose(f"{path}: {e!r} after {used} requests")
+                if connection:
+                    connection.close()
+                connection = None
+
+    def lose(self, what):
+        with self.lock:
+            self.lost.append(what)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("keep_alive", [False, True], ids=["close", "keep-alive"])
+def test_20_graceful_restarts_under_load_lose_nothing(httpd, keep_alive):
+    server = make(httpd)
+    with Load(server, keep_alive) as load:
+        time.sleep(0.5)
+        for _ in range(20):
+            server.graceful()
+            time.sleep(0.4)
+    assert load.lost == []
+    assert load.done > 500
+    if server.with_pool:
+        nothing_old_is_left(server)
+
+
+def nothing_old_is_left(server):
+    count = lambda role: len(server.processes(role))
+    eventually(lambda: count("controller") == 1 and count("seed") == 1, 15, what="one controller and one seed")
+    eventually(lambda: count("zygote") <= 2, 15, what="one zygote for each pool")
+    limit = 40 if server.mpm == "prefork" else 3
+    eventually(lambda: count("frontend") <= limit, 20, what="only young frontends")
+    assert [p for p in server.processes("zombie") if p.state == "Z"] == []
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(240)
+def test_descriptors_and_memory_do_not_grow_with_reloads(httpd):
+    server = make(httpd, pool_conf="PoolIdleTimeout 1s")
+
+    def measure():
+        for name in ("alice", "bob"):
+            assert server.get("/who.php", name).status == 200
+        nothing_old_is_left(server)
+        eventually(lambda: server.of_uid(ALICE, BOB) == [], 10)
+        time.sleep(0.5)
+        out = {}
+        for role in ("parent", "controller"):
+            process = server.processes(role)[0]
+            out[role] = (len(fds_of(process.pid)), int(process.status["VmRSS"].split()[0]))
+        return out
+
+    for _ in range(4):
+        server.graceful()
+    before = measure()
+    for _ in range(16):
+        server.graceful()
+    after = measure()
+    for role in ("parent", "controller"):
+        assert after[role][0] <= before[role][0], (role, before, after)
+        # kB; stock httpd's parent grows by a little with each reload, the controller has nothing to grow by
+        allowed = 2048 if role == "parent" else 512
+        assert after[role][1] <= before[role][1] + allowed, (role, before, after)
+
+
+def test_request_in_flight_survives_a_graceful_restart(httpd):
+    server = make(httpd)
+    server.get("/who.php")
+    box = []
+    t = threading.Thread(target=lambda: box.append(server.get("/sleep.php?s=2.5")), daemon=True)
+    t.start()
+    time.sleep(0.5)
+    server.graceful()
+    assert server.get("/who.php").status == 200
+    t.join(10)
+    assert box[0].status == 200
+
+
+@pytest.mark.pool_only
+def test_unchanged_configuration_keeps_the_zygotes(httpd):
+    server = make(httpd)
+    server.get("/who.php"), server.get("/who.php", "bob")
+    before = {p.pool: p.pid for p in server.processes("zygote")}
+    server.graceful()
+    time.sleep(1)
+    server.get("/who.php"), server.get("/who.php", "bob")
+    assert {p.pool: p.pid for p in server.processes("zygote")} == before
+
+
+@pytest.mark.pool_only
+def test_changed_pool_user_takes_effect(httpd):
+    server = make(httpd)
+    alice = server.sites["alice"]
+    alice.docroot.chmod(0o755)
+    alice.write("uid.php", "<?php echo posix_geteuid();", mode=0o644)
+    assert server.get("/uid.php").text == str(ALICE)
+    alice.uid = alice.gid = 61003
+    server.graceful()
+    eventually(lambda: server.get("/uid.php").text == "61003", 5)
+    nothing_old_is_left(server)
+    eventually(lambda: server.of_uid(ALICE) == [], 10)
+
+
+def test_changed_configuration_takes_effect(httpd):
+    server = make(httpd)
+    alice = server.sites["alice"]
+    alice.write("env.php", "<?php echo $_SERVER['GENERATION'] ?? 'none';")
+    for generation in range(1, 5):
+        alice.conf = f"SetEnv GENERATION {generation}"
+        server.graceful()
+        eventually(lambda: server.get("/env.php").text == str(generation), 5)
+        # No frontend of the old generation may answer for long.
+        time.sleep(0.3)
+        assert [server.get("/env.php").text for _ in range(10)] == [str(generation)] * 10
+
+
+def test_new_virtual_host_takes_effect(httpd):
+    server = make(httpd)
+    carol = Site("carol", 61003)
+    carol.server = server
+    carol.docroot.mkdir()
+    carol.docroot.chmod(0o700)
+    os.chown(carol.docroot, *carol.owner)
+    fill(carol)
+    server.sites["carol"] = carol
+    with Load(server, True) as load:
+        server.graceful()
+        eventually(lambda: server.get("/text.txt", "carol").status == 200, 5)
+    assert load.lost == []
+    assert server.get("/who.php", "carol").json()["posix"] == carol.owner[0]
+
+
+@pytest.mark.pool_only
+def test_cap_holds_over_both_generations(httpd):
+    server = make(httpd, pool_conf="PoolMaxProcesses 2\nPoolQueueTimeout 20s")
+    server.get("/who.php")
+    box = []
+    threads = [threading.Thread(target=lambda: box.append(server.get("/sleep.php?s=2").json()), daemon=True)
+               for _ in range(2)]
+    for t in threads:
+        t.start()
+    time.sleep(0.5)
+    server.sites["alice"].conf = "SetEnv CHANGED 1"
+    server.graceful()
+    box += [a.json() for a in in_threads(4, lambda _: server.get("/sleep.php?s=0.3"))]
+    for t in threads:
+        t.join(10)
+    marks = sorted([(a["start"], 1) for a in box] + [(a["end"], -1) for a in box])
+    level = most = 0
+    for _, step in marks:
+        level += step
+        most = max(most, level)
+    assert len(box) == 6
+    assert most <= 2
+
+
+def test_broken_configuration_does_not_stop_the_server(httpd):
+    server = make(httpd)
+    good = server.conf_file.read_text()
+    server.conf_file.write_text(good + "\nNoSuchDirective here\n")
+    done = server.command("graceful")
+    assert done.returncode != 0
+    assert "NoSuchDirective" in done.stderr + done.stdout
+    assert server.get("/who.php").status == 200
+    server.conf_file.write_text(good)
+
+
+# --- stop -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGWINCH])
+@pytest.mark.parametrize("mode", ["foreground", "daemon"])
+def test_stop_by_signal_leaves_nothing(httpd, mode, number):
+    if mode == "daemon" and number == signal.SIGINT:
+        pytest.skip("a daemon ignores SIGINT")
+    server = make(httpd, mode)
+    server.get("/who.php"), server.get("/who.php", "bob")
+    start = time.monotonic()
+    server.stop(number)
+    assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize("word", ["stop", "graceful-stop"])
+def test_stop_by_command_leaves_nothing(httpd, word):
+    server = make(httpd, "daemon")
+    server.get("/who.php")
+    assert server.command(word).returncode == 0
+    server.wait_for_end()
+    server.stop()
+
+
+@pytest.mark.parametrize("word", ["graceful", "restart"])
+def test_reload_by_command(httpd, word):
+    server = make(httpd, "daemon")
+    server.get("/who.php")
+    for _ in range(3):
+        at = len(server.error_log())
+        assert server.command(word).returncode == 0
+        server.wait_for_log("resuming normal operations", 20, after=at)
+        eventually(lambda: answers(server), 5)
+    assert server.is_running()
+
+
+def answers(server):
+    try:
+        return server.get("/who.php", timeout=5).status == 200
+    except (Broken, OSError):
+        return False
+
+
+def test_restart_by_signal(httpd):
+    server = make(httpd)
+    for _ in range(3):
+        at = len(server.error_log())
+        server.signal(signal.SIGHUP)
+        server.wait_for_log("resuming normal operations", 20, after=at)
+        eventually(lambda: answers(server), 5)
+    if server.with_pool:
+        nothing_old_is_left(server)
+
+
+def test_graceful_stop_finishes_the_request_in_flight(httpd):
+    server = make(httpd)
+    server.get("/who.php")
+    box = []
+    t = threading.Thread(target=lambda: box.append(server.get("/sleep.php?s=2")), daemon=True)
+    t.start()
+    time.sleep(0.5)
+    server.stop(signal.SIGWINCH)
+    t.join(5)
+    assert box and box[0].status == 200 and box[0].complete
+
+
+def test_stop_does_not_wait_for_a_busy_script(httpd):
+    server = make(httpd)
+    server.get("/who.php")
+    t = threading.Thread(target=quiet, args=(server, "/sleep.php?s=30"), daemon=True)
+    t.start()
+    time.sleep(0.5)
+    start = time.monotonic()
+    server.stop(signal.SIGTERM)
+    assert time.monotonic() - start < 12
+
+
+def quiet(server, path):
+    try:
+        server.get(path)
+    except (Broken, OSError):
+        pass
+
+
+def test_ctrl_c_to_the_whole_group_ends_everything(httpd):
+    server = make(httpd)
+    server.get("/who.php")
+    os.killpg(server.main, signal.SIGINT)
+    server.wait_for_end()
+    server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_reload_signal_to_the_whole_group(httpd, number):
+    """What `killall -USR1` does: every process gets it, not the parent alone."""
+    server = make(httpd)
+    server.get("/who.php")
+    at = len(server.error_log())
+    os.killpg(server.main, number)
+    server.wait_for_log("resuming normal operations", 20, after=at)
+    eventually(lambda: answers(server), 8)
+    assert [a.status for a in in_threads(4, lambda _: server.get("/who.php", "bob"))] == [200] * 4
+
+
+@pytest.mark.pool_only
+def test_stray_signals_to_controller_and_seed_are_ignored(httpd):
+    server = make(httpd)
+    server.get("/who.php")
+    before = [p.pid for role in ("controller", "seed") for p in server.processes(role)]
+    for pid in before:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGWINCH, signal.SIGPIPE):
+            os.kill(pid, number)
+    time.sleep(0.5)
+    assert [p.pid for role in ("controller", "seed") for p in server.processes(role)] == before
+    assert server.get("/who.php").status == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_single_process_mode(httpd, number):
+    server = make(httpd, "single")
+    for _ in range(3):
+        found = server.get("/who.php")
+        assert found.json()["site"] == "alice.test"
+    if server.with_pool:
+        assert found.json()["posix"] == ALICE
+    server.stop(number)
+
+
+def test_second_start_on_the_same_pid_file_is_refused(httpd):
+    server = make(httpd, "daemon")
+    server.get("/who.php")
+    done = server.command("start")
+    assert "already running" in done.stdout + done.stderr
+    assert server.get("/who.php").status == 200
+
+
+def test_quick_start_and_stop(httpd):
+    """A stop that comes before the controller and seed are up must not leave them behind."""
+    server = make(httpd)
+    server.stop()
+    for pause in (0, 0.02, 0.05, 0.1, 0.2, 0.4):
+        server.write_conf()
+        server.stopped = False
+        server.child = subprocess.Popen(
+            server.argv("-D", "FOREGROUND"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )
+        server.main = server.child.pid
+        time.sleep(pause)
+        server.stop(signal.SIGTERM)
+
+
+# --- a new module file ------------------------------------------------------------------------------
+
+
+@pytest.mark.pool_only
+def test_replacing_the_module_file_and_reloading_goes_on_serving(httpd):
+    sites = [Site("alice", ALICE, pool_conf="PoolIdleTimeout 1s"), Site("bob", BOB)]
+    server = httpd(sites=sites)
+    for site in sites:
+        fill(site)
+    server.pool_so = server.root / "run" / "mod_pool.so"
+    shutil.copy(module_so(), server.pool_so)
+    server.start()
+    assert server.get("/who.php").status == 200
+    # A package upgrade: another file under the same name.
+    new = server.root / "run" / "mod_pool.so.new"
+    new.write_bytes(module_so().read_bytes() + b"\0" * 64)
+    new.chmod(0o755)
+    new.rename(server.pool_so)
+    for _ in range(2):
+        server.graceful()
+        time.sleep(0.5)
+        for name in ("alice", "bob"):
+            eventually(lambda: server.get("/who.php", name).status == 200, 8)
+    eventually(lambda: server.of_uid(ALICE) == [], 8)
+    assert server.get("/who.php").status == 200
+    assert read_process(server.main) is not None
+    assert not re.search(r"segfault|Segmentation", server.error_log())

@@ -1,0 +1,289 @@
+"""Point 3: from zero to the cap, no further, and back to zero; who waits, waits in order."""
+
+import re
+import threading
+import time
+
+import pytest
+
+from harness import ALICE, BOB, Site, eventually, in_threads
+from pages import SLEEP_PHP, WHO_PHP
+
+pytestmark = pytest.mark.pool_only
+
+
+def make(httpd, pool_conf="", **kw):
+    alice = Site("alice", ALICE, pool_conf=pool_conf)
+    server = httpd(sites=[alice, Site("bob", BOB)], **kw)
+    for site in server.sites.values():
+        fill(site)
+    return server.start()
+
+
+def fill(site):
+    site.write("who.php", WHO_PHP)
+    site.write("sleep.php", SLEEP_PHP)
+    site.write("text.txt", "text")
+
+
+class Watch:
+    """Samples the number of a pool's workers while something runs."""
+
+    def __init__(self, server, *pools):
+        self.server, self.pools = server, pools
+        self.most = 0
+
+    def __enter__(self):
+        self.running = True
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+        return self
+
+    def work(self):
+        while self.running:
+            count = sum(1 for p in self.server.workers() if p.pool in self.pools)
+            self.most = max(self.most, count)
+            time.sleep(0.05)
+
+    def __exit__(self, *_):
+        self.running = False
+        self.thread.join(5)
+
+
+def at_once(answers):
+    """How many of the scripts ran at the same time, by their own clocks."""
+    marks = sorted([(a["start"], 1) for a in answers] + [(a["end"], -1) for a in answers])
+    level = most = 0
+    for _, step in marks:
+        level += step
+        most = max(most, level)
+    return most
+
+
+def test_no_process_before_the_first_request_and_none_after_the_idle_timeout(httpd):
+    server = make(httpd, "PoolIdleTimeout 1s")
+    time.sleep(1)
+    assert server.of_uid(ALICE, BOB) == []
+    assert server.get("/who.php").status == 200
+    assert len(server.workers("alice")) == 1
+    assert len(server.processes("zygote", "alice")) == 1
+    assert server.of_uid(BOB) == []
+    eventually(lambda: server.of_uid(ALICE) == [], 6, what="alice is at zero")
+    # And again.
+    assert server.get("/who.php").status == 200
+    eventually(lambda: server.of_uid(ALICE) == [], 6, what="alice is at zero again")
+
+
+def test_a_used_pool_stays_until_the_idle_timeout(httpd):
+    server = make(httpd, "PoolIdleTimeout 3s")
+    pid = server.get("/who.php").json()["pid"]
+    for _ in range(4):
+        time.sleep(1)
+        assert server.get("/who.php").json()["pid"] == pid
+
+
+def test_grows_to_the_cap_and_no_further(httpd):
+    server = make(httpd, "PoolMaxProcesses 3\nPoolQueueTimeout 30s\nPoolQueueLimit 100")
+    with Watch(server, "alice") as watch:
+        answers = [a.json() for a in in_threads(12, lambda i: server.get("/sleep.php?s=0.4"))]
+    assert len({a["pid"] for a in answers}) == 3
+    assert at_once(answers) == 3
+    assert watch.most == 3
+
+
+def test_serial_requests_need_one_worker(httpd):
+    server = make(httpd, "PoolMaxProcesses 5")
+    assert len({server.get("/who.php").json()["pid"] for _ in range(20)}) == 1
+
+
+def test_caps_of_a_parent_pool_hold_over_its_sub_pools(httpd):
+    sites = [Site("alice", ALICE, declared=False), Site("bob", BOB, declared=False)]
+    server = httpd(sites=sites, global_pool_conf=f"""
+        <ServerPool hosting>
+            PoolMaxProcesses 2
+            PoolQueueTimeout 30s
+            <ServerPool alice>
+                PoolUser #{ALICE}
+                PoolGroup #{ALICE}
+            </ServerPool>
+            <ServerPool bob>
+                PoolUser #{BOB}
+                PoolGroup #{BOB}
+            </ServerPool>
+        </ServerPool>
+    """)
+    for site in sites:
+        fill(site)
+    server.start()
+    with Watch(server, "alice", "bob", "hosting/alice", "hosting/bob") as watch:
+        answers = in_threads(8, lambda i: server.get("/sleep.php?s=0.3", ["alice", "bob"][i % 2]))
+    assert [a.status for a in answers] == [200] * 8
+    assert at_once([a.json() for a in answers]) <= 2
+    assert watch.most <= 2
+
+
+def test_root_cap_evicts_an_idle_pool_for_a_busy_one(httpd):
+    server = make(httpd, "PoolIdleTimeout 60s", global_pool_conf="PoolMaxProcesses 1\nPoolQueueTimeout 10s\n")
+    for _ in range(3):
+        start = time.monotonic()
+        assert server.get("/who.php", "alice").status == 200
+        assert server.get("/who.php", "bob").status == 200
+        assert time.monotonic() - start < 4
+
+
+def test_idle_keep_alive_connections_hold_no_worker(httpd):
+    server = make(httpd, "PoolMaxProcesses 1")
+    connections = [server.connect() for _ in range(10)]
+    try:
+        for c in connections:
+            assert c.get("/text.txt").status == 200
+        assert server.get("/text.txt", timeout=3).status == 200
+    finally:
+        for c in connections:
+            c.close()
+
+
+def test_requests_of_one_frontend_are_served_in_order(httpd, kind):
+    if kind["mpm"] == "prefork":
+        pytest.skip("a prefork frontend has one request at a time")
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueTimeout 30s",
+                  mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 32\nMaxRequestWorkers 32\n")
+    server.get("/who.php")
+
+    def ask(i):
+        time.sleep(0.08 * i)
+        return server.get("/sleep.php?s=0.2").json()["start"]
+
+    starts = in_threads(10, ask)
+    assert starts == sorted(starts)
+
+
+@pytest.mark.timeout(120)
+def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind):
+    conf = "StartServers 3\nServerLimit 3\nThreadsPerChild 10\nMinSpareThreads 30\nMaxSpareThreads 30\n"
+    kw = {} if kind["mpm"] == "prefork" else {"mpm_conf": conf + "MaxRequestWorkers 30\n"}
+    server = make(httpd, "PoolMaxProcesses 2\nPoolQueueTimeout 30s\nPoolQueueLimit 200", **kw)
+    server.get("/who.php")
+    # All connections wait, then the requests go out in a known order, 10 ms apart, faster than they are served.
+    connections = [server.connect() for _ in range(24)]
+    starts = [None] * len(connections)
+    begin = time.monotonic() + 0.3
+
+    def ask(i):
+        with connections[i] as c:
+            time.sleep(max(0, begin + 0.01 * i - time.monotonic()))
+            starts[i] = c.get("/sleep.php?s=0.1").json()["start"]
+
+    in_threads(len(connections), ask)
+    turns = sorted(starts)
+    late = [starts[i] - turns[i] for i in range(len(starts))]
+    assert max(late) < 0.1 + 0.1  # the second 0.1: the noise of a small machine, and the client's own threads
+
+
+def test_past_the_queue_limit_it_is_503_at_once(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 2\nPoolQueueTimeout 30s\nPoolIdleTimeout 60s")
+    server.get("/who.php")
+
+    def ask(i):
+        time.sleep(0.05 * i)
+        start = time.monotonic()
+        found = server.get("/sleep.php?s=0.8")
+        return found, time.monotonic() - start
+
+    answers = in_threads(8, ask)
+    good = [f for f, _ in answers if f.status == 200]
+    refused = [(f, t) for f, t in answers if f.status == 503]
+    assert (len(good), len(refused)) == (3, 5)
+    for found, took in refused:
+        assert int(found.get("Retry-After")) >= 1
+        assert took < 0.5
+    server.wait_for_log(r"alice.*PoolQueueLimit|PoolQueueLimit.*alice")
+
+
+def test_past_the_queue_timeout_it_is_503(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueTimeout 1s\nPoolIdleTimeout 60s")
+    server.get("/who.php")
+    busy = threading.Thread(target=lambda: server.get("/sleep.php?s=3"), daemon=True)
+    busy.start()
+    time.sleep(0.2)
+    start = time.monotonic()
+    found = server.get("/text.txt")
+    took = time.monotonic() - start
+    assert found.status == 503
+    assert int(found.get("Retry-After")) >= 1
+    assert 0.8 < took < 1.8
+    server.wait_for_log(r"alice.*PoolQueueTimeout|PoolQueueTimeout.*alice")
+    busy.join(10)
+    assert server.get("/text.txt").status == 200
+
+
+def test_a_client_that_gives_up_leaves_the_queue(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 3\nPoolQueueTimeout 20s\nPoolIdleTimeout 60s")
+    server.get("/who.php")
+    busy = threading.Thread(target=lambda: server.get("/sleep.php?s=2"), daemon=True)
+    busy.start()
+    time.sleep(0.2)
+    for _ in range(3):
+        c = server.connect()
+        c.request("GET", "/sleep.php?s=2")
+        time.sleep(0.05)
+        c.reset()
+    busy.join(10)
+    # Whether or not the abandoned ones were withdrawn at once, the pool must not run them for long.
+    start = time.monotonic()
+    assert server.get("/text.txt").status == 200
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.timeout(120)
+def test_max_requests_per_process_recycles_without_an_error(httpd):
+    server = make(httpd, "PoolMaxRequestsPerProcess 5\nPoolMaxProcesses 2")
+    pids = []
+
+    def ask(_):
+        out = []
+        with server.connect() as c:
+            for _ in range(40):
+                found = c.get("/who.php")
+                assert (found.status, found.complete) == (200, True)
+                out.append(found.json()["pid"])
+        return out
+
+    for part in in_threads(3, ask):
+        pids += part
+    assert len(pids) == 120
+    assert max(pids.count(p) for p in set(pids)) <= 5
+    assert len(set(pids)) >= 24
+
+
+def test_min_spare_keeps_idle_workers(httpd):
+    server = make(httpd, "PoolMinSpare 2\nPoolIdleTimeout 1s\nPoolMaxProcesses 5")
+    server.get("/who.php")
+    eventually(lambda: len(server.workers("alice")) >= 2, 5)
+    time.sleep(2.5)
+    assert len(server.workers("alice")) >= 2
+
+
+def test_titles_tell_role_pool_and_state(httpd):
+    server = make(httpd, "PoolIdleTimeout 60s")
+    server.get("/who.php")
+    assert len(server.processes("controller")) == 1
+    assert len(server.processes("seed")) == 1
+    assert [p.title for p in server.processes("zygote")] == [p.title for p in server.processes("zygote", "alice")]
+    idle = eventually(lambda: [p.title for p in server.workers("alice")], 2)[0]
+    busy_request = threading.Thread(target=lambda: server.get("/sleep.php?s=1"), daemon=True)
+    busy_request.start()
+    time.sleep(0.4)
+    busy = [p.title for p in server.workers("alice")][0]
+    busy_request.join(5)
+    assert re.match(r"mod_pool: worker alice \S+", idle), idle
+    assert re.match(r"mod_pool: worker alice \S+", busy), busy
+    assert idle != busy
+
+
+def test_a_burst_from_zero_answers_everyone(httpd):
+    server = make(httpd, "PoolMaxProcesses 8\nPoolQueueTimeout 30s\nPoolQueueLimit 200")
+    answers = in_threads(60, lambda i: server.get("/who.php", ["alice", "bob"][i % 2]))
+    assert [a.status for a in answers] == [200] * 60
+    for i, answer in enumerate(answers):
+        assert answer.json()["posix"] == [ALICE, BOB][i % 2]
