@@ -219,6 +219,9 @@ impl Worker {
         if self.response.broken.get() || !self.response.complete.get() {
             return self.abort(AbortReason::Failed, b"the response was not completed");
         }
+        if self.response.remaining.get().is_some_and(|left| left > 0) {
+            return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
+        }
         let last = self.exchange.borrow().last;
         let _ = self.send(|outbox, lease| {
             let current = self.exchange.borrow();
