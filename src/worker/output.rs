@@ -34,6 +34,9 @@ pub fn network(mut brigade: Brigade<'_>) -> Result<(), Status> {
     with(|worker| {
         let result = worker.network(&mut brigade);
         if result.is_err() {
+            if brigade.kinds().any(|kind| kind == Kind::EndOfRequest) {
+                rebuild::request_ends();
+            }
             brigade.clear();
         }
         result
@@ -163,16 +166,10 @@ impl Worker {
             return 0;
         }
         let Some(left) = self.response.remaining.get() else { return len };
-        if len > left {
-            if !self.response.excess.replace(true) {
-                rebuild::with_current(|r| {
-                    log::request(
-                        log::Level::Warning,
-                        r,
-                        "the body is longer than its Content-Length; the rest is dropped",
-                    );
-                });
-            }
+        if len > left && !self.response.excess.replace(true) {
+            rebuild::with_current(|r| {
+                log::request(log::Level::Warning, r, "the body is longer than its Content-Length; the rest is dropped");
+            });
         }
         let n = len.min(left);
         self.response.remaining.set(Some(left - n));
