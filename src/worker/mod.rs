@@ -34,7 +34,7 @@ pub use log::error_line;
 #[cfg(feature = "httpd")]
 pub use output::{header, network};
 #[cfg(feature = "httpd")]
-pub use serve::{run, WorkerStart};
+pub use serve::{run, ServerHash, WorkerStart};
 #[cfg(feature = "httpd")]
 pub use tls::{
     access_checker, default_port, export_variables, is_tls, scheme, see_location, tls_variable, verified_client,

@@ -6,7 +6,7 @@
 use super::inbox::{Filled, Incoming};
 use super::state::{BodyState, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
-use crate::httpd::{config, worker_filters, RequestRec, ServerRec};
+use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title};
 use crate::wire::codec::{Put, Reader};
@@ -16,6 +16,9 @@ use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
+
+/// Gives the hash of a virtual host's own definition, the same in every process that has read the configuration.
+pub type ServerHash = fn(ServerRec<'static>) -> u64;
 
 /// What a forked process needs to be a worker.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub struct WorkerStart {
     pub server: ServerRec<'static>,
     /// The worker ends after so many requests; 0 means never.
     pub max_requests: u32,
+    pub server_hash: ServerHash,
 }
 
 /// Why the worker ends.
@@ -43,14 +47,15 @@ enum Stop {
 
 /// Serves requests until the lease ends, then ends the process.
 pub fn run(start: WorkerStart) -> ! {
-    let WorkerStart { lease, pool, server, max_requests } = start;
+    let WorkerStart { lease, pool, server, max_requests, server_hash } = start;
     let life = rebuild::child_init(server);
     if !worker_filters::install() {
         eprintln!("mod_pool: the worker's filters are not registered");
         fork::exit_now(1);
     }
     super::tls::adopt_access_checker();
-    let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, config::vhost_hash(s))).collect();
+    classes::silence_what_frontends_did();
+    let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
     let stop = WORKER.with(|cell| {
