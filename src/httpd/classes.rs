@@ -77,7 +77,7 @@ const DONE_BY_FRONTEND: &[(&str, hooks::Hook)] = &[
 /// without TLS, and the worker asks it for those.
 pub const KEPT_IN_SEED: &[(&str, &str)] = &[("mod_ssl.c", "access_checker")];
 
-/// In a seed, after [`silence_frontend_modules`]: takes out what must not happen twice to a request.
+/// In a worker, before its first request: takes out what must not happen twice to a request.
 pub fn silence_what_frontends_did() {
     for (module, hook) in DONE_BY_FRONTEND {
         hook.retain(|m| m != *module);

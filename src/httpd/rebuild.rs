@@ -83,12 +83,7 @@ impl Workshop {
     /// `pool` lives as long as the worker and has an allocator of its own.
     pub fn new(pool: AprPool<'static>) -> Self {
         // SAFETY: the pool is live; its allocator serves the buckets too, so freed blocks find each other.
-        let buckets = unsafe {
-            let allocator = ffi::apr_pool_allocator_get(pool.as_ptr());
-            // MaxMemFree, as an MPM's child does it.
-            ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as usize);
-            ffi::apr_bucket_alloc_create(pool.as_ptr())
-        };
+        let buckets = unsafe { ffi::apr_bucket_alloc_create(pool.as_ptr()) };
         let mut socket = ptr::null_mut();
         // SAFETY: the result is written on success, and stays null otherwise, which callers of ap_get_conn_socket see.
         unsafe {
@@ -255,13 +250,18 @@ impl Connection {
 pub fn child_init(main: ServerRec<'_>) -> AprPool<'static> {
     let mut allocator = ptr::null_mut();
     let mut raw = ptr::null_mut();
-    // SAFETY: as an MPM's child makes its pool: an allocator of its own, owned by the pool.
+    let mut thread = ptr::null_mut();
+    // SAFETY: as prefork's child makes its pool: an allocator of its own, owned by the pool, with MaxMemFree; and tells
+    // httpd that this is a thread, for what it keeps per thread (compiled patterns).
     unsafe {
         ffi::apr_allocator_create(&raw mut allocator);
         ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as usize);
         ffi::apr_pool_create_ex(&raw mut raw, main.process_pool().as_ptr(), None, allocator);
         ffi::apr_allocator_owner_set(allocator, raw);
         ffi::apr_pool_tag(raw, c"pool_worker".as_ptr());
+        if ffi::ap_thread_current().is_null() {
+            ffi::ap_thread_main_create(&raw mut thread, raw);
+        }
     }
     // SAFETY: made just now; destroyed by child_exit at the end of the process.
     let pool = unsafe { AprPool::from_raw(raw) };
@@ -273,5 +273,8 @@ pub fn child_init(main: ServerRec<'_>) -> AprPool<'static> {
 /// Destroys the process's pool, and so runs what the modules registered in `child_init` for the end.
 pub fn child_exit(pool: AprPool<'static>) {
     // SAFETY: made by child_init; the process ends right after this.
-    unsafe { ffi::apr_pool_destroy(pool.as_ptr()) };
+    unsafe {
+        ffi::ap_run_child_stopping(pool.as_ptr(), 0);
+        ffi::apr_pool_destroy(pool.as_ptr());
+    }
 }

@@ -235,6 +235,32 @@ fn rebuild_with(table: Table<'_>, r: RequestRec<'_>, folded: &[(&[u8], Vec<u8>)]
     }
 }
 
+/// What the Content-Length fields say. Fields that say nothing sensible, or do not agree, are removed: a client could
+/// not tell where the response ends.
+pub fn content_length(r: RequestRec<'_>) -> Option<u64> {
+    let mut length = None;
+    let mut good = true;
+    for (_, value) in r.headers_out().iter().filter(|(n, _)| n.eq_ignore_ascii_case(b"Content-Length")) {
+        match parse_length(value) {
+            Some(n) if length.is_none() => length = Some(n),
+            _ => good = false,
+        }
+    }
+    if good {
+        return length;
+    }
+    r.headers_out().unset(c"Content-Length");
+    None
+}
+
+/// Digits only, as RFC 9110 has it.
+pub fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
 /// Throws a bad response away. The first time the caller is to answer 500 by `ap_die`; the second time, when the
 /// answer to that is bad too, an empty 500 is all that is left.
 pub fn discard(r: RequestRec<'_>) -> bool {

@@ -4,8 +4,10 @@
 //! Never: sends a message larger than the protocol allows, knows what a frame means.
 
 use crate::sys::socket::{self, Blocking};
+use crate::wire::codec::Put;
 use crate::wire::frame::{
-    put_frame, put_frame_head, Exchange, FrameKind, FLAG_FLUSH, FLAG_MORE, FRAME_HEAD_LEN, MAX_DATA, MAX_MESSAGE,
+    frames, put_frame, put_frame_head, Exchange, FrameKind, FLAG_FLUSH, FLAG_MORE, FRAME_HEAD_LEN, MAX_DATA,
+    MAX_MESSAGE,
 };
 use crate::wire::response::FileRange;
 use std::io::{self, IoSlice};
@@ -27,6 +29,8 @@ pub struct Outbox {
     open_data: Option<usize>,
     /// Something was sent that the client has not been told to see at once.
     unseen: bool,
+    /// Part of the response has left.
+    begun: bool,
     /// Room for the payload of a frame whose size is not known before.
     scratch: Vec<u8>,
 }
@@ -40,6 +44,7 @@ impl Outbox {
             last_part: None,
             open_data: None,
             unseen: false,
+            begun: false,
             scratch: Vec::new(),
         }
     }
@@ -49,6 +54,19 @@ impl Outbox {
         self.clear();
         self.exchange = exchange;
         self.unseen = false;
+        self.begun = false;
+    }
+
+    /// Takes the response back as long as nothing of it has left; lines for the log stay.
+    pub fn take_back(&mut self) {
+        if self.begun {
+            return;
+        }
+        let pending = std::mem::take(&mut self.pending);
+        self.clear();
+        for frame in frames(&pending).flatten().filter(|frame| frame.kind == FrameKind::Log) {
+            put_frame(&mut self.pending, frame.kind, frame.flags, frame.exchange, |o| o.put(frame.payload));
+        }
     }
 
     fn clear(&mut self) {
@@ -64,6 +82,7 @@ impl Outbox {
             return Ok(());
         }
         let fds: Vec<BorrowedFd<'_>> = self.descriptor.iter().map(AsFd::as_fd).collect();
+        self.begun |= self.last_part.is_some();
         let result = socket::send(lease, &self.pending, &fds, Blocking::Yes);
         drop(fds);
         self.clear();
@@ -149,6 +168,7 @@ impl Outbox {
             drop(fds);
             self.clear();
             self.unseen = true;
+            self.begun = true;
             result?;
         }
         Ok(())
@@ -324,6 +344,23 @@ mod tests {
             vec![(FrameKind::Data, FLAG_FLUSH, 0)],
         ];
         assert_eq!(received(&b), expected);
+    }
+
+    #[test]
+    fn a_response_is_taken_back_only_before_any_of_it_has_left() {
+        let (a, b, mut outbox) = fixture();
+        outbox.frame(a.as_fd(), FrameKind::Head, 0, |_| {}).expect("sent");
+        outbox.frame(a.as_fd(), FrameKind::Log, 0, |o| o.extend_from_slice(b"line")).expect("sent");
+        outbox.data(a.as_fd(), b"body").expect("sent");
+        outbox.take_back();
+        outbox.send(a.as_fd()).expect("sent");
+        assert_eq!(received(&b), vec![vec![(FrameKind::Log, 0, 4)]]);
+        outbox.frame(a.as_fd(), FrameKind::Head, 0, |_| {}).expect("sent");
+        outbox.send(a.as_fd()).expect("sent");
+        outbox.data(a.as_fd(), b"body").expect("sent");
+        outbox.take_back();
+        outbox.send(a.as_fd()).expect("sent");
+        assert_eq!(received(&b).concat().len(), 2);
     }
 
     #[test]

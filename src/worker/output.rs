@@ -34,6 +34,9 @@ pub fn network(mut brigade: Brigade<'_>) -> Result<(), Status> {
     with(|worker| {
         let result = worker.network(&mut brigade);
         if result.is_err() {
+            if brigade.kinds().any(|kind| kind == Kind::EndOfRequest) {
+                rebuild::request_ends();
+            }
             brigade.clear();
         }
         result
@@ -91,7 +94,10 @@ impl Worker {
 
     fn send_head(&self, r: RequestRec<'_>) -> Result<(), Status> {
         self.response.head_sent.set(true);
-        self.response.bodiless.set(response::is_header_only(r));
+        let bodiless = response::is_header_only(r);
+        self.response.bodiless.set(bodiless);
+        let length = response::content_length(r);
+        self.response.remaining.set(if bodiless { None } else { length });
         let status = u16::try_from(r.status()).unwrap_or(500);
         self.frame(FrameKind::Head, 0, |out| {
             put_response_head(out, status, response::own_status_line(r));
@@ -146,10 +152,28 @@ impl Worker {
     }
 
     fn body_bytes(&self, bytes: &[u8]) -> Result<(), Status> {
-        if !self.response.bodiless.get() && !bytes.is_empty() {
-            self.send(|outbox, lease| outbox.data(lease, bytes))?;
+        let n = usize::try_from(self.promised(bytes.len() as u64)).unwrap_or(usize::MAX);
+        if n > 0 {
+            self.send(|outbox, lease| outbox.data(lease, &bytes[..n]))?;
         }
         Ok(())
+    }
+
+    /// How many of `len` bytes of body the head has promised: what an application writes beyond its own
+    /// Content-Length no client would read, and the frontend must not pass it on.
+    fn promised(&self, len: u64) -> u64 {
+        if self.response.bodiless.get() {
+            return 0;
+        }
+        let Some(left) = self.response.remaining.get() else { return len };
+        if len > left && !self.response.excess.replace(true) {
+            rebuild::with_current(|r| {
+                log::request(log::Level::Warning, r, "the body is longer than its Content-Length; the rest is dropped");
+            });
+        }
+        let n = len.min(left);
+        self.response.remaining.set(Some(left - n));
+        n
     }
 
     /// Bytes of HTTP/1 that did not come through the header filter: interim responses, and what nph- scripts say.
@@ -159,7 +183,7 @@ impl Worker {
         let mut at = 0;
         while !self.response.head_sent.get() {
             match interim::parse(&head[at..]) {
-                Ok(Some(parsed)) => {
+                Ok(Some(parsed)) if (100..600).contains(&parsed.status) => {
                     self.raw_head(&parsed)?;
                     at += parsed.len;
                 }
@@ -168,7 +192,7 @@ impl Worker {
                     self.response.raw_head.replace(head);
                     return Ok(());
                 }
-                Err(_) => {
+                Ok(Some(_)) | Err(_) => {
                     self.response.broken.set(true);
                     rebuild::with_current(|r| {
                         log::request(log::Level::Error, r, "the response is not HTTP: its head cannot be parsed");
@@ -181,6 +205,12 @@ impl Worker {
     }
 
     fn raw_head(&self, head: &interim::RawHead<'_>) -> Result<(), Status> {
+        let mut lengths = head.fields.iter().filter(|(name, _)| is_length(name));
+        // Of several, none is believed.
+        let length = match (lengths.next(), lengths.next()) {
+            (Some((_, value)), None) => response::parse_length(value),
+            _ => None,
+        };
         let kind = if head.is_interim() {
             let count = self.response.interims.get() + 1;
             self.response.interims.set(count);
@@ -193,14 +223,18 @@ impl Worker {
             self.response.head_sent.set(true);
             let no_body = rebuild::with_current(response::is_header_only).unwrap_or(false);
             self.response.bodiless.set(no_body || matches!(head.status, 204 | 304));
+            if !self.response.bodiless.get() {
+                self.response.remaining.set(length);
+            }
             FrameKind::Head
         };
         self.frame(kind, 0, |out| {
-            let line = if head.reason.is_empty() { String::new() } else { format!("{} {}", head.status, head.reason) };
+            let plain = !head.reason.is_empty() && !head.reason.contains(char::is_control);
+            let line = if plain { format!("{} {}", head.status, head.reason) } else { String::new() };
             put_response_head(out, head.status, line.as_bytes());
             let mut fields = PairsWriter::new(out);
             for (name, value) in &head.fields {
-                if !is_hop_by_hop(name.as_bytes()) {
+                if !is_hop_by_hop(name.as_bytes()) && (length.is_some() || !is_length(name)) {
                     // Shorter than the head that they were in, whose length is limited.
                     let _ = fields.pair(name.as_bytes(), value);
                 }
@@ -215,9 +249,7 @@ impl Worker {
 
     fn file(&self, bucket: Bucket<'_>) -> Result<(), Status> {
         let Some(piece) = bucket.file() else { return self.data(bucket) };
-        if self.response.bodiless.get() {
-            return Ok(());
-        }
+        let piece = FilePiece { length: self.promised(piece.length), ..piece };
         if piece.length >= PASS_FROM {
             let inside = |size: u64| piece.offset.checked_add(piece.length).is_some_and(|end| end <= size);
             if file::passable_size(piece.fd).is_some_and(inside) {
@@ -255,6 +287,10 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+fn is_length(name: &str) -> bool {
+    name.eq_ignore_ascii_case("Content-Length")
 }
 
 /// Passes the end of the stream on alone, if the brigade has it.

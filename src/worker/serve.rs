@@ -6,7 +6,7 @@
 use super::inbox::{Filled, Incoming};
 use super::state::{BodyState, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
-use crate::httpd::{worker_filters, RequestRec, ServerRec};
+use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title};
 use crate::wire::codec::{Put, Reader};
@@ -54,6 +54,7 @@ pub fn run(start: WorkerStart) -> ! {
         fork::exit_now(1);
     }
     super::tls::adopt_access_checker();
+    classes::silence_what_frontends_did();
     let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
@@ -203,6 +204,7 @@ impl Worker {
     /// Gives the exchange up. The frontend answers, or breaks the transfer off.
     pub(super) fn abort(&self, reason: AbortReason, text: &[u8]) {
         self.response.finished.set(true);
+        self.outbox.borrow_mut().take_back();
         // When it cannot be sent, the loop finds the lease's end.
         let _ = self.frame(FrameKind::Abort, 0, |out| Abort { reason, text }.encode(out));
         let _ = self.send(super::outbox::Outbox::send);
@@ -218,6 +220,9 @@ impl Worker {
         }
         if self.response.broken.get() || !self.response.complete.get() {
             return self.abort(AbortReason::Failed, b"the response was not completed");
+        }
+        if self.response.remaining.get().is_some_and(|left| left > 0) {
+            return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
         }
         let last = self.exchange.borrow().last;
         let _ = self.send(|outbox, lease| {

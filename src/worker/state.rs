@@ -50,6 +50,10 @@ pub(super) struct Response {
     /// A filter said that the response cannot be completed.
     pub(super) broken: Cell<bool>,
     pub(super) finished: Cell<bool>,
+    /// Bytes of body that the head has promised and that are still to come.
+    pub(super) remaining: Cell<Option<u64>>,
+    /// More body came than the head has promised.
+    pub(super) excess: Cell<bool>,
     pub(super) interims: Cell<u32>,
     /// Bytes of a head that did not come through the header filter.
     pub(super) raw_head: RefCell<Vec<u8>>,
@@ -57,10 +61,11 @@ pub(super) struct Response {
 
 impl Response {
     pub(super) fn reset(&self) {
-        for flag in [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished] {
+        for flag in [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished, &self.excess] {
             flag.set(false);
         }
         self.interims.set(0);
+        self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
     }
 }
