@@ -189,7 +189,11 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
         if r.is_redirected() {
             // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,
             // and serving its files here would be done as the wrong user.
-            return if frontend::has_failed(r) { ffi::HTTP_SERVICE_UNAVAILABLE.cast_signed() } else { answer(serve(r, pool)) };
+            return if frontend::has_failed(r) {
+                ffi::HTTP_SERVICE_UNAVAILABLE.cast_signed()
+            } else {
+                answer(serve(r, pool))
+            };
         }
         if r.is_subrequest() {
             r.set_handler(HANDLER);
@@ -248,7 +252,10 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 None => ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
             };
         }
-        if classes::is_php_handler(r.handler()) && hooks::handler.function_of("mod_php.c").is_none() && classes::php_is_loaded() {
+        if classes::is_php_handler(r.handler())
+            && hooks::handler.function_of("mod_php.c").is_none()
+            && classes::php_is_loaded()
+        {
             log::request(
                 log::Level::Error,
                 r,

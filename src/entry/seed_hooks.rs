@@ -50,9 +50,7 @@ unsafe extern "C" fn check_config(
 ) -> c_int {
     // SAFETY: httpd calls the hook with its main server and pools; as this function does not return, they live as long
     // as the process.
-    let (main, pools) = unsafe {
-        (ServerRec::from_raw(main), [pconf, plog, ptemp].map(|p| AprPool::from_raw(p)))
-    };
+    let (main, pools) = unsafe { (ServerRec::from_raw(main), [pconf, plog, ptemp].map(|p| AprPool::from_raw(p))) };
     guard_or_abort(|| be_seed(main, pools))
 }
 

@@ -12,8 +12,8 @@ use crate::sys::{file, wait};
 use crate::wire::codec::Malformed;
 use crate::wire::control::Returned;
 use crate::wire::frame::{
-    frames, put_frame, Exchange, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_DATA, MAX_INTERIM, MAX_MESSAGE,
-    MAX_RESPONSE_HEAD,
+    frames, put_frame, Exchange, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_DATA, MAX_INTERIM,
+    MAX_MESSAGE, MAX_RESPONSE_HEAD,
 };
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{decode_trailers, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead};
@@ -465,7 +465,8 @@ impl Run<'_, '_> {
         let range = FileRange::decode(payload)?;
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
         self.count(range.length)?;
-        let size = file::passable_size(fd.as_fd()).ok_or(Stop::Violation("a descriptor that is no plain file".into()))?;
+        let size =
+            file::passable_size(fd.as_fd()).ok_or(Stop::Violation("a descriptor that is no plain file".into()))?;
         if range.offset + range.length > size {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
@@ -479,7 +480,8 @@ impl Run<'_, '_> {
         while left > 0 {
             piece.clear();
             let want = usize::try_from(left.min(MAX_DATA as u64)).unwrap_or(MAX_DATA);
-            let n = file::read_at(fd.as_fd(), at, want, &mut piece).map_err(|e| Stop::Violation(format!("file: {e}")))?;
+            let n =
+                file::read_at(fd.as_fd(), at, want, &mut piece).map_err(|e| Stop::Violation(format!("file: {e}")))?;
             if n == 0 {
                 return Err(Stop::Violation("a file that became shorter".into()));
             }
@@ -570,7 +572,9 @@ impl Run<'_, '_> {
             Stop::ClientGone => return Outcome::ClientGone,
             Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && is_unread(kind) => return Outcome::Unread,
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
-            Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs())),
+            Stop::Silent => {
+                (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs()))
+            }
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
             Stop::Aborted(AbortReason::ServerMismatch, text) => {
                 (503, Returned::Violation, format!("has read another configuration: {text}"))

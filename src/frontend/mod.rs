@@ -18,8 +18,8 @@ use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_C
 use channel::{Channel, Identity};
 use desk::{Desk, Leased, NoLease};
 use exchange::Outcome;
-use request::ServerName;
 use once_cell::sync::OnceCell;
+use request::ServerName;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -97,7 +97,9 @@ impl Frontend {
                 Ok(Some(mut received)) => match ControllerMessage::decode(&buf[..received.len]) {
                     Ok(ControllerMessage::Log { pool, pid, line }) => self.log_line(pool, pid, &line),
                     Ok(message) => self.desk.hear(message, received.fds.pop()),
-                    Err(e) => log::server(log::Level::Error, self.main, format!("POOL101: message of the controller: {e}")),
+                    Err(e) => {
+                        log::server(log::Level::Error, self.main, format!("POOL101: message of the controller: {e}"))
+                    }
                 },
                 Ok(None) => {}
                 Err(_) => self.reconnect(),

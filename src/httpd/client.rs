@@ -219,8 +219,7 @@ impl<'r> Client<'r> {
         // SAFETY: the request is live; the strings live in its pool.
         unsafe {
             (*rec).status = i32::from(head.status);
-            (*rec).status_line =
-                if head.status_line.is_empty() { ptr::null() } else { pool.copy(head.status_line) };
+            (*rec).status_line = if head.status_line.is_empty() { ptr::null() } else { pool.copy(head.status_line) };
             (*rec).content_type = ptr::null();
             ffi::ap_remove_output_filter_byhandle((*rec).output_filters, c"BYTERANGE".as_ptr());
         }

@@ -83,7 +83,11 @@ pub fn variables<'r>(r: RequestRec<'r>) -> Option<&'r [u8]> {
     // SAFETY: a live request on this thread, and its connection.
     let c = unsafe {
         let c = (*rec).connection;
-        if (*c).master.is_null() { c } else { (*c).master }
+        if (*c).master.is_null() {
+            c
+        } else {
+            (*c).master
+        }
     };
     // SAFETY: the connection is live.
     if unsafe { ffi::ap_ssl_conn_is_ssl((*rec).connection) } == 0 {
@@ -95,7 +99,8 @@ pub fn variables<'r>(r: RequestRec<'r>) -> Option<&'r [u8]> {
     let own = unsafe { (*(*rec).connection).master.is_null() };
     if own {
         // SAFETY: the slot of this module in a live connection; what is in it was put there below.
-        let kept = unsafe { ffi::ap_get_module_config((*c).conn_config, super::config::module()).cast::<Kept>().as_ref() };
+        let kept =
+            unsafe { ffi::ap_get_module_config((*c).conn_config, super::config::module()).cast::<Kept>().as_ref() };
         if let Some(kept) = kept.filter(|k| k.client == client) {
             return Some(&kept.list);
         }

@@ -3,10 +3,10 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
 pub mod classes;
+pub mod client;
 pub mod command;
 pub mod config;
 pub mod errorlog;
-pub mod client;
 pub mod frontend_tls;
 pub mod hooks;
 pub mod image;

@@ -46,7 +46,8 @@ pub fn serve(channel: OwnedFd, tree: &PoolTree) -> ZygoteStart {
 }
 
 fn zygote_start(tree: &PoolTree, pool: &str, fds: Vec<OwnedFd>) -> Result<ZygoteStart, String> {
-    let [channel, standard_error]: [OwnedFd; 2] = fds.try_into().map_err(|_| "file descriptors were lost".to_owned())?;
+    let [channel, standard_error]: [OwnedFd; 2] =
+        fds.try_into().map_err(|_| "file descriptors were lost".to_owned())?;
     let index = tree.find(pool).ok_or_else(|| format!("the configuration has no pool {pool} any more"))?;
     Ok(ZygoteStart { pool: index, channel, standard_error })
 }

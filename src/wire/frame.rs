@@ -87,7 +87,8 @@ pub const FLAG_FLUSH: u8 = 2;
 pub const FLAG_LAST: u8 = 4;
 const KNOWN_FLAGS: u8 = FLAG_MORE | FLAG_FLUSH | FLAG_LAST;
 
-/// Number of an exchange on one lease: 1 for the first request, one more for each that follows.
+/// Number of an exchange on one lease. The frontend chooses the first one of each lending; it then rises by one with
+/// each request. A worker answers with the number it was asked with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Exchange(pub u32);
 

@@ -97,7 +97,7 @@ enum Payload {
 impl Worker {
     /// Waits for the next request; what is left of an earlier exchange is skipped.
     fn next_request(&self) -> Result<Payload, Stop> {
-        let mut parts: Option<Vec<u8>> = None;
+        let mut parts: Option<(Exchange, Vec<u8>)> = None;
         loop {
             let frame = self.next_frame()?;
             match frame.kind {
@@ -110,20 +110,21 @@ impl Worker {
                 }
                 _ => return Err(Stop::Protocol("a frame where a request was due")),
             }
-            if frame.exchange != self.exchange.borrow().number.next() {
-                return Err(Stop::Protocol("a wrong exchange number"));
+            // The frontend chooses the number: each lending starts with another one.
+            if parts.as_ref().is_some_and(|(number, _)| *number != frame.exchange) {
+                return Err(Stop::Protocol("parts of two requests"));
             }
             let more = frame.flags & FLAG_MORE != 0;
             let payload = match parts.take() {
                 None if !more => Payload::Received(frame.clone()),
                 whole => {
-                    let mut whole = whole.unwrap_or_default();
+                    let mut whole = whole.map(|(_, bytes)| bytes).unwrap_or_default();
                     whole.put(self.inbox.borrow().bytes(frame.payload.clone()));
                     if whole.len() > MAX_REQUEST_HEAD {
                         return Err(Stop::Protocol("too long a request head"));
                     }
                     if more {
-                        parts = Some(whole);
+                        parts = Some((frame.exchange, whole));
                         continue;
                     }
                     Payload::Assembled(whole)

@@ -33,7 +33,11 @@ pub fn give_up(channel: &OwnedFd, text: &str) -> ! {
     fork::exit_now(1)
 }
 
-fn try_become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd) -> Result<(), (&'static str, io::Error)> {
+fn try_become_pool(
+    pool: &ServerPool,
+    channel: &OwnedFd,
+    standard_error: OwnedFd,
+) -> Result<(), (&'static str, io::Error)> {
     let user = pool.user.as_ref().ok_or(("PoolUser", io::Error::other("the pool has none")))?;
     privileges::reset_signals();
     privileges::new_session();
