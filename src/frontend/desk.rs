@@ -30,7 +30,8 @@ pub struct Lease {
     pub lend: LendCount,
     pub pool: u32,
     pub pid: u32,
-    pub socket: OwnedFd,
+    /// Shared with the list of busy leases: whoever drops the last share closes it.
+    pub socket: Arc<OwnedFd>,
     /// Number of the exchange that comes next.
     pub exchange: Exchange,
     /// Receive timeout that the socket has, to set it only when it changes.
@@ -87,7 +88,7 @@ pub struct Desk {
     obituary_came: Condvar,
     /// Sockets of leases that carry a request: how the helper thread wakes a request whose worker has died while
     /// somebody else holds a copy of the worker's end.
-    busy: Mutex<HashMap<LeaseId, (OwnedFd, u32, u32)>>,
+    busy: Mutex<HashMap<LeaseId, (Arc<OwnedFd>, u32, u32)>>,
     pub channel: Channel,
 }
 
@@ -148,9 +149,7 @@ impl Desk {
 
     /// The lease carries a request from now on.
     pub fn begin(&self, lease: &Lease) {
-        if let Ok(copy) = lease.socket.try_clone() {
-            lock(&self.busy).insert(lease.id, (copy, lease.pid, lease.pool));
-        }
+        lock(&self.busy).insert(lease.id, (Arc::clone(&lease.socket), lease.pid, lease.pool));
     }
 
     /// The request is over; the lease goes back, or stays here for the next one.
@@ -218,6 +217,7 @@ impl Desk {
     fn grant(&self, want: WantId, name: (LeaseId, LendCount), pid: u32, how: (bool, bool), socket: OwnedFd) {
         let (id, lend) = name;
         let (cold, contended) = how;
+        let socket = Arc::new(socket);
         let Some(waiter) = lock(&self.wants).get(&want).cloned() else {
             // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
             let lease = Lease { id, lend, pool: u32::MAX, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
