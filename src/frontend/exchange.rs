@@ -106,6 +106,8 @@ struct Run<'a, 'r> {
     server: ServerName,
     client: Client<'r>,
     upload: Upload,
+    /// The last look for more of the body found none: filters hold nothing back, so its socket can be polled.
+    dry: bool,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
     stage: Stage,
@@ -142,6 +144,7 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         server,
         client: Client::new(r),
         upload: Upload::Complete,
+        dry: false,
         messages: 0,
         stage: Stage::Waiting,
         heard: false,
@@ -235,11 +238,15 @@ impl Run<'_, '_> {
     /// Takes what the client has sent of its body and appends frames for it.
     fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
         body.clear();
+        self.dry = false;
         // A body that is there whole gets its end into the same message.
         while body.len() < PREFETCH {
             match self.client.read_body(body, PREFETCH - body.len()) {
                 BodyRead::Data => {}
-                BodyRead::WouldBlock => break,
+                BodyRead::WouldBlock => {
+                    self.dry = true;
+                    break;
+                }
                 BodyRead::End => {
                     self.put_body(body, out);
                     request::put_body_end(out, self.client.trailers(), self.exchange());
@@ -309,7 +316,7 @@ impl Run<'_, '_> {
                     quiet_since = Instant::now();
                 }
                 Err(Stop::Silent) => {
-                    if pending || self.upload == Upload::Running {
+                    if pending || (self.upload == Upload::Running && self.dry) {
                         self.wait(pending, quiet_since)?;
                     }
                 }
