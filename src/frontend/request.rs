@@ -92,11 +92,19 @@ pub fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Appends BODY_END with the request's trailers; one that is too long is left out.
+/// Most bytes of a request's trailers: with body before them they fit one message.
+const MAX_TRAILERS: usize = 16 * 1024;
+
+/// Appends BODY_END with the request's trailers, or with none where they are too long.
 pub fn put_body_end(out: &mut Vec<u8>, trailers: Table<'_>, exchange: Exchange) {
+    let start = out.len();
     put_frame(out, FrameKind::BodyEnd, 0, exchange, |out| {
         let _ = put_table(out, trailers);
     });
+    if out.len() - start > MAX_TRAILERS {
+        out.truncate(start);
+        put_frame(out, FrameKind::BodyEnd, 0, exchange, |out| PairsWriter::new(out).finish());
+    }
 }
 
 /// Appends BODY_ABORT.
