@@ -34,7 +34,12 @@ pub fn put(
     exchange: Exchange,
     body: BodyFlags,
 ) -> Result<(), TooLong> {
-    let tls = frontend_tls::variables(r);
+    let tls = frontend_tls::variables(r, |table| {
+        let mut list = Vec::new();
+        // What is longer than the wire takes (no variable of mod_ssl's is) is left out.
+        let _ = put_table(&mut list, table);
+        list
+    });
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
     let mut result = Ok(());
     let start = out.len();
