@@ -27,9 +27,10 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 
-ALICE = 61001
-BOB = 61002
-CAROL = 61003
+# Servers of several runs on one machine must not share users: each run ends what is left of its own.
+ALICE = int(os.environ.get("MOD_POOL_TEST_UID", "61001"))
+BOB = ALICE + 1
+CAROL = ALICE + 2
 FRONTEND = 33
 TEST_UIDS = {ALICE, BOB, CAROL}
 
