@@ -16,7 +16,9 @@ use crate::wire::frame::{
     MAX_MESSAGE, MAX_RESPONSE_HEAD,
 };
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
-use crate::wire::response::{decode_trailers, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead};
+use crate::wire::response::{
+    decode_trailers, is_hop_by_hop, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead,
+};
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::io;
@@ -106,6 +108,8 @@ struct Run<'a, 'r> {
     server: ServerName,
     client: Client<'r>,
     upload: Upload,
+    /// The last look for more of the body found none: filters hold nothing back, so its socket can be polled.
+    dry: bool,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
     stage: Stage,
@@ -142,6 +146,7 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         server,
         client: Client::new(r),
         upload: Upload::Complete,
+        dry: false,
         messages: 0,
         stage: Stage::Waiting,
         heard: false,
@@ -235,11 +240,15 @@ impl Run<'_, '_> {
     /// Takes what the client has sent of its body and appends frames for it.
     fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
         body.clear();
+        self.dry = false;
         // A body that is there whole gets its end into the same message.
         while body.len() < PREFETCH {
             match self.client.read_body(body, PREFETCH - body.len()) {
                 BodyRead::Data => {}
-                BodyRead::WouldBlock => break,
+                BodyRead::WouldBlock => {
+                    self.dry = true;
+                    break;
+                }
                 BodyRead::End => {
                     self.put_body(body, out);
                     request::put_body_end(out, self.client.trailers(), self.exchange());
@@ -309,7 +318,7 @@ impl Run<'_, '_> {
                     quiet_since = Instant::now();
                 }
                 Err(Stop::Silent) => {
-                    if pending || self.upload == Upload::Running {
+                    if pending || (self.upload == Upload::Running && self.dry) {
                         self.wait(pending, quiet_since)?;
                     }
                 }
@@ -436,7 +445,7 @@ impl Run<'_, '_> {
             // The client may still send for long; after this answer nobody reads it.
             self.client.close_after();
         }
-        self.client.set_head(head);
+        self.client.set_head(head.status, head.status_line, passable(head));
         self.stage = Stage::Body;
         Ok(())
     }
@@ -502,7 +511,7 @@ impl Run<'_, '_> {
         if head.status == 100 {
             return self.need_body();
         }
-        self.client.send_interim(&head);
+        self.client.send_interim(head.status, passable(&head));
         Ok(())
     }
 
@@ -590,6 +599,11 @@ impl Run<'_, '_> {
         self.client.break_off();
         Outcome::BrokeOff { how, why }
     }
+}
+
+/// The fields that go on to the client: those of one connection are the frontend's own business.
+fn passable<'f>(head: &ResponseHead<'f>) -> impl Iterator<Item = (&'f [u8], &'f [u8])> {
+    head.fields.iter().filter(|(name, _)| !is_hop_by_hop(name))
 }
 
 /// The kernel says so when the other end was closed with the message still in its queue, or before it got there.

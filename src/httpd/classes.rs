@@ -65,12 +65,11 @@ pub fn silence_frontend_modules(tree: &PoolTree, keep: &[(&str, &str)]) {
 }
 
 /// Hooks of modules that work in a pool's process, but have run in the frontend for this request already: what they
-/// made of it came with the request (fields, environment).
+/// made of it came with the request (fields, environment). mod_setenvif is not among them: it counts its calls, takes the
+/// first for the server's rules, and those do no harm twice.
 const DONE_BY_FRONTEND: &[(&str, hooks::Hook)] = &[
     // `RequestHeader ... early`: running again would add a field twice.
     ("mod_headers.c", hooks::post_read_request),
-    // SetEnvIf of the server; that of directories runs in header_parser.
-    ("mod_setenvif.c", hooks::post_read_request),
 ];
 
 /// Hooks that a module of the frontends keeps in a seed: module, hook. mod_ssl's access checker is right for requests
