@@ -29,6 +29,7 @@ pub fn register() {
         ffi::ap_hook_expr_lookup(Some(expr_lookup), none, none, first);
         ffi::ap_hook_http_scheme(Some(http_scheme), none, none, first);
         ffi::ap_hook_default_port(Some(default_port), none, none, first);
+        ffi::ap_hook_post_read_request(Some(post_read_request), none, none, ffi::APR_HOOK_MIDDLE.cast_signed());
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
         ffi::ap_hook_fixups(Some(fixups), none, none, ffi::APR_HOOK_MIDDLE.cast_signed());
         ffi::ap_hook_check_access(
@@ -162,6 +163,14 @@ unsafe extern "C" fn http_scheme(_r: *const ffi::request_rec) -> *const c_char {
 
 unsafe extern "C" fn default_port(_r: *const ffi::request_rec) -> ffi::apr_port_t {
     guard(0, || worker::default_port().unwrap_or(0))
+}
+
+unsafe extern "C" fn post_read_request(r: *mut ffi::request_rec) -> c_int {
+    guard(HOOK_DECLINED, || {
+        // SAFETY: httpd passes a live request.
+        worker::keep_unique_id(unsafe { RequestRec::from_raw(r) });
+        HOOK_DECLINED
+    })
 }
 
 unsafe extern "C" fn translate_name(r: *mut ffi::request_rec) -> c_int {

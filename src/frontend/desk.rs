@@ -78,6 +78,14 @@ struct Waiter {
     answered: Condvar,
 }
 
+/// A lease that carries a request.
+#[derive(Debug)]
+struct Busy {
+    socket: Arc<OwnedFd>,
+    pid: u32,
+    pool: u32,
+}
+
 /// All pools of one frontend process.
 #[derive(Debug)]
 pub struct Desk {
@@ -88,7 +96,7 @@ pub struct Desk {
     obituary_came: Condvar,
     /// Sockets of leases that carry a request: how the helper thread wakes a request whose worker has died while
     /// somebody else holds a copy of the worker's end.
-    busy: Mutex<HashMap<LeaseId, (Arc<OwnedFd>, u32, u32)>>,
+    busy: Mutex<HashMap<LeaseId, Busy>>,
     pub channel: Channel,
 }
 
@@ -149,7 +157,7 @@ impl Desk {
 
     /// The lease carries a request from now on.
     pub fn begin(&self, lease: &Lease) {
-        lock(&self.busy).insert(lease.id, (Arc::clone(&lease.socket), lease.pid, lease.pool));
+        lock(&self.busy).insert(lease.id, Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool });
     }
 
     /// The request is over; the lease goes back, or stays here for the next one.
@@ -262,7 +270,7 @@ impl Desk {
                 }
             }
         }
-        let busy = lock(&self.busy).get(&id).map(|(_, _, pool)| *pool);
+        let busy = lock(&self.busy).get(&id).map(|b| b.pool);
         if let Some(mut pool) = busy.and_then(|p| self.pool(p)) {
             pool.recalled.insert(id);
         }
@@ -291,8 +299,8 @@ impl Desk {
                 }
             }
         }
-        if let Some((socket, _, _)) = lock(&self.busy).get(&id) {
-            socket::shutdown(socket.as_fd());
+        if let Some(busy) = lock(&self.busy).get(&id) {
+            socket::shutdown(busy.socket.as_fd());
         }
         let mut map = lock(&self.obituaries);
         if map.len() >= MAX_OBITUARIES {
@@ -327,7 +335,7 @@ impl Desk {
             pool.recalled.clear();
             pool.contended = false;
         }
-        lock(&self.busy).values().map(|(_, pid, pool)| (*pid, *pool)).collect()
+        lock(&self.busy).values().map(|b| (b.pid, b.pool)).collect()
     }
 
     /// There is a controller again: every Want that has no answer is sent to it.

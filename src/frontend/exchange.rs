@@ -16,7 +16,9 @@ use crate::wire::frame::{
     MAX_MESSAGE, MAX_RESPONSE_HEAD,
 };
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
-use crate::wire::response::{decode_trailers, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead};
+use crate::wire::response::{
+    decode_trailers, is_hop_by_hop, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead,
+};
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::io;
@@ -443,7 +445,7 @@ impl Run<'_, '_> {
             // The client may still send for long; after this answer nobody reads it.
             self.client.close_after();
         }
-        self.client.set_head(head);
+        self.client.set_head(head.status, head.status_line, passable(head));
         self.stage = Stage::Body;
         Ok(())
     }
@@ -509,7 +511,7 @@ impl Run<'_, '_> {
         if head.status == 100 {
             return self.need_body();
         }
-        self.client.send_interim(&head);
+        self.client.send_interim(head.status, passable(&head));
         Ok(())
     }
 
@@ -597,6 +599,11 @@ impl Run<'_, '_> {
         self.client.break_off();
         Outcome::BrokeOff { how, why }
     }
+}
+
+/// The fields that go on to the client: those of one connection are the frontend's own business.
+fn passable<'f>(head: &ResponseHead<'f>) -> impl Iterator<Item = (&'f [u8], &'f [u8])> {
+    head.fields.iter().filter(|(name, _)| !is_hop_by_hop(name))
 }
 
 /// The kernel says so when the other end was closed with the message still in its queue, or before it got there.

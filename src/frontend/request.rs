@@ -34,7 +34,12 @@ pub fn put(
     exchange: Exchange,
     body: BodyFlags,
 ) -> Result<(), TooLong> {
-    let tls = frontend_tls::variables(r);
+    let tls = frontend_tls::variables(r, |table| {
+        let mut list = Vec::new();
+        // What is longer than the wire takes (no variable of mod_ssl's is) is left out.
+        let _ = put_table(&mut list, table);
+        list
+    });
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
     let mut result = Ok(());
     let start = out.len();
@@ -92,11 +97,19 @@ pub fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Appends BODY_END with the request's trailers; one that is too long is left out.
+/// Most bytes of a request's trailers: with body before them they fit one message.
+const MAX_TRAILERS: usize = 16 * 1024;
+
+/// Appends BODY_END with the request's trailers, or with none where they are too long.
 pub fn put_body_end(out: &mut Vec<u8>, trailers: Table<'_>, exchange: Exchange) {
+    let start = out.len();
     put_frame(out, FrameKind::BodyEnd, 0, exchange, |out| {
         let _ = put_table(out, trailers);
     });
+    if out.len() - start > MAX_TRAILERS {
+        out.truncate(start);
+        put_frame(out, FrameKind::BodyEnd, 0, exchange, |out| PairsWriter::new(out).finish());
+    }
 }
 
 /// Appends BODY_ABORT.

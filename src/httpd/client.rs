@@ -6,7 +6,6 @@
 use super::RequestRec;
 use crate::apr::AprPool;
 use crate::ffi;
-use crate::wire::response::{is_hop_by_hop, ResponseHead};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
@@ -14,6 +13,9 @@ use std::ptr;
 /// The client is gone, or its connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientGone;
+
+/// Name and value of a header field.
+pub type Field<'f> = (&'f [u8], &'f [u8]);
 
 /// What reading the body gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,43 +214,41 @@ impl<'r> Client<'r> {
         unsafe { (*self.conn()).keepalive = ffi::ap_conn_keepalive_e_AP_CONN_CLOSE };
     }
 
-    /// Takes the final head over into the request. Hop-by-hop fields and the frontend's own are left out.
-    pub fn set_head(&self, head: &ResponseHead<'_>) {
+    /// Takes the final head over into the request: status, status line (empty for httpd's own text) and fields.
+    pub fn set_head<'f>(&self, status: u16, line: &[u8], fields: impl Iterator<Item = Field<'f>>) {
         let rec = self.r.as_ptr();
         let pool = self.r.pool();
         // SAFETY: the request is live; the strings live in its pool.
         unsafe {
-            (*rec).status = i32::from(head.status);
-            (*rec).status_line = if head.status_line.is_empty() { ptr::null() } else { pool.copy(head.status_line) };
+            (*rec).status = i32::from(status);
+            (*rec).status_line = if line.is_empty() { ptr::null() } else { pool.copy(line) };
             (*rec).content_type = ptr::null();
             ffi::ap_remove_output_filter_byhandle((*rec).output_filters, c"BYTERANGE".as_ptr());
         }
-        self.add_fields(head, pool);
+        self.add_fields(fields, pool);
     }
 
-    fn add_fields(&self, head: &ResponseHead<'_>, pool: AprPool<'r>) {
+    fn add_fields<'f>(&self, fields: impl Iterator<Item = Field<'f>>, pool: AprPool<'r>) {
         let table = self.r.headers_out();
-        for (name, value) in head.fields.iter() {
-            if !is_hop_by_hop(name) {
-                table.addn(pool.copy_str(name), pool.copy_str(value));
-            }
+        for (name, value) in fields {
+            table.addn(pool.copy_str(name), pool.copy_str(value));
         }
     }
 
     /// Sends an interim response with its fields.
-    pub fn send_interim(&self, head: &ResponseHead<'_>) {
+    pub fn send_interim<'f>(&self, status: u16, fields: impl Iterator<Item = Field<'f>>) {
         let rec = self.r.as_ptr();
         // SAFETY: the request is live; status and fields are put back. ap_send_interim_response clears the table.
         unsafe {
-            let (status, line, fields) = ((*rec).status, (*rec).status_line, (*rec).headers_out);
-            (*rec).status = i32::from(head.status);
+            let (before, line, table) = ((*rec).status, (*rec).status_line, (*rec).headers_out);
+            (*rec).status = i32::from(status);
             (*rec).status_line = ptr::null();
             (*rec).headers_out = ffi::apr_table_make((*rec).pool, 8);
-            self.add_fields(head, self.r.pool());
+            self.add_fields(fields, self.r.pool());
             ffi::ap_send_interim_response(rec, 1);
-            (*rec).status = status;
+            (*rec).status = before;
             (*rec).status_line = line;
-            (*rec).headers_out = fields;
+            (*rec).headers_out = table;
         }
     }
 

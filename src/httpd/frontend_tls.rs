@@ -6,7 +6,6 @@
 use super::{hooks, RequestRec, ServerRec};
 use crate::apr::{AprPool, Table};
 use crate::ffi;
-use crate::wire::frame::PairsWriter;
 use once_cell::sync::OnceCell;
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -76,8 +75,8 @@ struct Kept {
     list: Vec<u8>,
 }
 
-/// The variables `HTTPS` and `SSL_*` as an encoded list of pairs; `None` for a connection without TLS.
-pub fn variables<'r>(r: RequestRec<'r>) -> Option<&'r [u8]> {
+/// The variables `HTTPS` and `SSL_*`, in the form that `encode` gives them; `None` for a connection without TLS.
+pub fn variables<'r>(r: RequestRec<'r>, encode: impl Fn(Table<'r>) -> Vec<u8>) -> Option<&'r [u8]> {
     let ssl = mod_ssl()?;
     let rec = r.as_ptr();
     // SAFETY: a live request on this thread, and its connection.
@@ -105,7 +104,7 @@ pub fn variables<'r>(r: RequestRec<'r>) -> Option<&'r [u8]> {
             return Some(&kept.list);
         }
     }
-    let kept = Kept { client, list: make_list(ssl, r) };
+    let kept = Kept { client, list: encode(make_table(ssl, r)) };
     if !own {
         return Some(&r.pool().place(kept).list);
     }
@@ -128,9 +127,7 @@ fn lookup(r: RequestRec<'_>, name: &std::ffi::CStr) -> Vec<u8> {
 }
 
 /// Lets mod_ssl's own fixups fill an empty environment, with `SSLOptions +StdEnvVars +ExportCertData` in force.
-fn make_list(ssl: &ModSsl, r: RequestRec<'_>) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut writer = PairsWriter::new(&mut out);
+fn make_table<'r>(ssl: &ModSsl, r: RequestRec<'r>) -> Table<'r> {
     let env = Table::new(r.pool(), 64);
     let record = RECORD.get().map(|address| ptr::with_exposed_provenance_mut::<c_void>(*address));
     if let (Some(fixups), Some(record)) = (ssl.fixups, record) {
@@ -153,12 +150,7 @@ fn make_list(ssl: &ModSsl, r: RequestRec<'_>) -> Vec<u8> {
             }
         }
     }
-    for (name, value) in env.iter() {
-        // What is longer than the wire takes (no variable of mod_ssl's is) is left out.
-        let _ = writer.pair(name, value);
-    }
-    writer.finish();
-    out
+    env
 }
 
 /// mod_ssl's directory record with the options set, made by mod_ssl's own functions at start-up: its address.

@@ -56,7 +56,7 @@ fn cgi_module() -> Option<Vec<u8>> {
     }
     // SAFETY: the name is NUL-terminated; the answer is null or a live module record.
     let cgid = unsafe { ffi::ap_find_linked_module(c"mod_cgid.c".as_ptr()) };
-    let file = image::file_of(cgid.cast_const().cast())?.with_file_name("mod_cgi.so");
+    let file = image::file_of(cgid.addr())?.with_file_name("mod_cgi.so");
     file.exists().then(|| file.as_os_str().as_bytes().to_vec())
 }
 

@@ -120,7 +120,7 @@ fn spoken(time: Duration) -> String {
     let seconds = time.as_secs();
     if seconds == 0 {
         format!("{}ms", time.as_millis())
-    } else if seconds % 3600 == 0 {
+    } else if seconds.is_multiple_of(3600) {
         format!("{}h", seconds / 3600)
     } else {
         format!("{seconds}s")

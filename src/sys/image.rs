@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// File of the loaded object that contains `address`.
-pub fn file_of(address: *const c_void) -> Option<PathBuf> {
+pub fn file_of(address: usize) -> Option<PathBuf> {
     let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: dladdr only compares the address and fills the structure.
-    if unsafe { libc::dladdr(address, info.as_mut_ptr()) } == 0 {
+    if unsafe { libc::dladdr(std::ptr::without_provenance(address), info.as_mut_ptr()) } == 0 {
         return None;
     }
     // SAFETY: dladdr succeeded and has filled it; all zeroes are valid too.
@@ -25,7 +25,7 @@ pub fn file_of(address: *const c_void) -> Option<PathBuf> {
 
 /// File of the object that this function is in: mod_pool.so.
 pub fn own_file() -> Option<PathBuf> {
-    file_of(own_file as *const c_void)
+    file_of(own_file as *const () as usize)
 }
 
 struct Search {
@@ -37,7 +37,7 @@ struct Search {
 ///
 /// It names the code that is mapped, whatever has become of the file since.
 pub fn build_id() -> u64 {
-    let mut search = Search { address: build_id as *const c_void as usize, found: 0 };
+    let mut search = Search { address: build_id as *const () as usize, found: 0 };
     // SAFETY: the callback gets this very pointer, and only during the call.
     unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
     search.found

@@ -141,6 +141,16 @@ pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
     Ok((soft, hard))
 }
 
+/// "was killed by signal 9", "exited with status 1": what a wait status (waitpid(2)) says.
+pub fn describe_wait_status(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        let core = if libc::WCOREDUMP(status) { " (core dumped)" } else { "" };
+        format!("was killed by signal {}{core}", libc::WTERMSIG(status))
+    } else {
+        format!("exited with status {}", libc::WEXITSTATUS(status))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,15 +203,5 @@ mod tests {
     fn a_session_is_read_behind_any_name() {
         let own = nix::unistd::getsid(None).expect("getsid").as_raw();
         assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
-    }
-}
-
-/// "was killed by signal 9", "exited with status 1": what a wait status (waitpid(2)) says.
-pub fn describe_wait_status(status: i32) -> String {
-    if libc::WIFSIGNALED(status) {
-        let core = if libc::WCOREDUMP(status) { " (core dumped)" } else { "" };
-        format!("was killed by signal {}{core}", libc::WTERMSIG(status))
-    } else {
-        format!("exited with status {}", libc::WEXITSTATUS(status))
     }
 }

@@ -12,10 +12,11 @@ use super::codec::{Malformed, Put, Reader};
 pub const DATA_VERSION: u8 = 1;
 /// Bytes of a frame's head: kind, flags, two bytes of zero, exchange, length.
 pub const FRAME_HEAD_LEN: usize = 12;
-/// No message is larger, in bytes; a larger one is a violation.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+/// No message is larger, in bytes; a larger one is a violation. It fits the kernel's default socket buffer (212,992
+/// bytes, bookkeeping included), which is what an httpd without root has.
+pub const MAX_MESSAGE: usize = 160 * 1024;
 /// Most bytes of body in one frame: head, meta and end fit beside it into one message.
-pub const MAX_DATA: usize = 32 * 1024;
+pub const MAX_DATA: usize = 128 * 1024;
 /// A request head or response head that does not fit a message travels in several frames, up to this many bytes
 /// together: httpd's default limits allow 100 fields of 8,190 bytes.
 pub const MAX_REQUEST_HEAD: usize = 1024 * 1024;

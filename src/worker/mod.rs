@@ -37,5 +37,6 @@ pub use output::{header, network};
 pub use serve::{run, ServerHash, WorkerStart};
 #[cfg(feature = "httpd")]
 pub use tls::{
-    access_checker, default_port, export_variables, is_tls, scheme, see_location, tls_variable, verified_client,
+    access_checker, default_port, export_variables, is_tls, keep_unique_id, scheme, see_location, tls_variable,
+    verified_client,
 };

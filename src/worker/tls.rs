@@ -112,6 +112,17 @@ pub fn export_variables(r: RequestRec<'_>) {
     });
 }
 
+/// The post_read_request hook: an internal redirect keeps the request's unique id, which the frontend has made
+/// (mod_unique_id copies it the same way).
+pub fn keep_unique_id(r: RequestRec<'_>) {
+    let env = r.subprocess_env();
+    if r.is_redirected() && env.get(c"UNIQUE_ID").is_none() {
+        if let Some(id) = env.get(c"REDIRECT_UNIQUE_ID") {
+            env.setn(c"UNIQUE_ID", r.pool().copy_str(id));
+        }
+    }
+}
+
 /// A section asks for what only the TLS session could answer.
 fn demands_session(r: RequestRec<'_>) -> bool {
     let options = ssl_options(r);

@@ -132,7 +132,8 @@ def test_death_after_the_start_resets_the_http2_stream_only(server):
         assert c.get("/text.txt").text == "text"
 
 
-@pytest.mark.parametrize("method,body", [("GET", b""), ("POST", b"x=1"), ("PUT", b"y" * 200000)])
+@pytest.mark.parametrize("method,body", [("GET", b""), ("POST", b"x=1"), ("PUT", b"y" * 200000)],
+                         ids=["get", "post", "large-put"])
 def test_a_request_that_ran_is_never_run_twice(server, method, body):
     log = server.sites["alice"].docroot / "count.log"
     log.unlink(missing_ok=True)

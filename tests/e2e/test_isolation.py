@@ -316,7 +316,7 @@ def test_modules_with_shared_memory_survive_reloads(server):
 
 
 @pytest.mark.parametrize("text", ["AssignServerPool bob", "AssignServerPool none", "PoolUser #0",
-                                  "<ServerPool x>\nPoolUser #61002\n</ServerPool>", "PoolMaxProcesses 100",
+                                  f"<ServerPool x>\nPoolUser #{BOB}\n</ServerPool>", "PoolMaxProcesses 100",
                                   "<If \"true\">\nAssignServerPool bob\n</If>",
                                   "<Files x.php>\nAssignServerPool bob\n</Files>"])
 def test_htaccess_cannot_choose_a_pool(server, text):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness import ALICE, BOB, Broken, Site, eventually, fds_of, in_threads, module_so, read_process
+from harness import ALICE, BOB, CAROL, Broken, Site, eventually, fds_of, in_threads, module_so, read_process
 from pages import SLEEP_PHP, WHO_PHP
 
 
@@ -172,9 +172,9 @@ def test_changed_pool_user_takes_effect(httpd):
     alice.docroot.chmod(0o755)
     alice.write("uid.php", "<?php echo posix_geteuid();", mode=0o644)
     assert server.get("/uid.php").text == str(ALICE)
-    alice.uid = alice.gid = 61003
+    alice.uid = alice.gid = CAROL
     server.graceful()
-    eventually(lambda: server.get("/uid.php").text == "61003", 5)
+    eventually(lambda: server.get("/uid.php").text == str(CAROL), 5)
     nothing_old_is_left(server)
     eventually(lambda: server.of_uid(ALICE) == [], 10)
 
@@ -194,7 +194,7 @@ def test_changed_configuration_takes_effect(httpd):
 
 def test_new_virtual_host_takes_effect(httpd):
     server = make(httpd)
-    carol = Site("carol", 61003)
+    carol = Site("carol", CAROL)
     carol.server = server
     carol.docroot.mkdir()
     carol.docroot.chmod(0o700)
