@@ -13,7 +13,7 @@ use crate::httpd::client::set_error_header;
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{log, RequestRec, ServerRec};
 use crate::settings::PoolTree;
-use crate::sys::image;
+use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
 use desk::{Desk, Leased, NoLease};
@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 const MAX_TRIES: u32 = 5;
 /// How long the helper thread waits before it says hello to a controller again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a frontend whose parent is gone may take to end by itself.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 struct Frontend {
@@ -54,6 +56,8 @@ pub struct FrontendStart<'a> {
     pub generation: u64,
     pub tree: &'a PoolTree,
     pub main: ServerRec<'static>,
+    /// httpd's parent; `None` where this process is the parent itself (`-X`).
+    pub parent: Option<u32>,
 }
 
 /// In a fresh child of httpd's, before it has threads: hello to the controller, and the helper thread.
@@ -80,19 +84,23 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
-    crate::sys::thread::spawn_quiet("mod_pool", || {
+    let parent = start.parent;
+    crate::sys::thread::spawn_quiet("mod_pool", move || {
         if let Some(frontend) = FRONTEND.get() {
-            frontend.listen();
+            frontend.listen(parent);
         }
     })
 }
 
 impl Frontend {
     /// The helper thread: hears the controller for as long as the process lives.
-    fn listen(&self) {
+    fn listen(&self, parent: Option<u32>) {
         let mut buf = vec![0; MAX_CONTROL_MESSAGE];
         let mut looked = Instant::now();
         loop {
+            if parent.is_some_and(|pid| launch::parent_pid() != pid) {
+                self.end_after_parent();
+            }
             match self.desk.channel.receive(&mut buf) {
                 Ok(Some(mut received)) => match ControllerMessage::decode(&buf[..received.len]) {
                     Ok(ControllerMessage::Log { pool, pid, line }) => self.log_line(pool, pid, &line),
@@ -109,6 +117,15 @@ impl Frontend {
                 looked = Instant::now();
             }
         }
+    }
+
+    /// httpd's parent has died without a word. Stock children would serve on, listening for ever; the pools have ended
+    /// with their controller, so this process ends as if it had been stopped.
+    fn end_after_parent(&self) -> ! {
+        log::server(log::Level::Crit, self.main, "POOL113: httpd's parent process has died: this process ends");
+        launch::signal_self(15);
+        std::thread::sleep(END_PATIENCE);
+        fork::exit_now(1)
     }
 
     /// The controller has died; httpd's parent starts another one, which listens at the same place.
