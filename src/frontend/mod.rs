@@ -257,11 +257,15 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     let reason = match why.reason {
         Refusal::QueueFull => "PoolQueueLimit: too many requests wait for a worker already",
         Refusal::QueueTimeout => "PoolQueueTimeout: no worker became free in time",
-        Refusal::Throttled => "the pool's processes die when they start; the next attempt comes later",
+        Refusal::Throttled => {
+            "the pool's processes die when they start (the server's error log says why); the next attempt comes later"
+        }
         Refusal::NoPool => "the running configuration has no such pool",
         Refusal::Stopping => "the server is stopping",
     };
-    let detail = if why.text.is_empty() { String::new() } else { format!(" ({})", why.text) };
+    // Why processes fail to start is logged once for each attempt, by the controller.
+    let told = why.text.is_empty() || why.reason == Refusal::Throttled;
+    let detail = if told { String::new() } else { format!(" ({})", why.text) };
     let mut text = format!("POOL106: [pool {pool}] 503: {reason}{detail}, for ").into_bytes();
     text.extend_from_slice(r.method());
     text.push(b' ');
