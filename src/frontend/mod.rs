@@ -9,14 +9,14 @@ mod desk;
 mod exchange;
 mod request;
 
-use crate::httpd::client::set_error_header;
+use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{log, RequestRec, ServerRec};
 use crate::settings::PoolTree;
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
-use desk::{Desk, Leased, NoLease};
+use desk::{Desk, Leased, NoLease, Unserved};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// How often a request is tried again when surely no worker has read it.
+/// How many workers granted to a request are tried, as long as surely none has read it.
 const MAX_TRIES: u32 = 5;
 /// How long the helper thread waits before it says hello to a controller again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
@@ -173,15 +173,24 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
-    for _ in 0..MAX_TRIES {
-        let Leased { mut lease, cold: forked } = match desk.acquire(pool, facts.queue_timeout) {
+    // Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
+    let mut grants = 0;
+    while grants < MAX_TRIES {
+        let acquired = desk.acquire(pool, facts.queue_timeout, &|half| client::has_left(r, half));
+        let Leased { mut lease, cold: forked, granted } = match acquired {
             Ok(leased) => leased,
-            Err(why) => {
+            Err(Unserved::ClientGone) => {
+                note_wait(r, began, cold);
+                client::abandon(r);
+                return Handled::Done;
+            }
+            Err(Unserved::Refused(why)) => {
                 note_wait(r, began, cold);
                 return refused(r, &facts.name, &why);
             }
         };
         cold |= forked;
+        grants += u32::from(granted);
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
