@@ -97,6 +97,12 @@ pub fn frontend_start() -> Option<(u64, OwnedFd)> {
     Some((state.generation, connector.speak.try_clone().ok()?))
 }
 
+/// The process that frontends forked from now on belong to; `None` in that process itself.
+pub fn parent_of_frontend() -> Option<u32> {
+    let owner = state().owner;
+    (owner != launch::own_pid()).then_some(owner)
+}
+
 /// The controller has died (httpd reaped it): another one takes over. Returns its pid.
 pub fn controller_died() -> io::Result<Option<u32>> {
     let mut state = state();
