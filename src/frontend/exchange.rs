@@ -35,8 +35,9 @@ const MAX_LOG_LINES: u32 = 200;
 /// How an exchange ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The client has its response. The worker is idle, or said that this was its last request.
-    Done { last: bool },
+    /// The client has its response. The worker is idle, or said that this was its `last` request; it may not have read
+    /// the whole body, and then the client may still be sending it.
+    Done { last: bool, body_left: bool },
     /// The client is gone.
     ClientGone,
     /// Nothing was sent to the client: it gets this status.
@@ -175,20 +176,8 @@ impl Run<'_, '_> {
             Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
         }
         match self.converse(buffers) {
-            Ok(last) => {
-                if self.upload != Upload::Complete {
-                    self.leave_body();
-                }
-                Outcome::Done { last }
-            }
+            Ok(last) => Outcome::Done { last, body_left: self.upload == Upload::Running },
             Err(stop) => self.stopped(stop),
-        }
-    }
-
-    /// The worker has answered without having read the whole body.
-    fn leave_body(&mut self) {
-        if self.upload == Upload::Running {
-            self.client.discard_body();
         }
     }
 

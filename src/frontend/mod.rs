@@ -9,7 +9,7 @@ mod desk;
 mod exchange;
 mod request;
 
-use crate::httpd::client::set_error_header;
+use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{log, RequestRec, ServerRec};
 use crate::settings::PoolTree;
@@ -171,8 +171,11 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         let outcome = exchange::run(r, server, &mut lease, &facts.name);
         let pid = lease.pid;
         match outcome {
-            Outcome::Done { last } => {
+            Outcome::Done { last, body_left } => {
                 desk.release(lease, if last { Returned::Last } else { Returned::Idle });
+                if body_left {
+                    client::discard_body(r);
+                }
                 return Handled::Done;
             }
             Outcome::ClientGone => {

@@ -343,12 +343,6 @@ impl<'r> Client<'r> {
         let _ = self.pass_out();
     }
 
-    /// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found.
-    pub fn discard_body(&self) {
-        // SAFETY: the request is live.
-        unsafe { ffi::ap_discard_request_body(self.r.as_ptr()) };
-    }
-
     /// Trailers of the response.
     pub fn set_trailer(&self, name: &[u8], value: &[u8]) {
         let pool = self.r.pool();
@@ -356,6 +350,12 @@ impl<'r> Client<'r> {
         let table = unsafe { crate::apr::Table::from_raw((*self.r.as_ptr()).trailers_out) };
         table.addn(pool.copy_str(name), pool.copy_str(value));
     }
+}
+
+/// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found.
+pub fn discard_body(r: RequestRec<'_>) {
+    // SAFETY: the request is live.
+    unsafe { ffi::ap_discard_request_body(r.as_ptr()) };
 }
 
 /// A header for an error response that httpd makes itself.

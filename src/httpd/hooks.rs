@@ -82,6 +82,7 @@ hooks! {
     generate_log_id = ap_hook_get_generate_log_id;
     ssl_conn_is_ssl = ap_hook_get_ssl_conn_is_ssl;
     ssl_var_lookup = ap_hook_get_ssl_var_lookup;
+    ssl_bind_outgoing = ap_hook_get_ssl_bind_outgoing;
     expr_lookup = ap_hook_get_expr_lookup;
 }
 

@@ -152,6 +152,11 @@ impl<'r> RequestRec<'r> {
         unsafe { (*self.as_ptr()).connection }
     }
 
+    /// The connection, to tell it from others.
+    pub fn connection_ptr(self) -> *mut ffi::conn_rec {
+        self.conn()
+    }
+
     pub fn connection_id(self) -> u64 {
         // SAFETY: a live request has a live connection.
         unsafe { (*self.conn()).id }.cast_unsigned()
