@@ -36,6 +36,7 @@ pub fn register() {
         ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
         ffi::ap_hook_check_config(Some(check_config), none, none, last);
         ffi::ap_hook_post_config(Some(post_config), none, none, last);
+        ffi::ap_hook_optional_fn_retrieve(Some(before_mpm), none, none, last);
         ffi::ap_hook_child_status(Some(child_status), none, none, first);
         ffi::ap_hook_child_init(Some(child_init), none, none, first);
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
@@ -63,7 +64,15 @@ unsafe extern "C" fn pre_config(
     _ptemp: *mut ffi::apr_pool_t,
 ) -> c_int {
     HIDES_THREADS.store(false, Ordering::Relaxed);
-    HOOK_OK
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        parent::reading_configuration();
+        HOOK_OK
+    })
+}
+
+/// httpd runs this hook between the modules' start-up and the MPM (main.c).
+unsafe extern "C" fn before_mpm() {
+    guard((), parent::serving);
 }
 
 unsafe extern "C" fn check_config(
@@ -122,11 +131,11 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
         if reason != ffi::APR_OC_REASON_DEATH.cast_signed() && reason != ffi::APR_OC_REASON_LOST.cast_signed() {
             return;
         }
-        log::startup(log::Level::Error, "POOL109: the controller has died; another one is started");
+        log::main_server(log::Level::Error, "POOL109: the controller has died; another one is started");
         match parent::controller_died() {
             // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
             Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
-            Err(e) => log::startup(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
+            Err(e) => log::main_server(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
         }
     });
 }
@@ -161,7 +170,8 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         let (main, pchild) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pchild)) };
         frontend_tls::prepare(main, pchild);
         if let Some((generation, connector)) = parent::frontend_start() {
-            let start = FrontendStart { connector, generation, tree: config::pool_tree(main), main };
+            let tree = config::pool_tree(main);
+            let start = FrontendStart { connector, generation, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
             }

@@ -69,7 +69,8 @@ pub struct Description<'a> {
 pub struct Workshop {
     pool: *mut ffi::apr_pool_t,
     buckets: *mut ffi::apr_bucket_alloc_t,
-    /// Never connected; modules ask for the connection's socket and set options on it.
+    /// Never connected; modules ask for the connection's socket and set options on it. Of the Unix kind: a worker has
+    /// no socket of the network that its scripts did not open.
     socket: *mut ffi::apr_socket_t,
 }
 
@@ -87,7 +88,7 @@ impl Workshop {
         let mut socket = ptr::null_mut();
         // SAFETY: the result is written on success, and stays null otherwise, which callers of ap_get_conn_socket see.
         unsafe {
-            ffi::apr_socket_create(&raw mut socket, ffi::APR_INET.cast_signed(), libc::SOCK_STREAM, 0, pool.as_ptr());
+            ffi::apr_socket_create(&raw mut socket, libc::AF_UNIX, libc::SOCK_STREAM, 0, pool.as_ptr());
         }
         Self { pool: pool.as_ptr(), buckets, socket }
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::settings::PoolTree;
+use crate::sys::heritage;
 use crate::sys::launch::{self, ChildState};
 use crate::sys::socket::{self, Blocking};
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
@@ -31,6 +32,7 @@ struct State {
 }
 
 /// Frontends inherit `speak`; the parent keeps `listen` too, so that a new controller can listen where the old did.
+/// Nobody forked from the parent gets `listen`: who has it can take the place of the controller.
 #[derive(Debug)]
 struct Connector {
     speak: OwnedFd,
@@ -72,11 +74,33 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     Ok(started.then_some(state.controller).flatten())
 }
 
+/// A configuration is being read: what is forked now is a daemon of some module, and cannot speak to the controller.
+pub fn reading_configuration() {
+    if let Some(connector) = &state().connector {
+        // The first time made room for it.
+        let _ = heritage::hide(connector.speak.as_fd());
+    }
+}
+
+/// The MPM is about to run: its children are frontends. A daemon that a module starts anew from now on can say hello,
+/// which counts only from a child that the MPM has announced.
+pub fn serving() {
+    if let Some(connector) = &state().connector {
+        heritage::show(connector.speak.as_fd());
+    }
+}
+
 /// The generation that frontends forked from now on belong to, and the connector's number in them.
 pub fn frontend_start() -> Option<(u64, OwnedFd)> {
     let state = state();
     let connector = state.connector.as_ref()?;
     Some((state.generation, connector.speak.try_clone().ok()?))
+}
+
+/// The process that frontends forked from now on belong to; `None` in that process itself.
+pub fn parent_of_frontend() -> Option<u32> {
+    let owner = state().owner;
+    (owner != launch::own_pid()).then_some(owner)
 }
 
 /// The controller has died (httpd reaped it): another one takes over. Returns its pid.
@@ -148,6 +172,8 @@ impl State {
             let (speak, listen) = socket::seqpacket_pair()?;
             socket::pass_credentials(listen.as_fd())?;
             socket::send_timeout(speak.as_fd(), Duration::from_secs(2))?;
+            heritage::hide(listen.as_fd())?;
+            heritage::hide(speak.as_fd())?;
             self.connector = Some(Connector { speak, listen });
         }
         let Some(connector) = &self.connector else { return Ok(false) };

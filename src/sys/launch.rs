@@ -23,6 +23,8 @@ pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedF
         list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
     };
     let (argv_p, env_p) = (pointers(&argv), pointers(&environment));
+    // A copy: the number itself may be hidden from children (heritage).
+    let channel = channel.try_clone_to_owned()?;
     // SAFETY: the child calls only async-signal-safe functions until it execs or exits.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -97,6 +99,12 @@ pub fn signal_child(pid: u32, signal: i32) {
         // SAFETY: takes integers only; pid is an unreaped child of ours, so it cannot be another process.
         unsafe { libc::kill(pid, signal) };
     }
+}
+
+/// Sends a signal to this process: a thread that does not block it takes it.
+pub fn signal_self(signal: i32) {
+    // SAFETY: takes integers only.
+    unsafe { libc::kill(libc::getpid(), signal) };
 }
 
 /// From now on descendants whose parents die become children of this process (prctl(2)).

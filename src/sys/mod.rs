@@ -6,6 +6,7 @@ pub mod accounts;
 pub mod descriptor;
 pub mod file;
 pub mod fork;
+pub mod heritage;
 pub mod image;
 pub mod launch;
 pub mod poller;

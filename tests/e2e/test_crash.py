@@ -228,10 +228,12 @@ def test_controller_killed_again_and_again(httpd):
     server = make(httpd)
     for _ in range(4):
         busy_pid(server)
+        # A lease that a frontend holds may serve while there is no controller.
+        eventually(lambda: server.processes("controller"), 5, what="a controller")
         kill_role(server, "controller")
         recovers(server, timeout=15)
-    assert len(server.processes("controller")) == 1
-    assert len(server.processes("seed")) == 1
+    eventually(lambda: len(server.processes("controller")) == 1, 5, what="one controller")
+    eventually(lambda: len(server.processes("seed")) == 1, 5, what="one seed")
 
 
 def test_death_of_a_frontend_loses_no_lease(httpd):
@@ -267,8 +269,8 @@ def test_death_of_the_parent_ends_everything(httpd):
     server.stopped = True
     for p in left:
         os.kill(p.pid, signal.SIGKILL)
-    # Frontends of stock httpd outlive their parent; ours must not keep a pool alive.
-    assert [p.title for p in left if p.role != "?" or p.uid in (ALICE, BOB)] == []
+    # Frontends of stock httpd outlive their parent; ours end with it.
+    assert [p.title for p in left] == []
     assert len(everything) > 5
 
 

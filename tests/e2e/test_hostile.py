@@ -36,7 +36,7 @@ def server(shared_httpd):
 
 @pytest.fixture(autouse=True)
 def survivors(server):
-    """A fresh worker for each attack, so that its exchange has number 1; and nobody but it suffers."""
+    """A fresh worker for each attack, so that its exchange has the forge's number; and nobody but it suffers."""
     for p in server.workers("alice"):
         os.kill(p.pid, signal.SIGKILL)
     eventually(lambda: not server.workers("alice"), 5)
@@ -293,8 +293,9 @@ BAD_MESSAGES = {
     "body-kind": w.frame(w.BODY, b"x"),
     "unknown-flag": w.head(200, flags=0x80),
     "reserved-bytes": w.frame(w.HEAD, b"\0\xc8\0\0\0\0", reserved=7),
-    "wrong-exchange": w.head(200, exchange=2) + w.data("x", exchange=2) + w.end(exchange=2),
-    "old-exchange": w.head(200, exchange=0) + w.data("x", exchange=0) + w.end(exchange=0),
+    "wrong-exchange": w.head(200, exchange=w.FIRST + 1) + w.data("x", exchange=w.FIRST + 1) + w.end(exchange=w.FIRST + 1),
+    "old-exchange": w.head(200, exchange=1) + w.data("x", exchange=1) + w.end(exchange=1),
+    "no-exchange": w.head(200, exchange=0) + w.data("x", exchange=0) + w.end(exchange=0),
     "exchange-max": w.head(200, exchange=0xFFFFFFFF),
     "data-before-head": w.data("x") + w.end(),
     "end-before-head": w.end(),
@@ -338,7 +339,7 @@ def test_two_heads(attack):
 
 AFTER_END = {
     "second-response": w.head(200, ("Content-Length", "6")) + w.data("poison") + w.end(),
-    "next-exchange": w.head(200, exchange=2) + w.data("poison", exchange=2) + w.end(exchange=2),
+    "next-exchange": w.head(200, exchange=w.FIRST + 1) + w.data("poison", exchange=w.FIRST + 1) + w.end(exchange=w.FIRST + 1),
     "garbage": b"\xff" * 200,
     "late-data": w.data("poison"),
     "second-end": w.end(),

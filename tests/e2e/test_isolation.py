@@ -175,8 +175,15 @@ def sockets_of(pid):
     return {int(m[1]) for link in fds_of(pid).values() if (m := re.fullmatch(r"socket:\[(\d+)\]", link))}
 
 
-def pipes_of(pid):
-    return {link for link in fds_of(pid).values() if link.startswith("pipe:")}
+def access_mode(pid, number):
+    """"r", "w" or "rw": the access mode of an open file."""
+    flags = int(re.search(r"^flags:\s*(\d+)", open(f"/proc/{pid}/fdinfo/{number}").read(), re.M)[1], 8)
+    return ("r", "w", "rw")[flags & os.O_ACCMODE]
+
+
+def pipe_ends_of(pid):
+    """Both ends of a pipe have one inode; the mode tells them apart."""
+    return {f"{access_mode(pid, n)} {link}" for n, link in fds_of(pid).items() if link.startswith("pipe:")}
 
 
 def test_descriptors_are_dev_null_but_lease_and_log_channel(server):
@@ -186,6 +193,8 @@ def test_descriptors_are_dev_null_but_lease_and_log_channel(server):
         for number, link in left.items():
             assert not link.startswith(root), (p.title, number, link)
             mine = link.startswith(("anon_inode:", "/tmp/.ZendSem", "socket:", "/memfd:opcache", "/dev/urandom"))
+            # The log channel: what a process writes to its standard error, the controller reads.
+            mine = mine or (number == 2 and link.startswith("pipe:") and access_mode(p.pid, number) == "w")
             assert mine, (p.title, number, link)
         sockets = sockets_of(p.pid)
         assert 1 <= len(sockets) <= 3, (p.title, left)
@@ -193,13 +202,14 @@ def test_descriptors_are_dev_null_but_lease_and_log_channel(server):
 
 
 def test_no_descriptor_is_shared_with_another_user(server):
-    """Each end of a socket pair has an inode of its own: one inode in two processes is one open file."""
+    """Each end of a socket pair has an inode of its own, and each end of a pipe a mode: one in two processes is one
+    open file."""
     everyone = server.processes()
     for p in of_pools(server):
-        mine = sockets_of(p.pid) | pipes_of(p.pid)
+        mine = sockets_of(p.pid) | pipe_ends_of(p.pid)
         for other in everyone:
             if other.uid != p.uid:
-                shared = mine & (sockets_of(other.pid) | pipes_of(other.pid))
+                shared = mine & (sockets_of(other.pid) | pipe_ends_of(other.pid))
                 assert shared == set(), (p.title, other.role, other.title, shared)
 
 
@@ -249,13 +259,13 @@ def test_a_daemon_of_another_module_has_no_way_to_the_controller(server):
         pytest.skip("a daemon and a frontend of prefork look alike")
     controller = server.processes("controller")[0]
     below = {p.pid for p in descendants(controller.pid)} | {controller.pid}
-    ways = sockets_of(controller.pid) | pipes_of(controller.pid)
+    ways = sockets_of(controller.pid) | pipe_ends_of(controller.pid)
     # A frontend has ThreadsPerChild (32) threads and more; the daemons have a few.
     daemons = [p for p in server.processes()
                if p.role in ("frontend", "other") and p.pid not in below and int(p.status["Threads"]) < 20]
     assert daemons, "mod_wsgi, mod_fcgid and mod_cgid have started theirs"
     for p in daemons:
-        assert not (sockets_of(p.pid) | pipes_of(p.pid)) & ways, p.title
+        assert not (sockets_of(p.pid) | pipe_ends_of(p.pid)) & ways, p.title
 
 
 # --- what they can reach ----------------------------------------------------------------------------

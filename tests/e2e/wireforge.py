@@ -11,13 +11,17 @@ REQUEST, BODY, BODY_END = 1, 2, 3
 HEAD, DATA, FILE, META, END, INTERIM, NEED_BODY, LOG, ABORT = range(16, 25)
 MORE, FLUSH, LAST = 1, 2, 4
 
+# A frontend counts the exchanges of each lending from (lend count << 16) | 1: the first request that a fresh worker
+# gets, in its first lending, has this number.
+FIRST = (1 << 16) | 1
+
 
 def short(data):
     data = data.encode() if isinstance(data, str) else data
     return struct.pack(">H", len(data)) + data
 
 
-def frame(kind, payload=b"", flags=0, exchange=1, length=None, reserved=0):
+def frame(kind, payload=b"", flags=0, exchange=FIRST, length=None, reserved=0):
     return struct.pack(">BBHII", kind, flags, reserved, exchange, len(payload) if length is None else length) + payload
 
 
