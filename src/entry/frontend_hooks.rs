@@ -210,7 +210,7 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
             r.set_filename(r.uri());
             return HOOK_OK;
         }
-        answer(serve(r, pool))
+        supervise::upgrade(r).unwrap_or_else(|| answer(serve(r, pool)))
     })
 }
 

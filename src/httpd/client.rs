@@ -221,7 +221,10 @@ impl<'r> Client<'r> {
         let pool = self.r.pool();
         // SAFETY: the request is live; the strings live in its pool.
         unsafe {
-            (*rec).status = i32::from(status);
+            // The text of an error document is no error, but what it stands for is.
+            if status != 200 || (*rec).prev.is_null() {
+                (*rec).status = i32::from(status);
+            }
             (*rec).status_line = if line.is_empty() { ptr::null() } else { pool.copy(line) };
             (*rec).content_type = ptr::null();
             ffi::ap_remove_output_filter_byhandle((*rec).output_filters, c"BYTERANGE".as_ptr());

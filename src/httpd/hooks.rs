@@ -113,6 +113,11 @@ impl Hook {
         self.entries().iter().find(|e| module_name(e) == module).map(|e| e.function)
     }
 
+    /// As [`function_of`](Self::function_of), if the module registered it to run at this place.
+    pub fn function_at(self, module: &str, order: c_int) -> Option<*const c_void> {
+        self.entries().iter().find(|e| module_name(e) == module && e.order == order).map(|e| e.function)
+    }
+
     /// Takes every entry out whose module `keep` does not want; returns how many went.
     ///
     /// Only while httpd is single-threaded, after its last sort, and not from within this same hook.
