@@ -173,6 +173,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
+    let mut replay = None;
     // Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
     let mut grants = 0;
     while grants < MAX_TRIES {
@@ -194,7 +195,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
-        let outcome = exchange::run(r, server, &mut lease, &facts.name);
+        let outcome = exchange::run(r, server, &mut lease, &facts.name, &mut replay);
         let pid = lease.pid;
         match outcome {
             Outcome::Done { last, body_left } => {
