@@ -16,7 +16,7 @@ use crate::settings::PoolTree;
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
-use desk::{Desk, Leased, NoLease, Unserved};
+use desk::{Desk, Lease, Leased, NoLease, Unserved};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -211,7 +211,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
             }
             Outcome::Unread => desk.release(lease, Returned::Dead),
             Outcome::Answer { status, how, why } => {
-                let why = with_obituary(desk, lease.id, how, why);
+                let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
                 r.note(FAILED, b"1");
@@ -221,7 +221,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 return Handled::Status(status);
             }
             Outcome::BrokeOff { how, why } => {
-                let why = with_obituary(desk, lease.id, how, why);
+                let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL104", &facts.name, pid, &format!("{why}: the response was broken off"));
                 return Handled::Done;
@@ -248,7 +248,7 @@ fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
 }
 
 /// When the worker died: how, as the controller saw it.
-fn with_obituary(desk: &Desk, lease: crate::wire::control::LeaseId, how: Returned, why: String) -> String {
+fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> String {
     if how != Returned::Dead {
         return why;
     }
