@@ -115,7 +115,8 @@ def test_supplementary_groups_are_the_pools(server, name):
 @pytest.fixture
 def person():
     """A user with a name and two groups, for as long as the test runs."""
-    name, more = f"mpt{os.getpid()}", f"mptmore{os.getpid()}"
+    tag = os.urandom(3).hex()
+    name, more = f"mpt{tag}", f"mptmore{tag}"
     run("groupadd", more)
     try:
         run("useradd", "--no-create-home", "--user-group", "--groups", more, "--shell", "/bin/false", name)
@@ -558,7 +559,9 @@ def test_rewrite_to_a_tls_backend_is_never_sent_in_the_clear(httpd, backend):
 
 @pytest.mark.pool_only
 def test_assign_none_stays_in_the_frontend(httpd):
+    # Away from the DocumentRoot: as in any httpd, a User who cannot search that directory may not serve from there.
     alice = Site("alice", ALICE, conf="""
+        Alias /server-status /nowhere
         <Location /server-status>
             SetHandler server-status
             AssignServerPool none
