@@ -1,6 +1,6 @@
 //! Waiting for one or two descriptors.
 //!
-//! Runs in: frontend, request threads; worker.  Trusts: the kernel.  Owns: nothing.  Never: reads or writes.
+//! Runs in: frontend, request threads; worker; parent.  Trusts: the kernel.  Owns: nothing.  Never: reads or writes.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
