@@ -372,7 +372,7 @@ def test_keep_alive_serves_many_requests(server, tls):
             found = c.get(path)
             assert found.complete
             assert found.status == (404 if path == "/nowhere" else 200)
-            assert (found.get("Connection") or "").lower() != "close"
+            assert not found.closes
 
 
 def test_http10_closes_and_with_keep_alive_stays(server):
@@ -679,7 +679,7 @@ def test_unique_id_never_repeats(httpd):
             for _ in range(300):
                 found = c.get("/id.php")
                 out.append(found.text.split())
-                if (found.get("Connection") or "").lower() == "close":
+                if found.closes:
                     break
         return out
 
