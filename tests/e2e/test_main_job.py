@@ -462,6 +462,12 @@ def test_upgrade_to_h2c_is_offered(server):
     assert "h2c" in (server.get("/secret.txt", headers=[("Connection", "close")]).get("Upgrade") or "")
 
 
+def test_upgrade_to_h2c_is_done(server):
+    skip_without_h2(server, "2")
+    done = server.curl("-w", " by HTTP/%{http_version}", path="/secret.txt", http="2")
+    assert done.stdout.decode() == "secret of alice\n by HTTP/2"
+
+
 # --- what stays in front ----------------------------------------------------------------------------
 
 
