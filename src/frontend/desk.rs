@@ -124,8 +124,12 @@ impl Desk {
 
     /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`.
     pub fn acquire(&self, pool: u32, patience: Duration) -> Result<Leased, NoLease> {
-        if let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
-            return Ok(Leased { lease, cold: false });
+        while let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
+            // Whoever speaks unasked, or is at its end, gets no request: what it said could pass for the answer.
+            if socket::is_quiet(lease.socket.as_fd()) {
+                return Ok(Leased { lease, cold: false });
+            }
+            self.release(lease, Returned::Violation);
         }
         let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
         let waiter = Arc::new(Waiter { pool, answer: Mutex::new(Answer::Open), answered: Condvar::new() });

@@ -102,6 +102,15 @@ pub fn buffer_size(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     set_option(fd, libc::SO_RCVBUFFORCE, &bytes).or_else(|_| set_option(fd, libc::SO_RCVBUF, &bytes))
 }
 
+/// Nothing waits to be received, and the peer is there.
+pub fn is_quiet(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = 0u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte to a live variable.
+    let n = unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+    n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+}
+
 /// Ends the connection in both directions, for every process that holds a copy.
 pub fn shutdown(fd: BorrowedFd<'_>) {
     // SAFETY: shutdown takes two ints and touches no memory of ours.
@@ -284,6 +293,17 @@ mod tests {
         let many = [a.as_fd(); MAX_FDS + 1];
         let e = send(a.as_fd(), b"x", &many, Blocking::Yes).expect_err("refused");
         assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn only_a_live_peer_that_has_said_nothing_is_quiet() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        assert!(is_quiet(a.as_fd()));
+        send(b.as_fd(), b"unasked", &[], Blocking::Yes).expect("send");
+        assert!(!is_quiet(a.as_fd()));
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        drop(b);
+        assert!(!is_quiet(a.as_fd()));
     }
 
     #[test]

@@ -53,12 +53,16 @@ def survivors(server):
     # bounds it.
     eventually(lambda: quiet(server) == "alice herself", 15, what="alice is served again")
     if log.exists():
-        attacker = json.loads(log.read_text())
-        assert attacker["targets"], "forge.php found no lease"
+        assert forge_log(log)["targets"], "forge.php found no lease"
+
+
+def forge_log(path):
+    """What forge.php wrote; it may be writing just now."""
+    return json.loads(eventually(lambda: path.read_text(), 5, what="forge.log"))
 
 
 def worker_is_replaced(server):
-    pid = json.loads((server.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    pid = forge_log(server.sites["alice"].docroot / "forge.log")["pid"]
     eventually(lambda: (p := read_process(pid)) is None or p.state == "Z", 12, what="the violator's end")
 
 
@@ -331,7 +335,8 @@ def test_bad_message_within_the_response(attack, server, name):
 
 
 def test_message_larger_than_allowed(attack, server):
-    seen = attack(OK + w.data(b"x" * 150_000) + w.end())
+    """No message has more than 160 KiB (docs/protocol.md)."""
+    seen = attack(OK + w.data(b"x" * 170_000) + w.end())
     assert seen.found is None or seen.status == 502 or not seen.found.complete
 
 
@@ -506,7 +511,10 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
         foreach (glob('/proc/[0-9]*/cmdline') as $f) {
             $t = str_replace("\\0", ' ', (string)@file_get_contents($f));
             if (!str_starts_with($t, 'mod_pool: zygote alice')) continue;
-            $pid = (int)explode('/', $f)[2]; $n++;
+            $pid = (int)explode('/', $f)[2];
+            // Another run of these tests may have an alice of its own.
+            if (!preg_match('/^Uid:\\s+' . posix_geteuid() . '\\s/m', file_get_contents("/proc/$pid/status"))) continue;
+            $n++;
             if ($_GET['what'] == 'stop') posix_kill($pid, 19);
             if ($_GET['what'] == 'kill') posix_kill($pid, 9);
             if ($_GET['what'] == 'flood') for ($i = 0; $i < 20000; $i++) posix_kill($pid, 10 + 2 * ($i % 2));
@@ -517,7 +525,8 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
         }
         echo "found $n";
     """)
-    assert server.get("/own.txt").status == 200
+    # After what the last one did the pool may be throttled.
+    eventually(lambda: quiet(server) == "alice herself", 40, what="alice is served")
     assert server.get(f"/zygote.php?what={what}").text == "found 1"
     # More of alice's requests than there are workers; bob is served at once, also by a new worker.
     threads = [threading.Thread(target=quiet, args=(server,), daemon=True) for _ in range(8)]
