@@ -20,11 +20,17 @@ pytestmark = pytest.mark.pool_only
 FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
 
 
+CONF = """
+Timeout 5
+CustomLog @ROOT@/logs/notes.log "%{seen}n %{seen}e %{nokeepalive}n %{Hidden}i"
+"""
+
+
 @pytest.fixture(scope="module")
 def server(shared_httpd):
     sites = [Site("alice", ALICE, conf=FFI, pool_conf="PoolMaxProcesses 6\nPoolIdleTimeout 60s"),
              Site("bob", BOB, pool_conf="PoolIdleTimeout 300s")]
-    server = shared_httpd(sites=sites, conf="Timeout 5\n")
+    server = shared_httpd(sites=sites, conf=CONF)
     sites[0].write("forge.php", w.FORGE_PHP)
     sites[0].write("own.txt", "alice herself")
     sites[1].write("victim.txt", "the victim's own answer")
@@ -384,6 +390,18 @@ def test_log_lines_cannot_forge(attack, server):
     assert not re.search(r"^\[Sun Nov 22 00:00:00 2026", server.error_log()[at:], re.M)
 
 
+def test_notes_reach_only_the_logs_that_ask_for_them(server):
+    """A module may keep a pointer in a note, and follow it: what no log shows never gets into the request."""
+    at = len(server.error_log())
+    notes = [("modsecurity-tx-context", "A" * 64), ("seen", "shown"), ("hidden", "1")]
+    plan = w.plan(w.meta(notes=notes, env=notes) + w.head(200) + w.data("ok") + w.end(), then="exit")
+    assert server.request("POST", "/forge.php", body=plan).text == "ok"
+    line = eventually(lambda: next((x for x in (server.root / "logs" / "notes.log").read_text().splitlines()
+                                    if "shown" in x), None))
+    assert line == "shown shown - -"
+    assert "exit signal" not in server.error_log()[at:]
+
+
 def test_notes_that_steer_the_frontend_have_no_effect(attack):
     notes = [(n, "1") for n in ("nokeepalive", "dontlog", "error-notes", "downgrade-1.0", "force-response-1.0",
                                 "no-gzip", "pool-name", "short-lingering-close")]
@@ -441,6 +459,24 @@ def test_a_worker_that_does_not_read_its_body(server):
     assert len(box) == 4
 
 
+def test_log_lines_do_not_hold_a_thread(server):
+    """Frames that never complete the response do not count as life: Timeout (5 s) bounds them."""
+    start = time.monotonic()
+    plan = w.plan({"data": w.log("still here") + w.frame(w.NEED_BODY), "repeat": 60, "pause": 0.5})
+    assert server.request("POST", "/forge.php", body=plan, timeout=30).status == 504
+    assert 4 < time.monotonic() - start < 12
+
+
+def test_empty_pieces_do_not_hold_a_thread(server):
+    start = time.monotonic()
+    plan = w.plan(OK, {"data": w.data("", flags=w.FLUSH), "repeat": 60, "pause": 0.5})
+    try:
+        assert not server.request("POST", "/forge.php", body=plan, timeout=30).complete
+    except Broken:
+        pass
+    assert 4 < time.monotonic() - start < 12
+
+
 # --- descriptors ------------------------------------------------------------------------------------
 
 
@@ -455,6 +491,20 @@ def test_bad_descriptor(attack, server, what):
 def test_good_descriptor_by_hand(attack):
     seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(500, 4000) + w.end(), "fds": ["good"]})
     assert (seen.status, seen.found.body) == (200, b"g" * 4000)
+
+
+def test_many_files_do_not_use_up_the_descriptors(server):
+    """A response of many files keeps few of them open, however slowly the client reads."""
+    def held():
+        return sum(len(fds_of(p.pid)) for p in server.processes("frontend"))
+
+    before = held()
+    plan = w.plan(OK, {"data": w.file(0, 5000), "fds": ["good"], "repeat": 500}, w.end(), then="exit")
+    with server.connect(timeout=30) as c:
+        c.request("POST", "/forge.php", body=plan)
+        time.sleep(1)
+        assert held() < before + 40
+        assert len(c.response("POST").body) == 500 * 5000
 
 
 @pytest.mark.parametrize("offset,length", [(0, 5001), (5000, 1), (2**63, 10), (2**64 - 1, 2), (0, 2**63), (1, 2**62)])
