@@ -102,13 +102,26 @@ pub fn buffer_size(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     set_option(fd, libc::SO_RCVBUFFORCE, &bytes).or_else(|_| set_option(fd, libc::SO_RCVBUF, &bytes))
 }
 
-/// Nothing waits to be received, and the peer is there.
-pub fn is_quiet(fd: BorrowedFd<'_>) -> bool {
+/// What a socket's peer is doing while it has nothing to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerState {
+    /// Nothing waits to be received.
+    Quiet,
+    Speaks,
+    /// Its end is closed, or the connection is broken.
+    Gone,
+}
+
+/// Looks without waiting, and leaves everything where it is.
+pub fn peer_state(fd: BorrowedFd<'_>) -> PeerState {
     let mut byte = 0u8;
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the kernel writes at most one byte to a live variable.
-    let n = unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-    n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+    match unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) } {
+        1.. => PeerState::Speaks,
+        n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => PeerState::Quiet,
+        _ => PeerState::Gone,
+    }
 }
 
 /// Ends the connection in both directions, for every process that holds a copy.
@@ -298,12 +311,13 @@ mod tests {
     #[test]
     fn only_a_live_peer_that_has_said_nothing_is_quiet() {
         let (a, b) = seqpacket_pair().expect("socketpair");
-        assert!(is_quiet(a.as_fd()));
+        assert_eq!(peer_state(a.as_fd()), PeerState::Quiet);
         send(b.as_fd(), b"unasked", &[], Blocking::Yes).expect("send");
-        assert!(!is_quiet(a.as_fd()));
-        let (a, b) = seqpacket_pair().expect("socketpair");
+        assert_eq!(peer_state(a.as_fd()), PeerState::Speaks);
+        let mut buf = [0; 16];
+        assert_eq!(receive(a.as_fd(), &mut buf, Blocking::Yes).expect("receive").len, 7);
         drop(b);
-        assert!(!is_quiet(a.as_fd()));
+        assert_eq!(peer_state(a.as_fd()), PeerState::Gone);
     }
 
     #[test]
