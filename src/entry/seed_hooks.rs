@@ -90,6 +90,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         server: main,
         max_requests: pool.limits.max_requests,
         server_hash: config::vhost_hash,
+        env: pool.env.clone(),
     })
 }
 

@@ -8,7 +8,7 @@ use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard, HOOK_DECLINED, HOOK_OK};
 use crate::httpd::errorlog::LogEvent;
 use crate::httpd::worker_filters::{self, Filter, ReadMode};
-use crate::httpd::{hooks, RequestRec};
+use crate::httpd::{classes, hooks, log, RequestRec};
 use crate::sys::socket::Blocking;
 use crate::worker;
 use std::ffi::{c_char, c_int, c_void};
@@ -31,6 +31,7 @@ pub fn register() {
         ffi::ap_hook_default_port(Some(default_port), none, none, first);
         ffi::ap_hook_post_read_request(Some(post_read_request), none, none, ffi::APR_HOOK_MIDDLE.cast_signed());
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
+        ffi::ap_hook_handler(Some(handler), none, none, first);
         ffi::ap_hook_fixups(Some(fixups), none, none, ffi::APR_HOOK_MIDDLE.cast_signed());
         ffi::ap_hook_check_access(
             Some(access_checker),
@@ -191,6 +192,26 @@ unsafe extern "C" fn fixups(r: *mut ffi::request_rec) -> c_int {
         // SAFETY: httpd passes a live request.
         worker::export_variables(unsafe { RequestRec::from_raw(r) });
         HOOK_DECLINED
+    })
+}
+
+/// A handler whose module works in the frontends only: the default handler would send the script's own text.
+unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
+    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
+        // SAFETY: httpd passes a live request.
+        let r = unsafe { RequestRec::from_raw(raw) };
+        let Some(module) = classes::left_to_frontends(r.handler()) else { return HOOK_DECLINED };
+        log::request(
+            log::Level::Error,
+            r,
+            format!(
+                "POOL113: the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
+                 pools (AssignServerPool none), or have the module work in the pool's processes (PoolModuleRole \
+                 {module} worker)",
+                String::from_utf8_lossy(r.handler())
+            ),
+        );
+        ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed()
     })
 }
 

@@ -4,7 +4,7 @@
 //! Owns: idle leases, open Wants, obituaries.  Never: holds a lock while it waits for a socket of a worker.
 
 use super::channel::Channel;
-use crate::sys::socket;
+use crate::sys::socket::{self, PeerState};
 use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
 use crate::wire::frame::Exchange;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -145,8 +145,13 @@ impl Desk {
     /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`. `has_left`
     /// says whether the client is gone; its argument, whether one that stopped sending counts as gone.
     pub fn acquire(&self, pool: u32, patience: Duration, has_left: &dyn Fn(bool) -> bool) -> Result<Leased, Unserved> {
-        if let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
-            return Ok(Leased { lease, cold: false, granted: false });
+        while let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
+            // Whoever speaks unasked gets no request: what it said could pass for the answer.
+            match socket::peer_state(lease.socket.as_fd()) {
+                PeerState::Quiet => return Ok(Leased { lease, cold: false, granted: false }),
+                PeerState::Speaks => self.release(lease, Returned::Violation),
+                PeerState::Gone => self.release(lease, Returned::Dead),
+            }
         }
         let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
         let waiter = Arc::new(Waiter { pool, answer: Mutex::new(Answer::Open), answered: Condvar::new() });

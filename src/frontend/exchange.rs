@@ -7,6 +7,7 @@ use super::desk::Lease;
 use super::request::{self, BodyFlags, ServerName};
 use crate::httpd::client::{self, BodyLength, BodyRead, Client, ClientGone};
 use crate::httpd::{hooks, log, RequestRec};
+use crate::settings::LoggedNames;
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::{file, wait};
 use crate::wire::codec::Malformed;
@@ -17,7 +18,7 @@ use crate::wire::frame::{
 };
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{
-    decode_trailers, is_hop_by_hop, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead,
+    decode_trailers, is_hop_by_hop, may_be_trailer, Abort, AbortReason, FileRange, LogLine, Meta, ResponseHead,
 };
 use std::cell::RefCell;
 use std::ffi::CString;
@@ -33,6 +34,9 @@ const STREAM_POLL: Duration = Duration::from_millis(5);
 const TAKEN_POLL: Duration = Duration::from_millis(1);
 /// Most log lines of one request that reach the error log; the last one says so.
 const MAX_LOG_LINES: u32 = 200;
+/// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
+/// worker could use up the descriptors of all clients otherwise.
+const MAX_OPEN_FILES: u32 = 8;
 
 /// How an exchange ended.
 #[derive(Debug)]
@@ -127,6 +131,7 @@ struct Run<'a, 'r> {
     r: RequestRec<'r>,
     lease: &'a mut Lease,
     pool_name: &'a str,
+    logged: &'a LoggedNames,
     server: ServerName,
     client: Client<'r>,
     upload: Upload,
@@ -143,20 +148,28 @@ struct Run<'a, 'r> {
     stage: Stage,
     heard: bool,
     head: Vec<u8>,
+    /// What the loggers shall know; they are told at the end of the response.
     meta: Vec<u8>,
+    meta_complete: bool,
     interim: u32,
+    files: u32,
+    /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
+    progress: Instant,
+    progressed: bool,
     log_lines: u32,
     /// Bytes the response may still have.
     remaining: Option<u64>,
     bodiless: bool,
 }
 
-/// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order afterwards only with [`Outcome::Done`] and `last: false`.
+/// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order
+/// afterwards only with [`Outcome::Done`] and `last: false`.
 pub fn run(
     r: RequestRec<'_>,
     server: ServerName,
     lease: &mut Lease,
     pool_name: &str,
+    logged: &LoggedNames,
     replay: &mut Option<Replay>,
 ) -> Outcome {
     let timeout = r.server().timeout();
@@ -178,6 +191,7 @@ pub fn run(
         r,
         lease,
         pool_name,
+        logged,
         server,
         client: Client::new(r),
         upload: Upload::Complete,
@@ -190,7 +204,11 @@ pub fn run(
         heard: false,
         head: Vec::new(),
         meta: Vec::new(),
+        meta_complete: false,
         interim: 0,
+        files: 0,
+        progress: Instant::now(),
+        progressed: false,
         log_lines: 0,
         remaining: None,
         bodiless: false,
@@ -215,6 +233,7 @@ impl Run<'_, '_> {
                 return Outcome::Answer { status: 431, how: Returned::Idle, why };
             }
             Err(e) if self.messages == 0 && is_unread(e.kind()) => return Outcome::Unread,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return self.stopped(Stop::Silent),
             Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
         }
         match self.converse(buffers) {
@@ -332,7 +351,6 @@ impl Run<'_, '_> {
     fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
         // A body frame that did not fit the worker's socket yet.
         let mut pending = false;
-        let mut quiet_since = Instant::now();
         loop {
             if let Stage::Complete { last } = self.stage {
                 return Ok(last);
@@ -340,7 +358,7 @@ impl Run<'_, '_> {
             if self.upload != Upload::Running && !pending {
                 let received = self.receive(&mut buffers.receive, Blocking::Yes)?;
                 let message = received.len;
-                self.message(&buffers.receive[..message], received.fds)?;
+                self.message_in_time(&buffers.receive[..message], received.fds)?;
                 continue;
             }
             if !pending {
@@ -357,7 +375,7 @@ impl Run<'_, '_> {
                     Ok(()) => {
                         self.messages += 1;
                         pending = false;
-                        quiet_since = Instant::now();
+                        self.progress = Instant::now();
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     // The kernel tells once that a message was left unread, to whichever call comes first.
@@ -375,12 +393,11 @@ impl Run<'_, '_> {
             match self.receive(&mut buffers.receive, Blocking::No) {
                 Ok(received) => {
                     let message = received.len;
-                    self.message(&buffers.receive[..message], received.fds)?;
-                    quiet_since = Instant::now();
+                    self.message_in_time(&buffers.receive[..message], received.fds)?;
                 }
                 Err(Stop::Silent) => {
                     if pending || (self.upload == Upload::Running && self.dry) {
-                        self.wait(pending, quiet_since)?;
+                        self.wait(pending)?;
                     }
                 }
                 Err(stop) => return Err(stop),
@@ -403,8 +420,8 @@ impl Run<'_, '_> {
     }
 
     /// Waits until either side can go on.
-    fn wait(&self, pending: bool, quiet_since: Instant) -> Result<(), Stop> {
-        let left = self.lease.timeout.saturating_sub(quiet_since.elapsed());
+    fn wait(&self, pending: bool) -> Result<(), Stop> {
+        let left = self.lease.timeout.saturating_sub(self.progress.elapsed());
         if left.is_zero() {
             return Err(Stop::Silent);
         }
@@ -431,6 +448,19 @@ impl Run<'_, '_> {
     }
 
     // ===== the response =====
+
+    /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
+    /// line now and then would hold this thread and its client for ever.
+    fn message_in_time(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
+        self.progressed = false;
+        self.message(message, fds)?;
+        if self.progressed {
+            self.progress = Instant::now();
+        } else if !self.lease.timeout.is_zero() && self.progress.elapsed() > self.lease.timeout {
+            return Err(Stop::Silent);
+        }
+        Ok(())
+    }
 
     /// All frames of one message. What is queued for the client points into `message`, so it is passed on before this
     /// returns.
@@ -522,6 +552,7 @@ impl Run<'_, '_> {
         }
         self.client.set_head(head.status, head.status_line, passable(head));
         self.stage = Stage::Body;
+        self.progressed = true;
         Ok(())
     }
 
@@ -536,6 +567,7 @@ impl Run<'_, '_> {
         if let Some(left) = &mut self.remaining {
             *left = left.checked_sub(n).ok_or(Stop::Violation("more body than its Content-Length".into()))?;
         }
+        self.progressed |= n > 0;
         Ok(())
     }
 
@@ -554,7 +586,8 @@ impl Run<'_, '_> {
         if range.offset + range.length > size {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
-        if self.client.can_send_file() {
+        self.files += 1;
+        if self.client.can_send_file() && self.files <= MAX_OPEN_FILES {
             self.client.queue_file(fd, range.offset, range.length);
             return Ok(());
         }
@@ -586,6 +619,7 @@ impl Run<'_, '_> {
         if head.status == 100 {
             return self.need_body();
         }
+        self.progressed = true;
         self.client.send_interim(head.status, passable(&head));
         Ok(())
     }
@@ -594,24 +628,23 @@ impl Run<'_, '_> {
         if self.upload == Upload::HeldBack {
             self.client.send_continue();
             self.upload = Upload::Running;
+            self.progressed = true;
         }
         Ok(())
     }
 
     fn meta(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.meta_complete {
+            return Err(Stop::Violation("META a second time".into()));
+        }
         if self.meta.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
             return Err(Stop::Violation("META beyond the limit".into()));
         }
-        if frame.has(FLAG_MORE) || !self.meta.is_empty() {
-            self.meta.extend_from_slice(frame.payload);
-            if frame.has(FLAG_MORE) {
-                return Ok(());
-            }
-            let meta = std::mem::take(&mut self.meta);
-            request::apply_meta(self.r, &Meta::decode(&meta)?);
-            return Ok(());
+        self.meta.extend_from_slice(frame.payload);
+        if !frame.has(FLAG_MORE) {
+            Meta::decode(&self.meta)?;
+            self.meta_complete = true;
         }
-        request::apply_meta(self.r, &Meta::decode(frame.payload)?);
         Ok(())
     }
 
@@ -623,8 +656,14 @@ impl Run<'_, '_> {
             return Err(Stop::Violation("less body than its Content-Length".into()));
         }
         for (name, value) in decode_trailers(frame.payload)?.iter() {
-            self.client.set_trailer(name, value);
+            if may_be_trailer(name) {
+                self.client.set_trailer(name, value);
+            }
         }
+        if self.meta_complete {
+            request::apply_meta(self.r, &Meta::decode(&self.meta)?, self.logged);
+        }
+        self.progressed = true;
         self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
         Ok(())
     }

@@ -11,8 +11,8 @@ mod request;
 
 use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{log, RequestRec, ServerRec};
-use crate::settings::PoolTree;
+use crate::httpd::{conftree, log, RequestRec, ServerRec};
+use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
@@ -39,6 +39,8 @@ struct Frontend {
     /// Where lines of a pool's standard error go: its first virtual host.
     logs: HashMap<u32, ServerRec<'static>>,
     servers: HashMap<usize, ServerName>,
+    /// What a worker may tell the loggers.
+    logged: LoggedNames,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,9 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             logs.entry(pool).or_insert(server);
         }
     }
-    let frontend = Frontend { desk, pools, main: start.main, logs, servers };
+    let mut logged = LoggedNames::default();
+    conftree::each_directive(|name, arguments| logged.learn(name, arguments));
+    let frontend = Frontend { desk, pools, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
@@ -195,7 +199,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
-        let outcome = exchange::run(r, server, &mut lease, &facts.name, &mut replay);
+        let outcome = exchange::run(r, server, &mut lease, &facts.name, &frontend.logged, &mut replay);
         let pid = lease.pid;
         match outcome {
             Outcome::Done { last, body_left } => {

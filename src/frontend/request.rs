@@ -5,6 +5,7 @@
 
 use crate::apr::Table;
 use crate::httpd::{client, frontend_tls, RequestRec};
+use crate::settings::LoggedNames;
 use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA,
@@ -159,8 +160,9 @@ pub fn put_body_abort(out: &mut Vec<u8>, status: u16, exchange: Exchange) {
     put_frame(out, FrameKind::BodyAbort, 0, exchange, |out| out.put_u16(status));
 }
 
-/// Names by which httpd's protocol filters and this module are told what to do: not for a worker to set.
-const RESERVED: [&[u8]; 9] = [
+/// Names by which httpd's protocol filters and this module are told what to do: not for a worker to set, even where an
+/// administrator logs them.
+const RESERVED: [&[u8]; 12] = [
     b"nokeepalive",
     b"downgrade-1.0",
     b"force-response-1.0",
@@ -170,19 +172,31 @@ const RESERVED: [&[u8]; 9] = [
     b"short-lingering-close",
     b"suppress-error-charset",
     b"ssl-unclean-shutdown",
+    b"verbose-error-to",
+    b"no-cache",
+    b"unique_id",
 ];
+/// As above, by the beginning of the name.
+const RESERVED_PREFIXES: [&[u8]; 3] = [b"pool-", b"http2-", b"ssl-"];
 
 fn may_set(name: &[u8]) -> bool {
-    !RESERVED.iter().any(|n| name.eq_ignore_ascii_case(n)) && !name.starts_with(b"pool-")
+    let begins = |prefix: &&[u8]| name.get(..prefix.len()).is_some_and(|n| n.eq_ignore_ascii_case(prefix));
+    !RESERVED.iter().any(|n| name.eq_ignore_ascii_case(n)) && !RESERVED_PREFIXES.iter().any(begins)
 }
 
-/// Shows the loggers what the worker tells of the request.
-pub fn apply_meta(r: RequestRec<'_>, meta: &Meta<'_>) {
+/// Shows the loggers what the worker tells of the request: of notes and variables those that the logs ask for. A note
+/// that a module of the frontend has made stays as it is.
+pub fn apply_meta(r: RequestRec<'_>, meta: &Meta<'_>, logged: &LoggedNames) {
     client::set_logged(r, meta.user, meta.auth_type, meta.handler, meta.filename);
     let pool = r.pool();
-    for (list, table) in [(meta.notes, r.notes()), (meta.env, r.subprocess_env())] {
-        for (name, value) in list.iter().filter(|(name, _)| may_set(name)) {
-            table.setn(pool.copy_str(name), pool.copy_str(value));
+    let (notes, env) = (r.notes(), r.subprocess_env());
+    for (name, value) in meta.notes.iter().filter(|(name, _)| logged.has_note(name) && may_set(name)) {
+        let name = pool.copy_str(name);
+        if notes.get(name).is_none() {
+            notes.setn(name, pool.copy_str(value));
         }
+    }
+    for (name, value) in meta.env.iter().filter(|(name, _)| logged.has_env(name) && may_set(name)) {
+        env.setn(pool.copy_str(name), pool.copy_str(value));
     }
 }

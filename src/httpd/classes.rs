@@ -24,6 +24,7 @@ const FRONTEND: &[&str] = &[
     "mod_log_forensic.c",
     "mod_logio.c",
     "mod_systemd.c",
+    "mod_status.c",
     "mod_unique_id.c",
     "mod_heartbeat.c",
     "mod_heartmonitor.c",
@@ -82,6 +83,31 @@ pub fn silence_what_frontends_did() {
     for (module, hook) in DONE_BY_FRONTEND {
         hook.retain(|m| m != *module);
     }
+}
+
+/// Handlers, and the modules that serve them. Where these were taken out, httpd would send the script's own text.
+const SERVED_BY: &[(&str, &[&str])] = &[
+    ("cgi-script", &["mod_cgid.c", "mod_cgi.c"]),
+    ("application/x-httpd-cgi", &["mod_cgid.c", "mod_cgi.c"]),
+    ("fcgid-script", &["mod_fcgid.c"]),
+    ("wsgi-script", &["mod_wsgi.c"]),
+    ("wsgi-handler", &["mod_wsgi.c"]),
+    ("server-status", &["mod_status.c"]),
+    ("balancer-manager", &["mod_proxy_balancer.c"]),
+    ("heartbeat", &["mod_heartmonitor.c"]),
+    ("http2-status", &["mod_http2.c"]),
+    ("md-status", &["mod_md.c"]),
+];
+
+/// In a worker: the loaded module that would serve this handler, when it was taken out here and no other serves it.
+pub fn left_to_frontends(handler: &[u8]) -> Option<&'static str> {
+    let (_, modules) = SERVED_BY.iter().find(|(name, _)| name.as_bytes() == handler)?;
+    let serving = hooks::handler.modules();
+    if modules.iter().any(|m| serving.iter().any(|s| s == m)) {
+        return None;
+    }
+    let loaded = hooks::loaded_modules();
+    modules.iter().copied().find(|m| loaded.iter().any(|l| l == m))
 }
 
 /// PHP, which must not run where there are threads.

@@ -6,6 +6,7 @@ pub mod classes;
 pub mod client;
 pub mod command;
 pub mod config;
+pub mod conftree;
 pub mod errorlog;
 pub mod frontend_tls;
 pub mod hooks;

@@ -6,11 +6,13 @@
 
 mod builder;
 mod check;
+mod logged;
 mod ssl;
 mod values;
 
 pub use builder::PoolTreeBuilder;
 pub use check::{Findings, Surroundings};
+pub use logged::LoggedNames;
 pub use ssl::{SslDirRecord, SslOptions};
 
 use crate::wire::control::{PoolRow, PoolTable};

@@ -102,6 +102,28 @@ pub fn buffer_size(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     set_option(fd, libc::SO_RCVBUFFORCE, &bytes).or_else(|_| set_option(fd, libc::SO_RCVBUF, &bytes))
 }
 
+/// What a socket's peer is doing while it has nothing to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerState {
+    /// Nothing waits to be received.
+    Quiet,
+    Speaks,
+    /// Its end is closed, or the connection is broken.
+    Gone,
+}
+
+/// Looks without waiting, and leaves everything where it is.
+pub fn peer_state(fd: BorrowedFd<'_>) -> PeerState {
+    let mut byte = 0u8;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte to a live variable.
+    match unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) } {
+        1.. => PeerState::Speaks,
+        n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => PeerState::Quiet,
+        _ => PeerState::Gone,
+    }
+}
+
 /// Ends the connection in both directions, for every process that holds a copy.
 pub fn shutdown(fd: BorrowedFd<'_>) {
     // SAFETY: shutdown takes two ints and touches no memory of ours.
@@ -304,6 +326,18 @@ mod tests {
         assert!(unread_by_peer(a.as_fd()).expect("ioctl") > 0);
         receive(b.as_fd(), &mut [0; 16], Blocking::Yes).expect("receive");
         assert_eq!(unread_by_peer(a.as_fd()).expect("ioctl"), 0);
+    }
+
+    #[test]
+    fn only_a_live_peer_that_has_said_nothing_is_quiet() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        assert_eq!(peer_state(a.as_fd()), PeerState::Quiet);
+        send(b.as_fd(), b"unasked", &[], Blocking::Yes).expect("send");
+        assert_eq!(peer_state(a.as_fd()), PeerState::Speaks);
+        let mut buf = [0; 16];
+        assert_eq!(receive(a.as_fd(), &mut buf, Blocking::Yes).expect("receive").len, 7);
+        drop(b);
+        assert_eq!(peer_state(a.as_fd()), PeerState::Gone);
     }
 
     #[test]

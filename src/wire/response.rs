@@ -102,6 +102,24 @@ pub fn is_hop_by_hop(name: &[u8]) -> bool {
     NAMES.iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
 }
 
+/// Fields that may stand behind a body: none that says where a message ends, who is asking, or how the body is to be
+/// read (RFC 9110, 6.5.1).
+pub fn may_be_trailer(name: &[u8]) -> bool {
+    const NOT: [&str; 10] = [
+        "Content-Length",
+        "Content-Encoding",
+        "Content-Type",
+        "Content-Range",
+        "Host",
+        "Authorization",
+        "Set-Cookie",
+        "Location",
+        "Cache-Control",
+        "Date",
+    ];
+    !is_hop_by_hop(name) && !NOT.iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+}
+
 /// A piece of body in the descriptor that travels with the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileRange {
@@ -319,6 +337,14 @@ mod tests {
     fn hop_by_hop_fields_are_known_in_any_case() {
         assert!(is_hop_by_hop(b"transfer-ENCODING"));
         assert!(!is_hop_by_hop(b"Content-Length"));
+    }
+
+    #[test]
+    fn trailers_do_not_frame_a_message() {
+        for name in [&b"content-length"[..], b"Transfer-Encoding", b"Trailer", b"SET-COOKIE"] {
+            assert!(!may_be_trailer(name), "{name:?}");
+        }
+        assert!(may_be_trailer(b"X-Checksum") && may_be_trailer(b"Server-Timing"));
     }
 
     #[test]

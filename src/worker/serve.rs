@@ -32,6 +32,8 @@ pub struct WorkerStart {
     /// The worker ends after so many requests; 0 means never.
     pub max_requests: u32,
     pub server_hash: ServerHash,
+    /// `PoolEnv`: variables for the environment of scripts, as if each request had a `SetEnv` for them.
+    pub env: Vec<(String, String)>,
 }
 
 /// Why the worker ends.
@@ -47,7 +49,7 @@ enum Stop {
 
 /// Serves requests until the lease ends, then ends the process.
 pub fn run(start: WorkerStart) -> ! {
-    let WorkerStart { lease, pool, server, max_requests, server_hash } = start;
+    let WorkerStart { lease, pool, server, max_requests, server_hash, env } = start;
     let life = rebuild::child_init(server);
     if !worker_filters::install() {
         eprintln!("mod_pool: the worker's filters are not registered");
@@ -72,7 +74,7 @@ pub fn run(start: WorkerStart) -> ! {
                 worker.exchange.borrow_mut().last = true;
             }
             left = left.saturating_sub(1);
-            worker.serve(&workshop, &servers, request);
+            worker.serve(&workshop, &servers, &env, request);
             if worker.gone.get() {
                 break Stop::Lease;
             }
@@ -164,7 +166,13 @@ impl Worker {
         current.log_lines = 0;
     }
 
-    fn serve(&self, workshop: &Workshop, servers: &[(ServerRec<'static>, u64)], payload: Payload) {
+    fn serve(
+        &self,
+        workshop: &Workshop,
+        servers: &[(ServerRec<'static>, u64)],
+        env: &[(String, String)],
+        payload: Payload,
+    ) {
         self.busy.set(true);
         let inbox = self.inbox.borrow();
         let bytes = match &payload {
@@ -194,7 +202,11 @@ impl Worker {
         }
         let connection = workshop.connect(servers[0].0, &description);
         worker_filters::add_network(&connection);
-        let (r, head) = connection.request(*server, &description, request.headers.iter(), request.env.iter());
+        // What the frontend's modules have set for this request counts more than what the pool sets for all.
+        let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
+        let all = own.chain(request.env.iter());
+        let (r, head) = connection.request(*server, &description, request.headers.iter(), all);
         drop(inbox);
         connection.process(r, head);
         if !self.response.finished.get() {

@@ -76,6 +76,7 @@ pub fn serve(pool: &ServerPool, channel: OwnedFd) -> ForkedWorker {
         };
         match fork::fork_as_sibling() {
             Ok(Forked::Child) => {
+                title::set(&format!("mod_pool: worker {} [starting]", pool.name));
                 privileges::new_session();
                 if privileges::duplicate_to(standard_error.as_fd(), 2).is_err() {
                     fork::exit_now(1);

@@ -20,11 +20,17 @@ pytestmark = pytest.mark.pool_only
 FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
 
 
+CONF = """
+Timeout 5
+CustomLog @ROOT@/logs/notes.log "%{seen}n %{seen}e %{nokeepalive}n %{Hidden}i"
+"""
+
+
 @pytest.fixture(scope="module")
 def server(shared_httpd):
     sites = [Site("alice", ALICE, conf=FFI, pool_conf="PoolMaxProcesses 6\nPoolIdleTimeout 60s"),
              Site("bob", BOB, pool_conf="PoolIdleTimeout 300s")]
-    server = shared_httpd(sites=sites, conf="Timeout 5\n")
+    server = shared_httpd(sites=sites, conf=CONF)
     sites[0].write("forge.php", w.FORGE_PHP)
     sites[0].write("own.txt", "alice herself")
     sites[1].write("victim.txt", "the victim's own answer")
@@ -53,12 +59,16 @@ def survivors(server):
     # bounds it.
     eventually(lambda: quiet(server) == "alice herself", 15, what="alice is served again")
     if log.exists():
-        attacker = json.loads(log.read_text())
-        assert attacker["targets"], "forge.php found no lease"
+        assert forge_log(log)["targets"], "forge.php found no lease"
+
+
+def forge_log(path):
+    """What forge.php wrote; it may be writing just now."""
+    return json.loads(eventually(lambda: path.read_text(), 5, what="forge.log"))
 
 
 def worker_is_replaced(server):
-    pid = json.loads((server.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    pid = forge_log(server.sites["alice"].docroot / "forge.log")["pid"]
     eventually(lambda: (p := read_process(pid)) is None or p.state == "Z", 12, what="the violator's end")
 
 
@@ -331,7 +341,8 @@ def test_bad_message_within_the_response(attack, server, name):
 
 
 def test_message_larger_than_allowed(attack, server):
-    seen = attack(OK + w.data(b"x" * 150_000) + w.end())
+    """No message has more than 160 KiB (docs/protocol.md)."""
+    seen = attack(OK + w.data(b"x" * 170_000) + w.end())
     assert seen.found is None or seen.status == 502 or not seen.found.complete
 
 
@@ -377,6 +388,18 @@ def test_log_lines_cannot_forge(attack, server):
     attack(w.log("one\n[Sun Nov 22 00:00:00 2026] [core:error] forged") + OK + w.data("x") + w.end())
     time.sleep(0.3)
     assert not re.search(r"^\[Sun Nov 22 00:00:00 2026", server.error_log()[at:], re.M)
+
+
+def test_notes_reach_only_the_logs_that_ask_for_them(server):
+    """A module may keep a pointer in a note, and follow it: what no log shows never gets into the request."""
+    at = len(server.error_log())
+    notes = [("modsecurity-tx-context", "A" * 64), ("seen", "shown"), ("hidden", "1")]
+    plan = w.plan(w.meta(notes=notes, env=notes) + w.head(200) + w.data("ok") + w.end(), then="exit")
+    assert server.request("POST", "/forge.php", body=plan).text == "ok"
+    line = eventually(lambda: next((x for x in (server.root / "logs" / "notes.log").read_text().splitlines()
+                                    if "shown" in x), None))
+    assert line == "shown shown - -"
+    assert "exit signal" not in server.error_log()[at:]
 
 
 def test_notes_that_steer_the_frontend_have_no_effect(attack):
@@ -436,6 +459,24 @@ def test_a_worker_that_does_not_read_its_body(server):
     assert len(box) == 4
 
 
+def test_log_lines_do_not_hold_a_thread(server):
+    """Frames that never complete the response do not count as life: Timeout (5 s) bounds them."""
+    start = time.monotonic()
+    plan = w.plan({"data": w.log("still here") + w.frame(w.NEED_BODY), "repeat": 60, "pause": 0.5})
+    assert server.request("POST", "/forge.php", body=plan, timeout=30).status == 504
+    assert 4 < time.monotonic() - start < 12
+
+
+def test_empty_pieces_do_not_hold_a_thread(server):
+    start = time.monotonic()
+    plan = w.plan(OK, {"data": w.data("", flags=w.FLUSH), "repeat": 60, "pause": 0.5})
+    try:
+        assert not server.request("POST", "/forge.php", body=plan, timeout=30).complete
+    except Broken:
+        pass
+    assert 4 < time.monotonic() - start < 12
+
+
 # --- descriptors ------------------------------------------------------------------------------------
 
 
@@ -450,6 +491,20 @@ def test_bad_descriptor(attack, server, what):
 def test_good_descriptor_by_hand(attack):
     seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(500, 4000) + w.end(), "fds": ["good"]})
     assert (seen.status, seen.found.body) == (200, b"g" * 4000)
+
+
+def test_many_files_do_not_use_up_the_descriptors(server):
+    """A response of many files keeps few of them open, however slowly the client reads."""
+    def held():
+        return sum(len(fds_of(p.pid)) for p in server.processes("frontend"))
+
+    before = held()
+    plan = w.plan(OK, {"data": w.file(0, 5000), "fds": ["good"], "repeat": 500}, w.end(), then="exit")
+    with server.connect(timeout=30) as c:
+        c.request("POST", "/forge.php", body=plan)
+        time.sleep(1)
+        assert held() < before + 40
+        assert len(c.response("POST").body) == 500 * 5000
 
 
 @pytest.mark.parametrize("offset,length", [(0, 5001), (5000, 1), (2**63, 10), (2**64 - 1, 2), (0, 2**63), (1, 2**62)])
@@ -506,7 +561,10 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
         foreach (glob('/proc/[0-9]*/cmdline') as $f) {
             $t = str_replace("\\0", ' ', (string)@file_get_contents($f));
             if (!str_starts_with($t, 'mod_pool: zygote alice')) continue;
-            $pid = (int)explode('/', $f)[2]; $n++;
+            $pid = (int)explode('/', $f)[2];
+            // Another run of these tests may have an alice of its own.
+            if (!preg_match('/^Uid:\\s+' . posix_geteuid() . '\\s/m', file_get_contents("/proc/$pid/status"))) continue;
+            $n++;
             if ($_GET['what'] == 'stop') posix_kill($pid, 19);
             if ($_GET['what'] == 'kill') posix_kill($pid, 9);
             if ($_GET['what'] == 'flood') for ($i = 0; $i < 20000; $i++) posix_kill($pid, 10 + 2 * ($i % 2));
@@ -517,7 +575,8 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
         }
         echo "found $n";
     """)
-    assert server.get("/own.txt").status == 200
+    # After what the last one did the pool may be throttled.
+    eventually(lambda: quiet(server) == "alice herself", 40, what="alice is served")
     assert server.get(f"/zygote.php?what={what}").text == "found 1"
     # More of alice's requests than there are workers; bob is served at once, also by a new worker.
     threads = [threading.Thread(target=quiet, args=(server,), daemon=True) for _ in range(8)]

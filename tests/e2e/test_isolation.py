@@ -322,6 +322,51 @@ def test_modules_with_shared_memory_survive_reloads(server):
     assert len([p for p in managers if p.role == "other"]) <= 4
 
 
+# --- what only frontends can do ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handler,module", [("fcgid-script", "mod_fcgid.c"), ("wsgi-script", "mod_wsgi.c"),
+                                            ("balancer-manager", "mod_proxy_balancer.c")])
+def test_a_handler_that_works_in_frontends_only_does_not_show_the_script(server, handler, module):
+    if not server.crowded:
+        pytest.skip("these modules are not loaded here")
+    alice = server.sites["alice"]
+    alice.write("handlers/.htaccess", f"SetHandler {handler}\n")
+    alice.write("handlers/secret.txt", "the-source-of-the-script")
+    found = server.get("/handlers/secret.txt")
+    assert found.status == 500
+    assert "the-source" not in found.text
+    server.wait_for_log(rf"pool alice .*handler {handler} belongs to {module}.*PoolModuleRole {module} worker")
+
+
+# --- the pool's own environment ---------------------------------------------------------------------
+
+
+def test_pool_env_and_umask_reach_php_and_cgi(httpd):
+    alice = Site("alice", ALICE, pool_conf="PoolEnv APP_ENV production\nPoolEnv APP_TIER 'two words'\nPoolUmask 0027",
+                 conf="AddHandler cgi-script .cgi\nOptions +ExecCGI\nSetEnv APP_TIER own\nLogFormat \"%{APP_ENV}e\" env\nCustomLog @ROOT@/logs/env.log env")
+    bob = Site("bob", BOB)
+    server = httpd(sites=[alice, bob], modules=["cgi"])
+    for site in (alice, bob):
+        site.write("env.php", """
+            <?php
+            @unlink('made'); touch('made');
+            printf("%s|%s|%s|%o", getenv('APP_ENV'), $_SERVER['APP_ENV'] ?? '', getenv('APP_TIER'),
+                fileperms('made') & 0777);
+        """)
+        site.script("env.cgi", """
+            #!/bin/sh
+            printf 'Content-Type: text/plain\\n\\n'
+            rm -f made2; : > made2
+            printf '%s|%s|' "$APP_ENV" "$APP_TIER"; stat -c %a made2
+        """)
+    server.start()
+    assert server.get("/env.php").text == "production|production|own|640"
+    assert server.get("/env.cgi").text.strip() == "production|own|640"
+    assert server.get("/env.php", "bob").text.startswith("||")
+    assert eventually(lambda: (server.root / "logs" / "env.log").read_text().splitlines()[:1] == ["production"])
+
+
 # --- .htaccess --------------------------------------------------------------------------------------
 
 

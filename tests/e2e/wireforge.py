@@ -135,8 +135,13 @@ function send($c, $fd, $bytes, $fds) {
     }
     return $c->sendmsg($fd, FFI::addr($m), 0x4000);
 }
+function note($what) {
+    // Whole or not at all: this process may be killed at any time.
+    file_put_contents(__DIR__ . '/forge.new', json_encode($what));
+    rename(__DIR__ . '/forge.new', __DIR__ . '/forge.log');
+}
 $targets = sockets($c, $plan['where']);
-file_put_contents(__DIR__ . '/forge.log', json_encode(['pid' => getmypid(), 'targets' => $targets]));
+note(['pid' => getmypid(), 'targets' => $targets]);
 if ($plan['then'] == 'fork') {
     if ($c->fork() != 0) { echo 'parent'; return; }
     $c->usleep(1000000);
@@ -150,8 +155,7 @@ foreach ($plan['messages'] as $m) {
         if (isset($m['pause'])) $c->usleep((int)(1e6 * $m['pause']));
     }
 }
-file_put_contents(__DIR__ . '/forge.log', json_encode(['pid' => getmypid(), 'targets' => $targets,
-    'sent' => array_slice($results, 0, 20)]));
+note(['pid' => getmypid(), 'targets' => $targets, 'sent' => array_slice($results, 0, 20)]);
 switch ($plan['then']) {
     case 'hang': sleep(60); break;
     case 'exit': case 'fork': $c->_exit(0);
