@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 pub const CHANNEL_FD: RawFd = 3;
 
 /// Runs `/proc/self/exe` with these arguments and this environment; descriptors 0, 1 and 2 are inherited, `channel`
-/// becomes [`CHANNEL_FD`], all others are closed. Returns the child's pid. Errors: those of fork(2), or an argument
+/// becomes [`CHANNEL_FD`], all others are closed; it gets SIGTERM when this process ends. Returns the child's pid. Errors: those of fork(2), or an argument
 /// with a NUL byte. A failed exec shows as exit status 127.
 pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedFd<'_>) -> io::Result<u32> {
     let strings = |list: &[Vec<u8>]| -> io::Result<Vec<CString>> {
@@ -25,11 +25,17 @@ pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedF
     let (argv_p, env_p) = (pointers(&argv), pointers(&environment));
     // A copy: the number itself may be hidden from children (heritage).
     let channel = channel.try_clone_to_owned()?;
+    let parent = own_pid();
     // SAFETY: the child calls only async-signal-safe functions until it execs or exits.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         // SAFETY: system calls on integers and on arrays prepared before the fork; a failure leads to _exit.
         unsafe {
+            // The image watches whom it finds as its parent; should this process end before that, it ends, too.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM, 0, 0, 0);
+            if libc::getppid().cast_unsigned() != parent {
+                libc::_exit(127);
+            }
             let fd = libc::fcntl(channel.as_raw_fd(), libc::F_DUPFD, CHANNEL_FD + 1);
             if fd < 0 || libc::dup2(fd, CHANNEL_FD) < 0 {
                 libc::_exit(127);
