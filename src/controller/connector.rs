@@ -88,7 +88,10 @@ impl Controller {
     fn parent_says(&mut self, message: &ParentMessage, fds: Vec<OwnedFd>) {
         match *message {
             ParentMessage::Configure { generation } => match read_configuration(generation, fds) {
-                Ok(table) => {
+                Ok((table, until_ready)) => {
+                    if let Some(end) = until_ready {
+                        self.until_ready.insert(generation, end);
+                    }
                     self.tables.entry(generation).or_insert_with(|| table.clone());
                     self.feed(Event::Configure { table });
                 }
@@ -223,10 +226,13 @@ impl Controller {
     }
 }
 
-/// Takes the pool table and the new standard error from what came with a Configure.
-fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<PoolTable> {
-    let [memory, standard_error] =
-        <[OwnedFd; 2]>::try_from(fds).map_err(|_| io::Error::other("two descriptors belong to it"))?;
+/// Takes the pool table and the new standard error from what came with a Configure, and what the parent waits at.
+fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<(PoolTable, Option<OwnedFd>)> {
+    let mut fds = fds.into_iter();
+    let (Some(memory), Some(standard_error), until_ready, None) = (fds.next(), fds.next(), fds.next(), fds.next())
+    else {
+        return Err(io::Error::other("two or three descriptors belong to it"));
+    };
     duplicate_to(standard_error.as_fd(), 2)?;
     let mut memory = File::from(memory);
     memory.rewind()?;
@@ -237,5 +243,5 @@ fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<PoolTabl
     if table.generation != generation {
         return Err(io::Error::other("the table is of another generation"));
     }
-    Ok(table)
+    Ok((table, until_ready))
 }

@@ -81,6 +81,8 @@ struct Controller {
     early: VecDeque<connector::EarlyHello>,
     frontends: HashMap<FrontendId, frontends::Frontend>,
     seeds: HashMap<u64, seeds::Seed>,
+    /// Closed when the seed of the generation is ready, or has failed: httpd's start waits for that.
+    until_ready: HashMap<u64, OwnedFd>,
     zygotes: HashMap<ZygoteId, zygotes::ZygoteProcess>,
     workers: HashMap<LeaseId, workers::WorkerProcess>,
     /// Own children that are a seed, zygote or worker.
@@ -137,6 +139,7 @@ impl Controller {
             early: VecDeque::new(),
             frontends: HashMap::new(),
             seeds: HashMap::new(),
+            until_ready: HashMap::new(),
             zygotes: HashMap::new(),
             workers: HashMap::new(),
             pids: HashSet::new(),

@@ -42,6 +42,7 @@ impl Controller {
         if let Err(e) = self.try_start_seed(generation) {
             let text = format!("it cannot be started: {e}");
             log::error(&format!("mod_pool: seed of configuration {generation}: {text}"));
+            self.until_ready.remove(&generation);
             self.events.push_back(Event::SeedGone { generation, text });
         }
     }
@@ -104,6 +105,7 @@ impl Controller {
                     if build_id != self.start.build_id {
                         self.note_replaced();
                     }
+                    self.until_ready.remove(&generation);
                     self.feed(Event::SeedReady { generation });
                 }
                 Ok(SeedReport::ZygoteStarted { request, pid }) => {
@@ -197,6 +199,7 @@ impl Controller {
         for part in [seed.channel, seed.errors].into_iter().flatten() {
             self.unwatch(part.token, &part.what);
         }
+        self.until_ready.remove(&generation);
         let text = describe_status(status);
         if !seed.ending {
             log::error(&format!("mod_pool: the seed of configuration {generation} died: {text}"));

@@ -131,11 +131,11 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
         if reason != ffi::APR_OC_REASON_DEATH.cast_signed() && reason != ffi::APR_OC_REASON_LOST.cast_signed() {
             return;
         }
-        log::startup(log::Level::Error, "POOL109: the controller has died; another one is started");
+        log::main_server(log::Level::Error, "POOL109: the controller has died; another one is started");
         match parent::controller_died() {
             // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
             Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
-            Err(e) => log::startup(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
+            Err(e) => log::main_server(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
         }
     });
 }
@@ -170,7 +170,8 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         let (main, pchild) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pchild)) };
         frontend_tls::prepare(main, pchild);
         if let Some((generation, connector)) = parent::frontend_start() {
-            let start = FrontendStart { connector, generation, tree: config::pool_tree(main), main };
+            let tree = config::pool_tree(main);
+            let start = FrontendStart { connector, generation, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
             }
@@ -209,7 +210,7 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
             r.set_filename(r.uri());
             return HOOK_OK;
         }
-        answer(serve(r, pool))
+        supervise::upgrade(r).unwrap_or_else(|| answer(serve(r, pool)))
     })
 }
 

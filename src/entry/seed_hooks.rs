@@ -57,7 +57,7 @@ unsafe extern "C" fn check_config(
 fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     title::init();
     let tree = config::pool_tree(main);
-    classes::silence_frontend_modules(tree, &[("mod_ssl.c", "access_checker")]);
+    classes::silence_frontend_modules(tree);
     let channel = match launch::inherited_channel() {
         Ok(channel) => channel,
         Err(e) => fail(&format!("the seed has no channel: {e}")),

@@ -65,6 +65,11 @@ unsafe extern "C" fn body_filter(
     readbytes: ffi::apr_off_t,
 ) -> ffi::apr_status_t {
     guard(ffi::APR_EGENERAL.cast_signed(), || {
+        // SAFETY: httpd calls the filter of a live chain.
+        if let Some(own) = unsafe { Filter::from_raw(f) }.foreign_input() {
+            // SAFETY: the call that httpd made, at the function that would have got it.
+            return unsafe { own(f, bb, mode, block, readbytes) };
+        }
         let mode = ReadMode::from_raw(mode, readbytes);
         let block = if block == ffi::apr_read_type_e_APR_BLOCK_READ { Blocking::Yes } else { Blocking::No };
         // SAFETY: httpd calls the filter of a live chain, and hands the brigade over for the call.

@@ -20,6 +20,11 @@ const IDLE_BEFORE_RETURN: Duration = Duration::from_secs(1);
 const OBITUARY_PATIENCE: Duration = Duration::from_millis(50);
 /// How much longer than `PoolQueueTimeout` a request waits for the controller's own refusal.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a request that waits looks whether its client is still there.
+const CLIENT_CHECK: Duration = Duration::from_millis(200);
+/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one that has waited this long is
+/// more likely gone, and would have the pool work for nobody.
+const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 /// Obituaries kept for requests that have not asked yet.
 const MAX_OBITUARIES: usize = 1024;
 
@@ -46,12 +51,22 @@ pub struct NoLease {
     pub text: String,
 }
 
+/// How waiting for a lease ended without one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unserved {
+    Refused(NoLease),
+    /// The client did not wait for it.
+    ClientGone,
+}
+
 /// A lease and how it came.
 #[derive(Debug)]
 pub struct Leased {
     pub lease: Lease,
     /// It had to wait for a worker to be forked.
     pub cold: bool,
+    /// The controller granted it for this request; it was not idle here.
+    pub granted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,10 +137,11 @@ impl Desk {
         self.pools.get(usize::try_from(index).ok()?).map(lock)
     }
 
-    /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`.
-    pub fn acquire(&self, pool: u32, patience: Duration) -> Result<Leased, NoLease> {
+    /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`. `has_left`
+    /// says whether the client is gone; its argument, whether one that stopped sending counts as gone.
+    pub fn acquire(&self, pool: u32, patience: Duration, has_left: &dyn Fn(bool) -> bool) -> Result<Leased, Unserved> {
         if let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
-            return Ok(Leased { lease, cold: false });
+            return Ok(Leased { lease, cold: false, granted: false });
         }
         let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
         let waiter = Arc::new(Waiter { pool, answer: Mutex::new(Answer::Open), answered: Condvar::new() });
@@ -133,24 +149,35 @@ impl Desk {
         // Not sent: the helper thread sends every open Want again when it has a controller.
         self.channel.send(&FrontendMessage::Want { want, pool });
 
-        let deadline = Instant::now() + patience + REFUSAL_PATIENCE;
+        let began = Instant::now();
+        let deadline = began + patience + REFUSAL_PATIENCE;
+        let mut gone = false;
         let mut answer = lock(&waiter.answer);
         while matches!(*answer, Answer::Open) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            answer = waiter.answered.wait_timeout(answer, left).unwrap_or_else(PoisonError::into_inner).0;
+            let (again, timeout) =
+                waiter.answered.wait_timeout(answer, left.min(CLIENT_CHECK)).unwrap_or_else(PoisonError::into_inner);
+            answer = again;
+            if timeout.timed_out() && has_left(began.elapsed() >= HALF_CLOSED_PATIENCE) {
+                gone = true;
+                break;
+            }
         }
         let answer = std::mem::replace(&mut *answer, Answer::Withdrawn);
         lock(&self.wants).remove(&want);
         match answer {
             Answer::Granted(leased) => Ok(leased),
-            Answer::Refused(why) => Err(why),
+            Answer::Refused(why) => Err(Unserved::Refused(why)),
             Answer::Open | Answer::Withdrawn => {
                 self.channel.send(&FrontendMessage::Cancel { want });
+                if gone {
+                    return Err(Unserved::ClientGone);
+                }
                 let text = "the controller did not answer".to_owned();
-                Err(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text })
+                Err(Unserved::Refused(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text }))
             }
         }
     }
@@ -242,7 +269,7 @@ impl Desk {
         let lease = Lease { id, lend, pool: waiter.pool, pid, socket, exchange, timeout: Duration::ZERO };
         let mut answer = lock(&waiter.answer);
         if matches!(*answer, Answer::Open) {
-            *answer = Answer::Granted(Leased { lease, cold });
+            *answer = Answer::Granted(Leased { lease, cold, granted: true });
             waiter.answered.notify_one();
         } else {
             drop(answer);

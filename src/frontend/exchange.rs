@@ -109,6 +109,8 @@ struct Run<'a, 'r> {
     server: ServerName,
     client: Client<'r>,
     upload: Upload,
+    /// The client sends a body that is not the worker's concern.
+    kept_body: bool,
     /// The last look for more of the body found none: filters hold nothing back, so its socket can be polled.
     dry: bool,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
@@ -147,6 +149,7 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         server,
         client: Client::new(r),
         upload: Upload::Complete,
+        kept_body: false,
         dry: false,
         messages: 0,
         stage: Stage::Waiting,
@@ -176,7 +179,7 @@ impl Run<'_, '_> {
             Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
         }
         match self.converse(buffers) {
-            Ok(last) => Outcome::Done { last, body_left: self.upload == Upload::Running },
+            Ok(last) => Outcome::Done { last, body_left: self.upload == Upload::Running || self.kept_body },
             Err(stop) => self.stopped(stop),
         }
     }
@@ -188,8 +191,13 @@ impl Run<'_, '_> {
     // ===== the request =====
 
     fn send_request(&mut self, buffers: &mut Buffers) -> io::Result<()> {
+        self.r.export_previous();
         let (flags, length) = match self.client.body_length() {
             BodyLength::None => (0, 0),
+            _ if request::is_fragment(self.r) => {
+                self.kept_body = !self.r.is_subrequest();
+                (0, 0)
+            }
             BodyLength::Known(n) => (REQUEST_LENGTH, n),
             BodyLength::Chunked => (REQUEST_CHUNKED, 0),
         };

@@ -13,10 +13,10 @@ use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{log, RequestRec, ServerRec};
 use crate::settings::PoolTree;
-use crate::sys::image;
+use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
-use desk::{Desk, Leased, NoLease};
+use desk::{Desk, Leased, NoLease, Unserved};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -24,10 +24,12 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// How often a request is tried again when surely no worker has read it.
+/// How many workers granted to a request are tried, as long as surely none has read it.
 const MAX_TRIES: u32 = 5;
 /// How long the helper thread waits before it says hello to a controller again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a frontend whose parent is gone may take to end by itself.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 struct Frontend {
@@ -54,6 +56,8 @@ pub struct FrontendStart<'a> {
     pub generation: u64,
     pub tree: &'a PoolTree,
     pub main: ServerRec<'static>,
+    /// httpd's parent; `None` where this process is the parent itself (`-X`).
+    pub parent: Option<u32>,
 }
 
 /// In a fresh child of httpd's, before it has threads: hello to the controller, and the helper thread.
@@ -80,19 +84,23 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
-    crate::sys::thread::spawn_quiet("mod_pool", || {
+    let parent = start.parent;
+    crate::sys::thread::spawn_quiet("mod_pool", move || {
         if let Some(frontend) = FRONTEND.get() {
-            frontend.listen();
+            frontend.listen(parent);
         }
     })
 }
 
 impl Frontend {
     /// The helper thread: hears the controller for as long as the process lives.
-    fn listen(&self) {
+    fn listen(&self, parent: Option<u32>) {
         let mut buf = vec![0; MAX_CONTROL_MESSAGE];
         let mut looked = Instant::now();
         loop {
+            if parent.is_some_and(|pid| launch::parent_pid() != pid) {
+                self.end_after_parent();
+            }
             match self.desk.channel.receive(&mut buf) {
                 Ok(Some(mut received)) => match ControllerMessage::decode(&buf[..received.len]) {
                     Ok(ControllerMessage::Log { pool, pid, line }) => self.log_line(pool, pid, &line),
@@ -109,6 +117,15 @@ impl Frontend {
                 looked = Instant::now();
             }
         }
+    }
+
+    /// httpd's parent has died without a word. Stock children would serve on, listening for ever; the pools have ended
+    /// with their controller, so this process ends as if it had been stopped.
+    fn end_after_parent(&self) -> ! {
+        log::server(log::Level::Crit, self.main, "POOL113: httpd's parent process has died: this process ends");
+        launch::signal_self(15);
+        std::thread::sleep(END_PATIENCE);
+        fork::exit_now(1)
     }
 
     /// The controller has died; httpd's parent starts another one, which listens at the same place.
@@ -156,15 +173,24 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
-    for _ in 0..MAX_TRIES {
-        let Leased { mut lease, cold: forked } = match desk.acquire(pool, facts.queue_timeout) {
+    // Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
+    let mut grants = 0;
+    while grants < MAX_TRIES {
+        let acquired = desk.acquire(pool, facts.queue_timeout, &|half| client::has_left(r, half));
+        let Leased { mut lease, cold: forked, granted } = match acquired {
             Ok(leased) => leased,
-            Err(why) => {
+            Err(Unserved::ClientGone) => {
+                note_wait(r, began, cold);
+                client::abandon(r);
+                return Handled::Done;
+            }
+            Err(Unserved::Refused(why)) => {
                 note_wait(r, began, cold);
                 return refused(r, &facts.name, &why);
             }
         };
         cold |= forked;
+        grants += u32::from(granted);
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
@@ -243,11 +269,15 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     let reason = match why.reason {
         Refusal::QueueFull => "PoolQueueLimit: too many requests wait for a worker already",
         Refusal::QueueTimeout => "PoolQueueTimeout: no worker became free in time",
-        Refusal::Throttled => "the pool's processes die when they start; the next attempt comes later",
+        Refusal::Throttled => {
+            "the pool's processes die when they start (the server's error log says why); the next attempt comes later"
+        }
         Refusal::NoPool => "the running configuration has no such pool",
         Refusal::Stopping => "the server is stopping",
     };
-    let detail = if why.text.is_empty() { String::new() } else { format!(" ({})", why.text) };
+    // Why processes fail to start is logged once for each attempt, by the controller.
+    let told = why.text.is_empty() || why.reason == Refusal::Throttled;
+    let detail = if told { String::new() } else { format!(" ({})", why.text) };
     let mut text = format!("POOL106: [pool {pool}] 503: {reason}{detail}, for ").into_bytes();
     text.extend_from_slice(r.method());
     text.push(b' ');

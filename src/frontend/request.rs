@@ -11,6 +11,7 @@ use crate::wire::frame::{
 };
 use crate::wire::request::{Address, RequestHead, REQUEST_TLS, REQUEST_TLS_CHECKED};
 use crate::wire::response::Meta;
+use std::borrow::Cow;
 
 /// A virtual host, as both sides name it: place in the configuration, and hash of its definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub fn put(
         list
     });
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
+    let line = request_line(r);
+    let fragment = is_fragment(r);
     let mut result = Ok(());
     let start = out.len();
     put_frame(out, FrameKind::Request, 0, exchange, |out| {
@@ -53,7 +56,7 @@ pub fn put(
             content_length: body.content_length,
             connection_id: r.connection_id(),
             keepalives: r.keepalives(),
-            request_line: r.the_request(),
+            request_line: &line,
             local: Address { ip: peer.local.0, port: peer.local.1 },
             client: Address { ip: peer.client.0, port: peer.client.1 },
             useragent: Address { ip: peer.useragent.0, port: peer.useragent.1 },
@@ -62,7 +65,8 @@ pub fn put(
             connection_log_id: r.connection_log_id(),
         }
         .encode(out);
-        result = put_table(out, r.headers_in()).and_then(|()| put_table(out, r.subprocess_env()));
+        result = put_some(out, r.headers_in(), |name| !fragment || !is_of_the_whole(name))
+            .and_then(|()| put_table(out, r.subprocess_env()));
         match tls {
             Some(list) => out.put(list),
             None => PairsWriter::new(out).finish(),
@@ -76,10 +80,48 @@ pub fn put(
     result
 }
 
+/// What the worker is asked for. After a redirect, and in a subrequest, that is not what the client asked for: its line
+/// would lead the worker to a place that this process has not checked.
+fn request_line(r: RequestRec<'_>) -> Cow<'_, [u8]> {
+    if !r.is_subrequest() && !r.is_redirected() {
+        return Cow::Borrowed(r.the_request());
+    }
+    let protocol = if r.protocol().starts_with(b"HTTP/") { r.protocol() } else { b"HTTP/1.1" };
+    Cow::Owned([r.method(), b" ", &r.escaped_uri(), b" ", protocol].concat())
+}
+
+/// A part of a response (SSI), or the text of an error: never answered by 304 or 206, and without a body of its own.
+pub fn is_fragment(r: RequestRec<'_>) -> bool {
+    r.is_subrequest() || (r.is_redirected() && r.status() != OK)
+}
+
+const OK: i32 = 200;
+
+/// Fields that speak of the response as a whole, or of the client's body.
+fn is_of_the_whole(name: &[u8]) -> bool {
+    const NAMES: [&[u8]; 10] = [
+        b"Accept-Encoding",
+        b"Content-Length",
+        b"Expect",
+        b"If-Match",
+        b"If-Modified-Since",
+        b"If-None-Match",
+        b"If-Range",
+        b"If-Unmodified-Since",
+        b"Range",
+        b"Transfer-Encoding",
+    ];
+    NAMES.iter().any(|n| name.eq_ignore_ascii_case(n))
+}
+
 fn put_table(out: &mut Vec<u8>, table: Table<'_>) -> Result<(), TooLong> {
+    put_some(out, table, |_| true)
+}
+
+fn put_some(out: &mut Vec<u8>, table: Table<'_>, wanted: impl Fn(&[u8]) -> bool) -> Result<(), TooLong> {
     let mut writer = PairsWriter::new(out);
     let mut result = Ok(());
-    for (name, value) in table.iter() {
+    for (name, value) in table.iter().filter(|(name, _)| wanted(name)) {
         result = result.and(writer.pair(name, value));
     }
     writer.finish();

@@ -54,11 +54,11 @@ pub fn role(module: &str, tree: &PoolTree) -> ModuleRole {
     })
 }
 
-/// In a seed: takes every frontend module out of every hook. `keep` names hooks that stay: module, hook.
-pub fn silence_frontend_modules(tree: &PoolTree, keep: &[(&str, &str)]) {
+/// In a seed: takes every frontend module out of every hook, but for [`KEPT_IN_SEED`].
+pub fn silence_frontend_modules(tree: &PoolTree) {
     for module in hooks::loaded_modules() {
         if role(&module, tree) == ModuleRole::Frontend {
-            let except: Vec<&str> = keep.iter().filter(|(m, _)| *m == module).map(|(_, h)| *h).collect();
+            let except: Vec<&str> = KEPT_IN_SEED.iter().filter(|(m, _)| *m == module).map(|(_, h)| *h).collect();
             hooks::silence(&module, &except);
         }
     }
@@ -73,8 +73,9 @@ const DONE_BY_FRONTEND: &[(&str, hooks::Hook)] = &[
 ];
 
 /// Hooks that a module of the frontends keeps in a seed: module, hook. mod_ssl's access checker is right for requests
-/// without TLS, and the worker asks it for those.
-pub const KEPT_IN_SEED: &[(&str, &str)] = &[("mod_ssl.c", "access_checker")];
+/// without TLS, and the worker asks it for those. The core's network filter asks mod_logio to count the bytes of every
+/// connection, those to the backends of mod_proxy too, and it needs its record for that.
+const KEPT_IN_SEED: &[(&str, &str)] = &[("mod_ssl.c", "access_checker"), ("mod_logio.c", "pre_connection")];
 
 /// In a worker, before its first request: takes out what must not happen twice to a request.
 pub fn silence_what_frontends_did() {

@@ -6,6 +6,7 @@
 use super::RequestRec;
 use crate::apr::AprPool;
 use crate::ffi;
+use crate::sys::wait;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
@@ -220,7 +221,10 @@ impl<'r> Client<'r> {
         let pool = self.r.pool();
         // SAFETY: the request is live; the strings live in its pool.
         unsafe {
-            (*rec).status = i32::from(status);
+            // The text of an error document is no error, but what it stands for is.
+            if status != 200 || (*rec).prev.is_null() {
+                (*rec).status = i32::from(status);
+            }
             (*rec).status_line = if line.is_empty() { ptr::null() } else { pool.copy(line) };
             (*rec).content_type = ptr::null();
             ffi::ap_remove_output_filter_byhandle((*rec).output_filters, c"BYTERANGE".as_ptr());
@@ -356,6 +360,36 @@ impl<'r> Client<'r> {
 pub fn discard_body(r: RequestRec<'_>) {
     // SAFETY: the request is live.
     unsafe { ffi::ap_discard_request_body(r.as_ptr()) };
+}
+
+/// Whether the client has gone away while its request waits: its connection is reset or closed, or, with `half`, it
+/// sends no more, which a client that was closed looks like too. For an HTTP/2 stream: the whole connection.
+pub fn has_left(r: RequestRec<'_>, half: bool) -> bool {
+    let mut fd = -1;
+    // SAFETY: request and connection are live, its main connection lives longer, and so does that one's socket.
+    let rc = unsafe {
+        let c = (*r.as_ptr()).connection;
+        if (*c).aborted != 0 {
+            return true;
+        }
+        let socket = ffi::ap_get_conn_socket(if (*c).master.is_null() { c } else { (*c).master });
+        if socket.is_null() {
+            return false;
+        }
+        ffi::apr_os_sock_get(&raw mut fd, socket)
+    };
+    // SAFETY: the descriptor is the connection's, which lives longer than the request.
+    rc == 0 && fd >= 0 && wait::is_hung_up(unsafe { BorrowedFd::borrow_raw(fd) }, half)
+}
+
+/// The client is gone: nothing more is sent to it, not even a status.
+pub fn abandon(r: RequestRec<'_>) {
+    // SAFETY: the request and its connection are live, and this thread's.
+    unsafe {
+        let c = (*r.as_ptr()).connection;
+        (*c).keepalive = ffi::ap_conn_keepalive_e_AP_CONN_CLOSE;
+        (*c).aborted = 1;
+    }
 }
 
 /// A header for an error response that httpd makes itself.

@@ -82,6 +82,7 @@ hooks! {
     generate_log_id = ap_hook_get_generate_log_id;
     ssl_conn_is_ssl = ap_hook_get_ssl_conn_is_ssl;
     ssl_var_lookup = ap_hook_get_ssl_var_lookup;
+    ssl_bind_outgoing = ap_hook_get_ssl_bind_outgoing;
     expr_lookup = ap_hook_get_expr_lookup;
 }
 
@@ -110,6 +111,11 @@ impl Hook {
     /// The function that this module registered, if it is there: the first when it registered several.
     pub fn function_of(self, module: &str) -> Option<*const c_void> {
         self.entries().iter().find(|e| module_name(e) == module).map(|e| e.function)
+    }
+
+    /// As [`function_of`](Self::function_of), if the module registered it to run at this place.
+    pub fn function_at(self, module: &str, order: c_int) -> Option<*const c_void> {
+        self.entries().iter().find(|e| module_name(e) == module && e.order == order).map(|e| e.function)
     }
 
     /// Takes every entry out whose module `keep` does not want; returns how many went.

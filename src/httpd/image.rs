@@ -3,7 +3,7 @@
 //! Runs in: seed, zygote (one thread).  Trusts: httpd.  Owns: nothing.
 //! Never: runs in the server that talks to clients.
 
-use super::{log, ServerRec};
+use super::{hooks, log, ServerRec};
 use crate::apr::AprPool;
 use crate::ffi;
 use std::fs;
@@ -85,6 +85,9 @@ pub fn start_modules(
         if rc != ffi::HOOK_OK {
             return Err("a module's start-up failed (post_config)");
         }
+        // Between httpd's passes everything is unloaded; here the core would take its own optional functions of TLS
+        // for those of an older mod_ssl (ap_setup_ssl_optional_fns), and call itself for ever.
+        hooks::post_config.retain(|m| m != "core.c");
     }
     // SAFETY: takes nothing.
     unsafe { ffi::ap_run_optional_fn_retrieve() };

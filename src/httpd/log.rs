@@ -40,6 +40,12 @@ pub fn request(level: Level, r: RequestRec<'_>, line: impl Into<Vec<u8>>) {
     unsafe { ffi::pool_shim_log_request(level as i32, 0, r.as_ptr(), text(line).as_ptr()) };
 }
 
+/// Into the log of the main server, where no server is at hand: between two configurations, to standard error.
+pub fn main_server(level: Level, line: impl Into<Vec<u8>>) {
+    // SAFETY: httpd's parent is single-threaded, and null or its live main server is what this variable holds.
+    unsafe { ffi::pool_shim_log_server(level as i32, 0, ffi::ap_server_conf, text(line).as_ptr()) };
+}
+
 /// To the terminal at start-up and at configtest.
 pub fn startup(level: Level, line: impl Into<Vec<u8>>) {
     // SAFETY: the text is NUL-terminated; C copies what it keeps.

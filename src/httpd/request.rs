@@ -67,12 +67,30 @@ impl<'r> RequestRec<'r> {
         /// The normalised path.
         uri = uri;
         method = method;
+        protocol = protocol;
         log_id = log_id;
         useragent_ip = useragent_ip;
         user = user;
         auth_type = ap_auth_type;
         handler = handler;
         filename = filename;
+    }
+
+    /// Path and query of this very request, fit for a request line.
+    pub fn escaped_uri(self) -> Vec<u8> {
+        let unparsed = self.unparsed_uri();
+        if unparsed.starts_with(b"/") && unparsed.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
+            return unparsed.to_vec();
+        }
+        // SAFETY: the request is live; null or a string, and a copy in its pool.
+        let (path, query) = unsafe {
+            let rec = &*self.as_ptr();
+            (bytes(ffi::ap_os_escape_path(rec.pool, rec.uri, 1)), bytes(rec.args))
+        };
+        if query.is_empty() || !query.iter().all(|b| b.is_ascii_graphic() && *b != b'#') {
+            return path.to_vec();
+        }
+        [path, b"?", query].concat()
     }
 
     /// Fields behind a request's body, and those behind the response's.
@@ -125,6 +143,19 @@ impl<'r> RequestRec<'r> {
         unsafe { (*(*self.as_ptr()).connection).aborted = 1 };
     }
 
+    /// What scripts are told of the request that this one was redirected from (`ap_add_common_vars`).
+    pub fn export_previous(self) {
+        let Some(previous) = self.previous() else { return };
+        // SAFETY: null or a string that lives as long as the request.
+        let args = unsafe { bytes((*previous.as_ptr()).args) };
+        let env = self.subprocess_env();
+        for (name, value) in [(c"REDIRECT_QUERY_STRING", args), (c"REDIRECT_URL", previous.uri())] {
+            if !value.is_empty() {
+                env.setn(name, self.pool().copy_str(value));
+            }
+        }
+    }
+
     pub fn status(self) -> i32 {
         // SAFETY: the request is live (from_raw).
         unsafe { (*self.as_ptr()).status }
@@ -150,6 +181,11 @@ impl<'r> RequestRec<'r> {
     fn conn(self) -> *mut ffi::conn_rec {
         // SAFETY: the request is live, and its connection with it.
         unsafe { (*self.as_ptr()).connection }
+    }
+
+    /// The connection, to tell it from others.
+    pub fn connection_ptr(self) -> *mut ffi::conn_rec {
+        self.conn()
     }
 
     pub fn connection_id(self) -> u64 {

@@ -1,7 +1,7 @@
-//! What the parent asks of httpd: command lines for the other images, watching the controller, mod_proxy's mapping.
+//! What the parent asks of httpd: command lines for the other images, watching the controller, other modules' hooks.
 //!
-//! Runs in: parent; `proxy_translate` in frontends.  Trusts: httpd.  Owns: the record of the watched process.
-//! Never: sends a signal.
+//! Runs in: parent; `proxy_translate` and `upgrade` in frontends.  Trusts: httpd.
+//! Owns: the record of the watched process.  Never: sends a signal.
 
 use super::{hooks, RequestRec, ServerRec};
 use crate::apr::AprPool;
@@ -118,17 +118,32 @@ pub unsafe fn at_exit(pool: AprPool<'static>, stop: unsafe extern "C" fn(*mut c_
     });
 }
 
+type RequestHook = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
+
+/// Calls a hook's function on a request.
+fn call(function: Option<RequestHook>, r: RequestRec<'_>) -> Option<c_int> {
+    // SAFETY: a live request, at a point where httpd would call this function too (the callers say why).
+    let answer = unsafe { function?(r.as_ptr()) };
+    (answer != ffi::HOOK_DECLINED).then_some(answer)
+}
+
+fn as_request_hook(function: *const c_void) -> RequestHook {
+    // SAFETY: what is registered in the arrays asked below takes a request and returns an int (http_request.h,
+    // http_config.h).
+    unsafe { std::mem::transmute::<*const c_void, RequestHook>(function) }
+}
+
 /// mod_proxy's own mapping of a request: its answer, if it takes the request (or refuses it).
 pub fn proxy_translate(r: RequestRec<'_>) -> Option<c_int> {
-    type Translate = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
-    static FUNCTION: OnceCell<Option<Translate>> = OnceCell::new();
-    let function = (*FUNCTION.get_or_init(|| {
-        // SAFETY: what is registered in this array takes a request and returns an int (http_request.h).
-        hooks::translate_name
-            .function_of("mod_proxy.c")
-            .map(|f| unsafe { std::mem::transmute::<*const c_void, Translate>(f) })
-    }))?;
-    // SAFETY: a live request at the point where httpd would call this function too.
-    let answer = unsafe { function(r.as_ptr()) };
-    (answer != ffi::HOOK_DECLINED).then_some(answer)
+    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
+    call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_proxy.c").map(as_request_hook)), r)
+}
+
+/// The core's offer of other protocols (`Upgrade: h2c`) on a connection's first request, and the change to one that
+/// the client asks for: its answer, if the request was served with that. httpd does it where handlers run, which a
+/// pool's request does not reach in this process.
+pub fn upgrade(r: RequestRec<'_>) -> Option<c_int> {
+    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
+    let find = || hooks::handler.function_at("core.c", ffi::APR_HOOK_REALLY_FIRST).map(as_request_hook);
+    call(*FUNCTION.get_or_init(find), r)
 }

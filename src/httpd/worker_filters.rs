@@ -6,6 +6,7 @@
 use super::RequestRec;
 use crate::apr::brigade::{Brigade, Status};
 use crate::ffi;
+use once_cell::sync::OnceCell;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
@@ -71,10 +72,35 @@ pub fn install() -> bool {
     }
     // SAFETY: all four are live records (checked above), and this process has one thread.
     unsafe {
+        if let Some(own) = (*http_in).filter_func.in_func {
+            HTTP_INPUT.get_or_init(|| own);
+        }
         (*http_header).filter_func = (*header).filter_func;
         (*http_in).filter_func = (*input).filter_func;
     }
     true
+}
+
+type InputFilter = unsafe extern "C" fn(
+    *mut ffi::ap_filter_t,
+    *mut ffi::apr_bucket_brigade,
+    ffi::ap_input_mode_t,
+    ffi::apr_read_type_e,
+    ffi::apr_off_t,
+) -> ffi::apr_status_t;
+
+/// httpd's own function behind `HTTP_IN`.
+static HTTP_INPUT: OnceCell<InputFilter> = OnceCell::new();
+
+impl Filter<'_> {
+    /// httpd's own body filter, where this one is in the chain of another connection than the client's: mod_proxy
+    /// reads the answers of its backends through it.
+    pub fn foreign_input(self) -> Option<InputFilter> {
+        let own = super::rebuild::with_current(|r| r.connection_ptr());
+        // SAFETY: a filter that is being called has a live connection.
+        let here = unsafe { (*self.raw.as_ptr()).c };
+        HTTP_INPUT.get().copied().filter(|_| own != Some(here))
+    }
 }
 
 fn network() -> *mut ffi::ap_filter_rec_t {

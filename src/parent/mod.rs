@@ -9,6 +9,7 @@ use crate::settings::PoolTree;
 use crate::sys::heritage;
 use crate::sys::launch::{self, ChildState};
 use crate::sys::socket::{self, Blocking};
+use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
 use once_cell::sync::Lazy;
 use std::collections::BTreeSet;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long the parent waits for the controller to end every pool's processes before it kills the controller.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long httpd's start waits for the first seed; a request that comes earlier waits in its frontend.
+const SEED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
 #[derive(Debug, Default)]
@@ -70,7 +73,13 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
     state.configuration = Some(Configuration { table, controller_argv: start.controller_argv.clone() });
     let started = state.ensure_controller()?;
-    state.send_configuration()?;
+    // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
+    // must not reach a seed that still belongs to the text before. (After a reload, requests wait in the frontends.)
+    let (here, there) = socket::seqpacket_pair()?;
+    state.send_configuration(Some(there))?;
+    if started {
+        wait::readable_or_writable(here.as_fd(), false, None, SEED_PATIENCE)?;
+    }
     Ok(started.then_some(state.controller).flatten())
 }
 
@@ -97,6 +106,12 @@ pub fn frontend_start() -> Option<(u64, OwnedFd)> {
     Some((state.generation, connector.speak.try_clone().ok()?))
 }
 
+/// The process that frontends forked from now on belong to; `None` in that process itself.
+pub fn parent_of_frontend() -> Option<u32> {
+    let owner = state().owner;
+    (owner != launch::own_pid()).then_some(owner)
+}
+
 /// The controller has died (httpd reaped it): another one takes over. Returns its pid.
 pub fn controller_died() -> io::Result<Option<u32>> {
     let mut state = state();
@@ -105,7 +120,7 @@ pub fn controller_died() -> io::Result<Option<u32>> {
         return Ok(None);
     }
     state.ensure_controller()?;
-    state.send_configuration()?;
+    state.send_configuration(None)?;
     for pid in state.children.clone() {
         state.send(&ParentMessage::ChildStarted { pid }, &[])?;
     }
@@ -177,12 +192,16 @@ impl State {
         Ok(true)
     }
 
-    fn send_configuration(&self) -> io::Result<()> {
+    /// The controller closes `until_ready` when the seed has read its configuration, or has died.
+    fn send_configuration(&self, until_ready: Option<OwnedFd>) -> io::Result<()> {
         let Some(configuration) = &self.configuration else { return Ok(()) };
         let memory = launch::sealed_memory("mod_pool table", &configuration.table.encode())?;
         let error_log = io::stderr();
         let message = ParentMessage::Configure { generation: configuration.table.generation };
-        self.send(&message, &[memory.as_fd(), error_log.as_fd()])
+        match until_ready {
+            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()]),
+            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()]),
+        }
     }
 
     fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {

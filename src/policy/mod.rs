@@ -51,7 +51,7 @@ pub const RETIRE_GRACE: Millis = 2_000;
 /// How long workers that a dead frontend held may take to notice.
 pub const ORPHANED_GRACE: Millis = 10_000;
 /// How long everything may take to end by itself when the server stops.
-pub const STOP_GRACE: Millis = 2_000;
+pub const STOP_GRACE: Millis = 1_000;
 /// A zygote that does not answer an order to fork within this time is killed.
 pub const FORK_DEADLINE: Millis = 10_000;
 /// A zygote that has not started its modules within this time is killed.

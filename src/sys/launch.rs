@@ -101,6 +101,12 @@ pub fn signal_child(pid: u32, signal: i32) {
     }
 }
 
+/// Sends a signal to this process: a thread that does not block it takes it.
+pub fn signal_self(signal: i32) {
+    // SAFETY: takes integers only.
+    unsafe { libc::kill(libc::getpid(), signal) };
+}
+
 /// From now on descendants whose parents die become children of this process (prctl(2)).
 pub fn become_subreaper() {
     // SAFETY: takes integers only.

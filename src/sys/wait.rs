@@ -1,10 +1,35 @@
-//! Waiting for one of two descriptors.
+//! Waiting for one or two descriptors.
 //!
-//! Runs in: frontend, request threads.  Trusts: the kernel.  Owns: nothing.  Never: reads or writes.
+//! Runs in: frontend, request threads; worker; parent.  Trusts: the kernel.  Owns: nothing.  Never: reads or writes.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
+
+/// Waits until there is something to read, or the end.
+pub fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: poll reads and writes the one entry.
+        if unsafe { libc::poll(&raw mut set, 1, -1) } >= 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+}
+
+/// Whether the peer of a connected socket has reset it or closed it for good (`half` false), or has at least stopped
+/// sending (`half` true). Does not wait.
+pub fn is_hung_up(fd: BorrowedFd<'_>, half: bool) -> bool {
+    let events = if half { libc::POLLRDHUP } else { 0 };
+    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: poll reads and writes the one entry.
+    let n = unsafe { libc::poll(&raw mut set, 1, 0) };
+    n > 0 && set.revents & (libc::POLLHUP | libc::POLLERR | events) != 0
+}
 
 /// Waits until `first` is readable (or writable, if that is wanted too), or `second` is readable, or the time is over.
 /// All of these return `Ok`: the caller tries what it wants to do. A signal does not end the wait early with an error.

@@ -8,7 +8,7 @@ use super::state::{BodyState, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
 use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
-use crate::sys::{fork, title};
+use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
@@ -98,6 +98,9 @@ impl Worker {
     /// Waits for the next request; what is left of an earlier exchange is skipped.
     fn next_request(&self) -> Result<Payload, Stop> {
         let mut parts: Option<(Exchange, Vec<u8>)> = None;
+        // A process killed while it sleeps in recvmsg(2) may take the message along and never see it; the frontend
+        // could not tell that from a request that was read. Killed in poll(2), it leaves the message unread.
+        wait::readable(self.lease()).map_err(|_| Stop::Lease)?;
         loop {
             let frame = self.next_frame()?;
             match frame.kind {

@@ -27,13 +27,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 
-<<<<<<< HEAD
 # Servers of several runs on one machine must not share users: each run ends what is left of its own.
 ALICE = int(os.environ.get("MOD_POOL_TEST_UID", "61001"))
-=======
-# Runs that share a machine can have users of their own.
-ALICE = int(os.environ.get("MOD_POOL_TEST_UID", 61001))
->>>>>>> main
 BOB = ALICE + 1
 CAROL = ALICE + 2
 FRONTEND = 33

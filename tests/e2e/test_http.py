@@ -723,6 +723,7 @@ class TestTls:
     def secure(self, shared_httpd):
         alice = Site("alice", ALICE, conf="""
             SSLVerifyDepth 2
+            ErrorDocument 403 /denied.php
             <Location /tlsonly>
                 SSLRequireSSL
             </Location>
@@ -763,6 +764,7 @@ class TestTls:
             alice.write(f"{d}/page.php", page)
             alice.write(f"{d}/page.txt", "static")
         alice.write("htssl/.htaccess", "SSLRequireSSL\n")
+        alice.write("denied.php", "<?php echo 'denied ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REDIRECT_URL'];")
         alice.write("htssl/page.php", page)
         strict.write("page.php", page)
         return server.start()
@@ -775,6 +777,16 @@ class TestTls:
         assert secure.get(f"/{where}/page.php").status == 403
         found = secure.get(f"/{where}/page.php", tls=True)
         assert (found.status, found.text) == (200, "- NONE - on")
+
+    @pytest.mark.parametrize("where", ["tlsonly", "member", "htssl", "requiressl"])
+    def test_error_document_for_a_refusal(self, secure, where):
+        """Whoever refuses: the error's text is asked for, never what was refused."""
+        with secure.connect() as c:
+            for headers, body in ([], b""), ([("Range", "bytes=0-1")], b""), ([], b"x" * 5000):
+                c.request("POST" if body else "GET", f"/{where}/page.php", headers=headers, body=body)
+                found = c.response()
+                assert (found.status, found.text) == (403, f"denied 403 /{where}/page.php")
+            assert c.get("/page.txt").text == "static"
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
     def test_client_certificate_per_location(self, secure, version):

@@ -543,6 +543,19 @@ def test_rewrite_to_proxy_in_the_virtual_host(httpd, backend):
     assert backend.seen[0][0] == "/r/x"
 
 
+def test_rewrite_to_a_tls_backend_is_never_sent_in_the_clear(httpd, backend):
+    alice = Site("alice", ALICE, conf="""
+        SSLProxyEngine on
+        SSLProxyVerify none
+        RewriteEngine on
+        RewriteRule ^/p/(.*) https://127.0.0.1:@BACKEND@/r/$1 [P]
+    """)
+    server = httpd(sites=[alice], modules=["proxy", "proxy_http"], define={"BACKEND": backend.port})
+    server.start()
+    assert server.get("/p/x").status in (500, 502)  # it does not speak TLS
+    assert backend.seen == []
+
+
 @pytest.mark.pool_only
 def test_assign_none_stays_in_the_frontend(httpd):
     alice = Site("alice", ALICE, conf="""

@@ -154,15 +154,69 @@ def test_request_in_flight_survives_a_graceful_restart(httpd):
     assert box[0].status == 200
 
 
-@pytest.mark.pool_only
-def test_unchanged_configuration_keeps_the_zygotes(httpd):
-    server = make(httpd)
-    server.get("/who.php"), server.get("/who.php", "bob")
-    before = {p.pool: p.pid for p in server.processes("zygote")}
+def test_graceful_restart_starts_php_afresh(httpd):
+    """As in stock httpd: php.ini is read again and opcache is empty, the httpd configuration being what it was."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 60s")
+    server = httpd(sites=[site], conf="PHPIniDir @ROOT@/conf/php\n")
+    ini = server.root / "conf" / "php" / "php.ini"
+    ini.parent.mkdir()
+    ini.parent.chmod(0o755)
+
+    def set_ini(size):
+        ini.write_text(f"memory_limit={size}M\nopcache.validate_timestamps=0\n")
+        ini.chmod(0o644)
+
+    def look():
+        return server.get("/ini.php").text
+
+    set_ini(77)
+    site.write("ini.php", "<?php echo ini_get('memory_limit'), ' one';")
+    server.start()
+    assert look() == "77M one"
+    set_ini(78)
+    site.write("ini.php", "<?php echo ini_get('memory_limit'), ' two';")
+    assert look().startswith("77M")
     server.graceful()
-    time.sleep(1)
-    server.get("/who.php"), server.get("/who.php", "bob")
-    assert {p.pool: p.pid for p in server.processes("zygote")} == before
+    eventually(lambda: look() == "78M two", 5)
+    time.sleep(0.3)
+    assert {look() for _ in range(10)} == {"78M two"}
+
+
+def test_log_rotation_with_a_graceful_restart(httpd):
+    """What logrotate does: files renamed, then graceful; every process writes to the new ones, none keeps the old."""
+    server = make(httpd)
+    server.get("/who.php")
+    logs = server.root / "logs"
+    for name in ("error.log", "access.log"):
+        (logs / name).rename(logs / f"{name}.1")
+    server.signal(signal.SIGUSR1)
+    server.wait_for_log("resuming normal operations", 20)
+    eventually(lambda: answers(server), 5)
+    server.wait_for_log("who.php|alice", name="access.log")
+    if server.with_pool:
+        server.sites["alice"].write("die.php", "<?php posix_kill(getmypid(), 9); sleep(5);")
+        os.kill(server.processes("zygote", "alice")[0].pid, signal.SIGKILL)
+        assert server.get("/die.php").status == 502
+        server.wait_for_log("die.php")
+        server.wait_for_log("zygote died")  # the controller's own line
+    rotated = lambda: [(p.role, link) for p in server.processes() for link in fds_of(p.pid).values()
+                       if link.endswith(".log.1")]
+    eventually(lambda: rotated() == [], 10, what="nobody holds the rotated logs")
+
+
+def test_piped_error_log(httpd):
+    """httpd starts the program; the controller writes through it too, and no second copy of it is started."""
+    server = make(httpd, conf="ErrorLog \"|/bin/sh -c 'exec cat >> @ROOT@/logs/error.log'\"\n")
+    for _ in range(2):
+        at = len(server.error_log())
+        assert server.get("/who.php").status == 200
+        if server.with_pool:
+            os.kill(server.processes("zygote", "alice")[0].pid, signal.SIGKILL)
+            server.wait_for_log("zygote died", after=at)
+        eventually(lambda: len([p for p in server.processes() if p.title == "cat"]) == 1, 10, what="one log program")
+        server.signal(signal.SIGUSR1)
+        server.wait_for_log("resuming normal operations", 20, after=at)
+        eventually(lambda: answers(server), 5)
 
 
 @pytest.mark.pool_only
@@ -325,6 +379,40 @@ def quiet(server, path):
         server.get(path)
     except (Broken, OSError):
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH])
+def test_stop_signal_to_the_whole_group_ends_everything(httpd, number):
+    server = make(httpd)
+    server.get("/who.php")
+    os.killpg(server.main, number)
+    server.wait_for_end()
+    server.stop()
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("mode", ["daemon", "single", "foreground"])
+def test_death_of_the_parent_ends_everything(httpd, mode):
+    server = make(httpd, mode)
+    server.get("/who.php")
+    os.kill(server.main, signal.SIGKILL)
+    server.wait_for_end()
+    left = server.wait_until_nothing_is_left(8)
+    server.stopped = True
+    for p in left:
+        os.kill(p.pid, signal.SIGKILL)
+    assert [p.title for p in left] == []
+
+
+@pytest.mark.pool_only
+def test_death_of_the_controller_in_single_process_mode(httpd):
+    """httpd's one process serves requests and supervises nobody: the pools end, and httpd can be stopped."""
+    server = make(httpd, "single")
+    assert server.get("/who.php").status == 200
+    os.kill(server.processes("controller")[0].pid, signal.SIGKILL)
+    eventually(lambda: server.of_uid(ALICE, BOB) == [], 8, what="no process of a pool")
+    assert server.is_running()
+    server.stop()
 
 
 def test_ctrl_c_to_the_whole_group_ends_everything(httpd):

@@ -77,9 +77,13 @@ def test_no_process_before_the_first_request_and_none_after_the_idle_timeout(htt
 def test_a_used_pool_stays_until_the_idle_timeout(httpd):
     server = make(httpd, "PoolIdleTimeout 3s")
     pid = server.get("/who.php").json()["pid"]
+    pids = {pid}
     for _ in range(4):
         time.sleep(1)
-        assert server.get("/who.php").json()["pid"] == pid
+        pids.add(server.get("/who.php").json()["pid"])
+        assert pid in {p.pid for p in server.workers("alice")}
+    # Another frontend asks the controller, who may not have that lease back yet (a second).
+    assert len(pids) <= (2 if server.mpm == "prefork" else 1)
 
 
 def test_grows_to_the_cap_and_no_further(httpd):
@@ -93,7 +97,10 @@ def test_grows_to_the_cap_and_no_further(httpd):
 
 def test_serial_requests_need_one_worker(httpd):
     server = make(httpd, "PoolMaxProcesses 5")
-    assert len({server.get("/who.php").json()["pid"] for _ in range(20)}) == 1
+    with server.connect() as c:
+        assert len({c.get("/who.php").json()["pid"] for _ in range(20)}) == 1
+    if server.mpm != "prefork":  # where each connection may be another frontend's
+        assert len({server.get("/who.php").json()["pid"] for _ in range(20)}) == 1
 
 
 def test_caps_of_a_parent_pool_hold_over_its_sub_pools(httpd):

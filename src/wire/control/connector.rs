@@ -10,7 +10,7 @@ use crate::wire::codec::{Malformed, Put, Reader};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentMessage {
     /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`](super::PoolTable), then the fd of the
-    /// error log (the controller's new standard error).
+    /// error log (the controller's new standard error), then perhaps one that is closed when the seed is ready or dead.
     Configure { generation: u64 },
     /// httpd's `child_status` hook said that this child of the parent started: it may say hello.
     ChildStarted { pid: u32 },
