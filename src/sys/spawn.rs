@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt;
 /// How an image is started.
 #[derive(Debug)]
 pub struct Image<'a> {
-    /// Its arguments, argv[0] included.
+    /// Its arguments, `argv[0]` included.
     pub argv: &'a [Vec<u8>],
     /// Becomes descriptor 3.
     pub channel: BorrowedFd<'a>,

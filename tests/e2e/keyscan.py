@@ -7,6 +7,8 @@ and as little-endian bytes, as OpenSSL's limbs lie in memory on this machine; an
 import re
 import subprocess
 
+from harness import may_look_into
+
 
 def numbers_of(key_file, passphrase=None):
     """The secret numbers of a key, by name, as big-endian bytes."""
@@ -39,6 +41,7 @@ def needles(key_file, passphrase=None):
 
 def writable_memory(pid):
     """The bytes of every mapping that a process could have written a secret into, piece by piece."""
+    may_look_into(pid)
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for line in maps:
             area, rights, _, _, _, *name = line.split(maxsplit=5)

@@ -10,7 +10,7 @@ import pytest
 
 import keyscan
 from harness import (ALICE, BOB, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
-                     read_process)
+                     may_look_into, read_process)
 from pages import WHO_PHP
 
 pytestmark = pytest.mark.pool_only
@@ -224,6 +224,7 @@ def test_workers_of_one_pool_do_not_hold_each_others_lease(server):
 
 
 def shared_writable(pid):
+    may_look_into(pid)
     out = set()
     for line in open(f"/proc/{pid}/maps"):
         cells = line.split()
