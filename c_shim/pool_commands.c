@@ -30,6 +30,7 @@ const char *pool_entry_assign_server_pool(ARGS1);
 const char *pool_entry_ssl_options(ARGS1);
 const char *pool_entry_ssl_require(ARGS1);
 const char *pool_entry_ssl_verify(ARGS1);
+const char *pool_entry_ssl_user_name(ARGS1);
 const char *pool_entry_php_ini_dir(ARGS1);
 
 const command_rec pool_shim_commands[] = {
@@ -70,6 +71,7 @@ const command_rec pool_shim_commands[] = {
     AP_INIT_RAW_ARGS("SSLVerifyClient", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("SSLVerifyDepth", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("SSLCipherSuite", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("SSLUserName", pool_entry_ssl_user_name, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("PHPIniDir", pool_entry_php_ini_dir, NULL, RSRC_CONF, "see mod_php"),
     { NULL }
 };

@@ -90,6 +90,10 @@ takes_text! {
         // SAFETY: httpd calls this as a directive's handler.
         config::ssl_verify_directive(command, unsafe { record(dir) })
     };
+    pool_entry_ssl_user_name => |command, dir, args| {
+        // SAFETY: httpd calls this as a directive's handler.
+        config::ssl_user_name_directive(command, unsafe { record(dir) }, args)
+    };
     pool_entry_php_ini_dir => |command, _dir, args| config::php_ini_dir_directive(command, args);
 }
 

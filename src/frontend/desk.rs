@@ -31,6 +31,8 @@ const MAX_OBITUARIES: usize = 1024;
 /// The right to use one worker: our end of its data socket.
 #[derive(Debug)]
 pub struct Lease {
+    /// Which controller it is of: each counts its leases from one.
+    era: u32,
     pub id: LeaseId,
     pub lend: LendCount,
     pub pool: u32,
@@ -111,7 +113,9 @@ pub struct Desk {
     obituary_came: Condvar,
     /// Sockets of leases that carry a request: how the helper thread wakes a request whose worker has died while
     /// somebody else holds a copy of the worker's end.
-    busy: Mutex<HashMap<LeaseId, Busy>>,
+    busy: Mutex<HashMap<(u32, LeaseId), Busy>>,
+    /// Counts controllers. Their messages are about leases of the current one.
+    era: AtomicU32,
     pub channel: Channel,
 }
 
@@ -129,6 +133,7 @@ impl Desk {
             obituaries: Mutex::default(),
             obituary_came: Condvar::new(),
             busy: Mutex::default(),
+            era: AtomicU32::new(0),
             channel,
         }
     }
@@ -189,12 +194,19 @@ impl Desk {
 
     /// The lease carries a request from now on.
     pub fn begin(&self, lease: &Lease) {
-        lock(&self.busy).insert(lease.id, Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool });
+        lock(&self.busy).insert(
+            (lease.era, lease.id),
+            Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool },
+        );
     }
 
     /// The request is over; the lease goes back, or stays here for the next one.
     pub fn release(&self, lease: Lease, how: Returned) {
-        lock(&self.busy).remove(&lease.id);
+        lock(&self.busy).remove(&(lease.era, lease.id));
+        if lease.era != self.era.load(Ordering::Relaxed) {
+            // Its controller has died, and the next one gives the number to another worker. This one ends.
+            return;
+        }
         if how != Returned::Idle {
             lock(&self.obituaries).remove(&lease.id);
             let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
@@ -203,6 +215,9 @@ impl Desk {
             return;
         }
         if let Some(mut pool) = self.pool(lease.pool) {
+            if lease.era != self.era.load(Ordering::Relaxed) {
+                return;
+            }
             if !pool.contended && !pool.recalled.remove(&lease.id) {
                 pool.idle.push_back((Instant::now(), lease));
                 return;
@@ -217,7 +232,11 @@ impl Desk {
     }
 
     /// How the worker of this lease ended (as of waitpid(2)), if the controller says so in time.
-    pub fn obituary(&self, lease: LeaseId) -> Option<i32> {
+    pub fn obituary(&self, lease: &Lease) -> Option<i32> {
+        if lease.era != self.era.load(Ordering::Relaxed) {
+            return None;
+        }
+        let lease = lease.id;
         let deadline = Instant::now() + OBITUARY_PATIENCE;
         let mut map = lock(&self.obituaries);
         loop {
@@ -258,9 +277,11 @@ impl Desk {
         let (id, lend) = name;
         let (cold, contended) = how;
         let socket = Arc::new(socket);
+        let era = self.era.load(Ordering::Relaxed);
         let Some(waiter) = lock(&self.wants).get(&want).cloned() else {
             // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
-            let lease = Lease { id, lend, pool: u32::MAX, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
+            let lease =
+                Lease { era, id, lend, pool: u32::MAX, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
             self.give_back(lease);
             return;
         };
@@ -271,7 +292,7 @@ impl Desk {
         }
         // Each lending counts from another number, so that frames of an earlier one are recognised.
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
-        let lease = Lease { id, lend, pool: waiter.pool, pid, socket, exchange, timeout: Duration::ZERO };
+        let lease = Lease { era, id, lend, pool: waiter.pool, pid, socket, exchange, timeout: Duration::ZERO };
         let mut answer = lock(&waiter.answer);
         if matches!(*answer, Answer::Open) {
             *answer = Answer::Granted(Leased { lease, cold, granted: true });
@@ -302,7 +323,7 @@ impl Desk {
                 }
             }
         }
-        let busy = lock(&self.busy).get(&id).map(|b| b.pool);
+        let busy = lock(&self.busy).get(&(self.era.load(Ordering::Relaxed), id)).map(|b| b.pool);
         if let Some(mut pool) = busy.and_then(|p| self.pool(p)) {
             pool.recalled.insert(id);
         }
@@ -331,7 +352,7 @@ impl Desk {
                 }
             }
         }
-        if let Some(busy) = lock(&self.busy).get(&id) {
+        if let Some(busy) = lock(&self.busy).get(&(self.era.load(Ordering::Relaxed), id)) {
             socket::shutdown(busy.socket.as_fd());
         }
         let mut map = lock(&self.obituaries);
@@ -361,6 +382,8 @@ impl Desk {
     /// The controller has died: idle leases are closed (their workers end), open Wants will be sent again. Returns pid
     /// and pool of each worker that still carries a request.
     pub fn controller_lost(&self) -> Vec<(u32, u32)> {
+        self.era.fetch_add(1, Ordering::Relaxed);
+        lock(&self.obituaries).clear();
         for pool in &self.pools {
             let mut pool = lock(pool);
             pool.idle.clear();

@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 const PREFETCH: usize = MAX_DATA;
 /// How often an HTTP/2 stream, which has no descriptor to poll, looks for more of its body.
 const STREAM_POLL: Duration = Duration::from_millis(5);
+/// How often it is looked whether a worker has received a request with a large body: it does so at once.
+const TAKEN_POLL: Duration = Duration::from_millis(1);
 /// Most log lines of one request that reach the error log; the last one says so.
 const MAX_LOG_LINES: u32 = 200;
 /// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
@@ -58,6 +60,8 @@ struct Buffers {
     receive: Vec<u8>,
     send: Vec<u8>,
     body: Vec<u8>,
+    /// What went with the request head, while another worker may need it again.
+    first: Vec<u8>,
 }
 
 thread_local! {
@@ -104,6 +108,23 @@ enum Upload {
     HeldBack,
     Running,
     Complete,
+    /// The worker has closed its end; the client may still send.
+    Cut,
+}
+
+/// How a part of the body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PartEnd {
+    Open,
+    Complete,
+    Failed(u16),
+}
+
+/// The part of the body that went with a request which no worker has read: the next worker gets it.
+#[derive(Debug)]
+pub struct Replay {
+    body: Vec<u8>,
+    end: PartEnd,
 }
 
 struct Run<'a, 'r> {
@@ -118,6 +139,10 @@ struct Run<'a, 'r> {
     kept_body: bool,
     /// The last look for more of the body found none: filters hold nothing back, so its socket can be polled.
     dry: bool,
+    /// How often the client's body was looked at, and how the last look ended. What the first one took can be told to
+    /// another worker.
+    reads: u32,
+    part_end: PartEnd,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
     stage: Stage,
@@ -137,8 +162,16 @@ struct Run<'a, 'r> {
     bodiless: bool,
 }
 
-/// Runs the exchange. The lease is in order afterwards only with [`Outcome::Done`] and `last: false`.
-pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: &str, logged: &LoggedNames) -> Outcome {
+/// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order
+/// afterwards only with [`Outcome::Done`] and `last: false`.
+pub fn run(
+    r: RequestRec<'_>,
+    server: ServerName,
+    lease: &mut Lease,
+    pool_name: &str,
+    logged: &LoggedNames,
+    replay: &mut Option<Replay>,
+) -> Outcome {
     let timeout = r.server().timeout();
     if lease.timeout != timeout {
         // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
@@ -152,6 +185,7 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         receive: vec![0; MAX_MESSAGE],
         send: Vec::with_capacity(MAX_MESSAGE),
         body: Vec::with_capacity(MAX_DATA),
+        first: Vec::new(),
     });
     let mut run = Run {
         r,
@@ -163,6 +197,8 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         upload: Upload::Complete,
         kept_body: false,
         dry: false,
+        reads: 0,
+        part_end: PartEnd::Open,
         messages: 0,
         stage: Stage::Waiting,
         heard: false,
@@ -177,15 +213,20 @@ pub fn run(r: RequestRec<'_>, server: ServerName, lease: &mut Lease, pool_name: 
         remaining: None,
         bodiless: false,
     };
-    let outcome = run.whole(&mut buffers);
+    let outcome = run.whole(&mut buffers, replay);
+    if matches!(outcome, Outcome::Unread) && run.reads > 0 {
+        let mut body = if run.reads > 1 { std::mem::take(&mut buffers.first) } else { Vec::new() };
+        body.append(&mut buffers.body);
+        *replay = Some(Replay { body, end: run.part_end });
+    }
     run.lease.exchange = run.lease.exchange.next();
     BUFFERS.with(|b| *b.borrow_mut() = Some(buffers));
     outcome
 }
 
 impl Run<'_, '_> {
-    fn whole(&mut self, buffers: &mut Buffers) -> Outcome {
-        match self.send_request(buffers) {
+    fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Outcome {
+        match self.send_request(buffers, replay) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                 let why = "was not asked: a header or variable is longer than 65,535 bytes".to_owned();
@@ -196,7 +237,10 @@ impl Run<'_, '_> {
             Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
         }
         match self.converse(buffers) {
-            Ok(last) => Outcome::Done { last, body_left: self.upload == Upload::Running || self.kept_body },
+            Ok(last) => Outcome::Done {
+                last,
+                body_left: matches!(self.upload, Upload::Running | Upload::Cut) || self.kept_body,
+            },
             Err(stop) => self.stopped(stop),
         }
     }
@@ -207,7 +251,7 @@ impl Run<'_, '_> {
 
     // ===== the request =====
 
-    fn send_request(&mut self, buffers: &mut Buffers) -> io::Result<()> {
+    fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> io::Result<()> {
         self.r.export_previous();
         let (flags, length) = match self.client.body_length() {
             BodyLength::None => (0, 0),
@@ -230,7 +274,11 @@ impl Run<'_, '_> {
         let body = BodyFlags { flags, content_length: length };
         request::put(out, self.r, self.server, self.lease.exchange, body)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        if self.upload == Upload::Running && out.len() < PREFETCH {
+        if let Some(again) = replay.take() {
+            buffers.body = again.body;
+            self.reads = 1;
+            self.put_part(&buffers.body, again.end, &mut buffers.send);
+        } else if self.upload == Upload::Running && out.len() < PREFETCH {
             self.read_some(&mut buffers.body, &mut buffers.send);
         }
         self.send_whole(&buffers.send)
@@ -254,8 +302,15 @@ impl Run<'_, '_> {
     /// Takes what the client has sent of its body and appends frames for it.
     fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
         body.clear();
+        self.reads += 1;
+        let end = self.collect(body);
+        self.put_part(body, end, out);
+        end != PartEnd::Open || !body.is_empty()
+    }
+
+    /// What has arrived of the body, at most [`PREFETCH`] bytes. A body that is there whole is taken with its end.
+    fn collect(&mut self, body: &mut Vec<u8>) -> PartEnd {
         self.dry = false;
-        // A body that is there whole gets its end into the same message.
         while body.len() < PREFETCH {
             match self.client.read_body(body, PREFETCH - body.len()) {
                 BodyRead::Data => {}
@@ -263,23 +318,25 @@ impl Run<'_, '_> {
                     self.dry = true;
                     break;
                 }
-                BodyRead::End => {
-                    self.put_body(body, out);
-                    request::put_body_end(out, self.client.trailers(), self.exchange());
-                    self.upload = Upload::Complete;
-                    return true;
-                }
-                BodyRead::Failed(status) => {
-                    self.put_body(body, out);
-                    request::put_body_abort(out, status, self.exchange());
-                    self.upload = Upload::Complete;
-                    self.client.close_after();
-                    return true;
-                }
+                BodyRead::End => return PartEnd::Complete,
+                BodyRead::Failed(status) => return PartEnd::Failed(status),
             }
         }
+        PartEnd::Open
+    }
+
+    fn put_part(&mut self, body: &[u8], end: PartEnd, out: &mut Vec<u8>) {
         self.put_body(body, out);
-        !body.is_empty()
+        self.part_end = end;
+        match end {
+            PartEnd::Open => return,
+            PartEnd::Complete => request::put_body_end(out, self.client.trailers(), self.exchange()),
+            PartEnd::Failed(status) => {
+                request::put_body_abort(out, status, self.exchange());
+                self.client.close_after();
+            }
+        }
+        self.upload = Upload::Complete;
     }
 
     fn put_body(&self, body: &[u8], out: &mut Vec<u8>) {
@@ -306,6 +363,11 @@ impl Run<'_, '_> {
             }
             if !pending {
                 buffers.send.clear();
+                if self.reads == 1 && !self.heard {
+                    buffers.first.clear();
+                    std::mem::swap(&mut buffers.first, &mut buffers.body);
+                    self.wait_until_taken()?;
+                }
                 pending = self.read_some(&mut buffers.body, &mut buffers.send);
             }
             if pending {
@@ -316,11 +378,15 @@ impl Run<'_, '_> {
                         self.progress = Instant::now();
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    // It does not read any more; what it has answered is still there.
+                    // The kernel tells once that a message was left unread, to whichever call comes first.
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.messages == 1 && !self.heard => {
+                        return Err(Stop::Died(Some(e.kind())));
+                    }
+                    // It does not read any more; what it has answered is still there, or the news that it read
+                    // nothing at all.
                     Err(_) => {
                         pending = false;
-                        self.upload = Upload::Complete;
-                        self.client.close_after();
+                        self.upload = Upload::Cut;
                     }
                 }
             }
@@ -337,6 +403,20 @@ impl Run<'_, '_> {
                 Err(stop) => return Err(stop),
             }
         }
+    }
+
+    /// Waits until the worker has received the request, or is gone: as long as only that one message is on its way, it
+    /// is known whether a worker that died has read it.
+    fn wait_until_taken(&self) -> Result<(), Stop> {
+        let since = Instant::now();
+        let lease = self.lease.socket.as_fd();
+        while socket::unread_by_peer(lease).is_ok_and(|bytes| bytes > 0) && !wait::is_hung_up(lease, false) {
+            if since.elapsed() > self.lease.timeout {
+                return Err(Stop::Silent);
+            }
+            wait::readable_or_writable(lease, false, None, TAKEN_POLL).map_err(|e| Stop::Died(Some(e.kind())))?;
+        }
+        Ok(())
     }
 
     /// Waits until either side can go on.
@@ -466,7 +546,7 @@ impl Run<'_, '_> {
         }
         self.bodiless = self.r.method() == b"HEAD" || matches!(head.status, 204 | 304);
         self.remaining = if self.bodiless { None } else { length };
-        if self.upload != Upload::Complete && head.status >= 400 {
+        if self.upload == Upload::Cut || (self.upload != Upload::Complete && head.status >= 400) {
             // The client may still send for long; after this answer nobody reads it.
             self.client.close_after();
         }
@@ -613,7 +693,9 @@ impl Run<'_, '_> {
     fn stopped(&mut self, stop: Stop) -> Outcome {
         let (status, how, why) = match stop {
             Stop::ClientGone => return Outcome::ClientGone,
-            Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && is_unread(kind) => return Outcome::Unread,
+            Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && self.reads <= 2 && is_unread(kind) => {
+                return Outcome::Unread
+            }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
             Stop::Silent => {
                 (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs()))

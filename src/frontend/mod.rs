@@ -16,7 +16,7 @@ use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
-use desk::{Desk, Leased, NoLease, Unserved};
+use desk::{Desk, Lease, Leased, NoLease, Unserved};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -177,6 +177,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
+    let mut replay = None;
     // Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
     let mut grants = 0;
     while grants < MAX_TRIES {
@@ -198,7 +199,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         note_wait(r, began, cold);
         r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         desk.begin(&lease);
-        let outcome = exchange::run(r, server, &mut lease, &facts.name, &frontend.logged);
+        let outcome = exchange::run(r, server, &mut lease, &facts.name, &frontend.logged, &mut replay);
         let pid = lease.pid;
         match outcome {
             Outcome::Done { last, body_left } => {
@@ -214,7 +215,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
             }
             Outcome::Unread => desk.release(lease, Returned::Dead),
             Outcome::Answer { status, how, why } => {
-                let why = with_obituary(desk, lease.id, how, why);
+                let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
                 r.note(FAILED, b"1");
@@ -224,7 +225,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 return Handled::Status(status);
             }
             Outcome::BrokeOff { how, why } => {
-                let why = with_obituary(desk, lease.id, how, why);
+                let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL104", &facts.name, pid, &format!("{why}: the response was broken off"));
                 return Handled::Done;
@@ -251,7 +252,7 @@ fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
 }
 
 /// When the worker died: how, as the controller saw it.
-fn with_obituary(desk: &Desk, lease: crate::wire::control::LeaseId, how: Returned, why: String) -> String {
+fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> String {
     if how != Returned::Dead {
         return why;
     }

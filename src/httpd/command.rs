@@ -110,6 +110,13 @@ impl<'h> Command<'h> {
         words
     }
 
+    /// A copy that lives as long as the records this directive is read for.
+    pub fn keep(&self, text: &str) -> Option<ptr::NonNull<c_char>> {
+        // SAFETY: httpd gives the pool of the configuration, or of the request for `.htaccess`; it is live.
+        let pool = unsafe { AprPool::from_raw(self.parms().pool) };
+        ptr::NonNull::new(pool.copy(text.as_bytes()))
+    }
+
     /// The record of the server that the directive belongs to: the main one or a virtual host.
     pub fn server_config(&self) -> Option<&ServerConfig> {
         // SAFETY: httpd sets `server` before it calls a handler; the configuration outlives the handler.

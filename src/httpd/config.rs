@@ -15,7 +15,7 @@ use crate::sys::accounts;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::raw::{c_int, c_void};
+use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -67,6 +67,8 @@ struct AssignedName {
 pub struct DirConfig {
     assigned: Option<Assigned>,
     ssl: SslDirRecord,
+    /// `SSLUserName`, in the pool that the record lives in, or in one that outlives it.
+    ssl_user_name: Option<ptr::NonNull<c_char>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -142,7 +144,11 @@ pub unsafe fn merge_dir_config(pool: *mut ffi::apr_pool_t, base: *mut c_void, in
     let base = unsafe { *base.cast::<DirConfig>() };
     // SAFETY: a directory record, see above.
     let inner = unsafe { *inner.cast::<DirConfig>() };
-    let merged = DirConfig { assigned: inner.assigned.or(base.assigned), ssl: base.ssl.merged(inner.ssl) };
+    let merged = DirConfig {
+        assigned: inner.assigned.or(base.assigned),
+        ssl: base.ssl.merged(inner.ssl),
+        ssl_user_name: inner.ssl_user_name.or(base.ssl_user_name),
+    };
     // SAFETY: the pool is live and this thread's.
     unsafe { place_record(pool, merged) }.cast()
 }
@@ -197,6 +203,12 @@ fn assignment(config: DirConfig) -> Option<Assignment> {
 /// What mod_ssl's directives said for the request, by the sections merged so far; all off if mod_ssl is not loaded.
 pub fn ssl_options(r: RequestRec<'_>) -> SslOptions {
     request_dir_config(r).ssl.effective()
+}
+
+/// `SSLUserName`: the variable of mod_ssl's that names the request's user.
+pub fn ssl_user_name(r: RequestRec<'_>) -> Option<&CStr> {
+    // SAFETY: a string in a pool that lives as long as the record, which the request has.
+    request_dir_config(r).ssl_user_name.map(|name| unsafe { CStr::from_ptr(name.as_ptr()) })
 }
 
 fn request_dir_config(r: RequestRec<'_>) -> DirConfig {
@@ -494,6 +506,14 @@ pub fn ssl_require_directive(command: &Command<'_>, dir: &mut DirConfig) -> Hand
 pub fn ssl_verify_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
     if only_if_loaded(command, &[c"mod_ssl.c"])? && command.in_directory() {
         dir.ssl.verify();
+    }
+    Ok(())
+}
+
+/// `SSLUserName`.
+pub fn ssl_user_name_directive(command: &Command<'_>, dir: &mut DirConfig, args: &CStr) -> Handled {
+    if only_if_loaded(command, &[c"mod_ssl.c"])? {
+        dir.ssl_user_name = command.words(args).first().and_then(|name| command.keep(name));
     }
     Ok(())
 }

@@ -4,8 +4,10 @@
 //! Never: runs in the server that talks to clients.
 
 use super::{hooks, log, ServerRec};
+use crate::apr::pool::bytes;
 use crate::apr::AprPool;
 use crate::ffi;
+use std::ffi::c_char;
 use std::fs;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -89,6 +91,7 @@ pub fn start_modules(
         // for those of an older mod_ssl (ap_setup_ssl_optional_fns), and call itself for ever.
         hooks::post_config.retain(|m| m != "core.c");
     }
+    complete_banner(pconf);
     // SAFETY: takes nothing.
     unsafe { ffi::ap_run_optional_fn_retrieve() };
     // SAFETY: the pool lives as long as the process has this configuration.
@@ -99,6 +102,36 @@ pub fn start_modules(
     unsafe { ffi::ap_main_state = ffi::AP_SQ_MS_RUN_MPM as i32 };
     log::server(log::Level::Debug, main, "modules started");
     Ok(())
+}
+
+/// With this begins the define that tells a seed how the server calls itself.
+const BANNER: &[u8] = b"POOL_BANNER_";
+
+/// What the server calls itself (`SERVER_SOFTWARE`), for a seed's command line.
+pub fn banner_define() -> Vec<u8> {
+    [BANNER, own_banner()].concat()
+}
+
+fn own_banner<'a>() -> &'a [u8] {
+    // SAFETY: a string that changes only while modules start; the callers copy it before that goes on.
+    unsafe { bytes(ffi::ap_get_server_banner()) }
+}
+
+/// Modules of the frontends do not start here, but scripts see them in the server's name: with `ServerTokens Full`,
+/// else httpd takes no component.
+fn complete_banner(pconf: AprPool<'_>) {
+    // SAFETY: httpd's array of `-D` names, live; nobody changes it now.
+    let defines: Vec<&[u8]> = unsafe {
+        let array = &*ffi::ap_server_config_defines;
+        let n = usize::try_from(array.nelts).unwrap_or(0);
+        (0..n).map(|i| bytes(array.elts.cast::<*const c_char>().add(i).read())).collect()
+    };
+    let Some(server) = defines.iter().find_map(|d| d.strip_prefix(BANNER)) else { return };
+    let own: Vec<Vec<u8>> = own_banner().split(|b| *b == b' ').map(<[u8]>::to_vec).collect();
+    for component in server.split(|b| *b == b' ').filter(|c| !own.iter().any(|o| o == c)) {
+        // SAFETY: the pool and the text in it live as long as the configuration.
+        unsafe { ffi::ap_add_version_component(pconf.as_ptr(), pconf.copy(component)) };
+    }
 }
 
 /// The first of the two times that httpd reads its configuration when it starts.

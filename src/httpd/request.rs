@@ -137,6 +137,15 @@ impl<'r> RequestRec<'r> {
         }
     }
 
+    /// The user is known, and how.
+    pub fn set_user(self, name: &'r CStr, auth_type: &'static CStr) {
+        // SAFETY: the request is live; httpd does not write to these strings.
+        unsafe {
+            (*self.as_ptr()).user = name.as_ptr().cast_mut();
+            (*self.as_ptr()).ap_auth_type = auth_type.as_ptr().cast_mut();
+        }
+    }
+
     /// The client has gone.
     pub fn set_aborted(self) {
         // SAFETY: a live request has a live connection.

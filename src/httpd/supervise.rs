@@ -39,6 +39,7 @@ pub fn controller_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
 pub fn seed_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     let mut argv: Vec<Vec<u8>> = main.process_argv().iter().filter(|w| **w != b"-X").map(|w| w.to_vec()).collect();
     argv.extend(words(&[b"-D", b"POOL_SEED", b"-D", b"FOREGROUND"]));
+    argv.extend(words(&[b"-D", &super::image::banner_define()]));
     if let Some(path) = cgi_module() {
         let load = [b"LoadModule cgi_module \"".as_slice(), &path, b"\""].concat();
         argv.extend(words(&[b"-C", &load]));

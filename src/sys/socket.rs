@@ -130,6 +130,16 @@ pub fn shutdown(fd: BorrowedFd<'_>) {
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
+/// Bytes sent here that the peer has not received yet, the kernel's bookkeeping included (unix(7), `SIOCOUTQ`).
+pub fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the address given.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Room for one control message of each kind that we take, aligned as cmsg(3) wants.
 #[repr(C)]
 union Control {
@@ -318,6 +328,16 @@ mod tests {
         assert_eq!(receive(a.as_fd(), &mut buf, Blocking::Yes).expect("receive").len, 7);
         drop(b);
         assert_eq!(peer_state(a.as_fd()), PeerState::Gone);
+    }
+
+    #[test]
+    fn what_the_peer_has_not_received_is_known() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        assert_eq!(unread_by_peer(a.as_fd()).expect("ioctl"), 0);
+        send(a.as_fd(), b"one", &[], Blocking::Yes).expect("send");
+        assert!(unread_by_peer(a.as_fd()).expect("ioctl") > 0);
+        receive(b.as_fd(), &mut [0; 16], Blocking::Yes).expect("receive");
+        assert_eq!(unread_by_peer(a.as_fd()).expect("ioctl"), 0);
     }
 
     #[test]

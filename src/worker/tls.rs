@@ -5,7 +5,7 @@
 
 use super::state::with;
 use crate::apr::AprPool;
-use crate::httpd::config::ssl_options;
+use crate::httpd::config::{ssl_options, ssl_user_name};
 use crate::httpd::tls::{self, Access};
 use crate::httpd::{log, RequestRec};
 use crate::wire::frame::PairsWriter;
@@ -160,5 +160,18 @@ pub fn access_checker(r: RequestRec<'_>) -> i32 {
         r.note(c"ssl-access-forbidden", b"1");
         return FORBIDDEN;
     }
+    name_user(r);
     DECLINED
+}
+
+/// `SSLUserName`, as `ssl_hook_Access` does it. With `FakeBasicAuth` the user comes from the Authorization field.
+fn name_user(r: RequestRec<'_>) {
+    let Some(variable) = ssl_user_name(r).filter(|_| !ssl_options(r).fake_basic_auth) else { return };
+    match tls_variable(r.pool(), variable.to_bytes()).filter(|value| !value.is_empty()) {
+        Some(value) => r.set_user(value, c"ClientCert"),
+        None => {
+            let name = variable.to_string_lossy();
+            log::request(log::Level::Warning, r, format!("Failed to set r->user to '{name}'"));
+        }
+    }
 }

@@ -885,6 +885,12 @@ class Response:
         return [v for k, v in self.headers if k.lower() == name.lower()]
 
     @property
+    def closes(self):
+        """The server has announced that the connection ends (`Connection: Upgrade, close` says so too)."""
+        tokens = ",".join(self.all("Connection")).lower().split(",")
+        return "close" in (t.strip() for t in tokens)
+
+    @property
     def text(self):
         return self.body.decode("utf-8", "replace")
 

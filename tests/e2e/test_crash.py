@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+import zlib
 
 import pytest
 
@@ -26,6 +27,7 @@ def fill(site):
         file_put_contents(__DIR__ . '/count.log', "ran\\n", FILE_APPEND);
         posix_kill(getmypid(), 9); sleep(5);
     """)
+    site.write("body.php", "<?php $b = file_get_contents('php://input'); echo strlen($b), ' ', crc32($b);")
     site.write("halfway.php", """
         <?php
         while (ob_get_level()) ob_end_clean();
@@ -152,6 +154,16 @@ def test_death_of_an_idle_worker_costs_no_request(server):
         found = server.request("POST", "/who.php", body=b"x")
         assert found.status == 200
         assert found.json()["pid"] != pid
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000, 400_000])
+def test_death_of_an_idle_worker_costs_no_byte_of_a_body(server, size):
+    body = bytes(n % 251 for n in range(size))
+    for _ in range(20):
+        pid = int(server.get("/who.php").json()["pid"])
+        os.kill(pid, signal.SIGKILL)
+        answer = server.request("POST", "/body.php", body=body)
+        assert (answer.status, answer.text) == (200, f"{size} {zlib.crc32(body)}")
 
 
 def test_death_of_many_idle_workers_at_once(server):

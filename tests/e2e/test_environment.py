@@ -92,7 +92,7 @@ def fill(site):
 def make(kind, tls_from=None):
     alice = Site("alice", ALICE, conf=CONF.replace("@EXT@", "php"), tls_conf=TLS_CONF)
     server = Httpd(
-        sites=[alice], modules=["cgi", "remoteip", "unique_id", "actions"],
+        sites=[alice], modules=["cgi", "remoteip", "unique_id", "actions"], conf="ServerTokens Full\n",
         env={"PASSED_ON": "from outside", "SECRET_OF_THE_PARENT": "never"}, **kind,
     )
     tls = server.root / "tls"

@@ -115,7 +115,8 @@ def test_supplementary_groups_are_the_pools(server, name):
 @pytest.fixture
 def person():
     """A user with a name and two groups, for as long as the test runs."""
-    name, more = f"mpt{os.getpid()}", f"mptmore{os.getpid()}"
+    tag = os.urandom(3).hex()
+    name, more = f"mpt{tag}", f"mptmore{tag}"
     run("groupadd", more)
     try:
         run("useradd", "--no-create-home", "--user-group", "--groups", more, "--shell", "/bin/false", name)
@@ -371,7 +372,7 @@ def test_keep_alive_serves_many_requests(server, tls):
             found = c.get(path)
             assert found.complete
             assert found.status == (404 if path == "/nowhere" else 200)
-            assert (found.get("Connection") or "").lower() != "close"
+            assert not found.closes
 
 
 def test_http10_closes_and_with_keep_alive_stays(server):
@@ -459,6 +460,12 @@ def test_http2_serves_both_sites_on_one_connection(server):
 def test_upgrade_to_h2c_is_offered(server):
     skip_without_h2(server, "2")
     assert "h2c" in (server.get("/secret.txt", headers=[("Connection", "close")]).get("Upgrade") or "")
+
+
+def test_upgrade_to_h2c_is_done(server):
+    skip_without_h2(server, "2")
+    done = server.curl("-w", " by HTTP/%{http_version}", path="/secret.txt", http="2")
+    assert done.stdout.decode() == "secret of alice\n by HTTP/2"
 
 
 # --- what stays in front ----------------------------------------------------------------------------
@@ -558,7 +565,9 @@ def test_rewrite_to_a_tls_backend_is_never_sent_in_the_clear(httpd, backend):
 
 @pytest.mark.pool_only
 def test_assign_none_stays_in_the_frontend(httpd):
+    # Away from the DocumentRoot: as in any httpd, a User who cannot search that directory may not serve from there.
     alice = Site("alice", ALICE, conf="""
+        Alias /server-status /nowhere
         <Location /server-status>
             SetHandler server-status
             AssignServerPool none
@@ -676,7 +685,7 @@ def test_unique_id_never_repeats(httpd):
             for _ in range(300):
                 found = c.get("/id.php")
                 out.append(found.text.split())
-                if (found.get("Connection") or "").lower() == "close":
+                if found.closes:
                     break
         return out
 

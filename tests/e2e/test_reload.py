@@ -68,7 +68,7 @@ class Load:
                 with self.lock:
                     self.done += 1
                 used += 1
-                if not self.keep_alive or (found.get("Connection") or "").lower() == "close":
+                if not self.keep_alive or found.closes:
                     connection.close()
                     connection = None
             except (Broken, OSError) as e:
