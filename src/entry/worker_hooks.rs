@@ -205,7 +205,7 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
             log::Level::Error,
             r,
             format!(
-                "POOL113: the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
+                "POOL114: the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
                  pools (AssignServerPool none), or have the module work in the pool's processes (PoolModuleRole \
                  {module} worker)",
                 String::from_utf8_lossy(r.handler())

@@ -67,10 +67,13 @@ def writable_memory(pid):
 
 
 def find(pid, wanted):
-    """Names of the needles that are in the memory of the process."""
+    """Names of the needles that are in the memory of the process; None when it ended before all was seen."""
     found = set()
-    for data in writable_memory(pid):
-        for name, needle in wanted:
-            if name not in found and needle in data:
-                found.add(name)
+    try:
+        for data in writable_memory(pid):
+            for name, needle in wanted:
+                if name not in found and needle in data:
+                    found.add(name)
+    except (ProcessLookupError, FileNotFoundError):
+        return found or None
     return found

@@ -462,13 +462,16 @@ def test_no_tls_key_in_any_process_but_parent_and_frontends(httpd, encrypted):
             assert server.get("/who.php", name, tls=True).status == 200
         in_front = set()
         for p in server.processes("frontend"):
-            in_front |= keyscan.find(p.pid, wanted)
+            in_front |= keyscan.find(p.pid, wanted) or set()
         assert len(in_front) >= 4, f"the scan finds keys where they are: {in_front}"
         for role in ("controller", "seed", "zygote", "worker"):
             found = server.processes(role)
             assert found, role
-            for p in found:
-                assert keyscan.find(p.pid, wanted) == set(), (generation, p.title)
+            # One of the generation before may end while it is looked at.
+            seen = [(p, keyscan.find(p.pid, wanted)) for p in found]
+            assert any(keys is not None for _, keys in seen), role
+            for p, keys in seen:
+                assert not keys, (generation, p.title, keys)
         server.sites["alice"].conf = f"SetEnv GENERATION {generation}"
         server.graceful()
 
