@@ -11,7 +11,11 @@ static AREA: OnceCell<(usize, usize)> = OnceCell::new();
 
 /// Finds the command line's memory. To be called once, before privileges are dropped, and only in a process that has
 /// no more use for its arguments.
+///
+/// The process's short name, which an exec of /proc/self/exe has made `exe`, becomes `mod_pool`.
 pub fn init() {
+    // SAFETY: the kernel reads a NUL-terminated name of at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"mod_pool".as_ptr()) };
     AREA.get_or_init(|| find().unwrap_or((0, 0)));
 }
 
