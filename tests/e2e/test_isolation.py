@@ -465,8 +465,9 @@ def test_no_tls_key_in_any_process_but_parent_and_frontends(httpd, encrypted):
             in_front |= keyscan.find(p.pid, wanted) or set()
         assert len(in_front) >= 4, f"the scan finds keys where they are: {in_front}"
         for role in ("controller", "seed", "zygote", "worker"):
-            found = server.processes(role)
-            assert found, role
+            # Old processes end, and new ones start, while the servers change over.
+            found = eventually(lambda: [server.get("/who.php", name, tls=True) for name, _ in keys]
+                               and server.processes(role), 10, what=role)
             # One of the generation before may end while it is looked at.
             seen = [(p, keyscan.find(p.pid, wanted)) for p in found]
             assert any(keys is not None for _, keys in seen), role
