@@ -1,7 +1,7 @@
 # The demo of mod_pool in a container: two sites in two pools, each under a user of its own.
 #
 #   docker build -t mod_pool-demo .
-#   docker run --rm --init -p 8080:8080 -p 8443:8443 mod_pool-demo
+#   docker run --rm -p 127.0.0.1:8080:8080 -p 127.0.0.1:8443:8443 mod_pool-demo
 #
 # Then `curl http://alice.localhost:8080/` and what else it prints. `docker run --rm mod_pool-demo demo/check` tries
 # itself.
