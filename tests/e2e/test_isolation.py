@@ -470,9 +470,9 @@ def test_no_tls_key_in_any_process_but_parent_and_frontends(httpd, encrypted):
                                and server.processes(role), 10, what=role)
             # One of the generation before may end while it is looked at.
             seen = [(p, keyscan.find(p.pid, wanted)) for p in found]
-            assert any(keys is not None for _, keys in seen), role
-            for p, keys in seen:
-                assert not keys, (generation, p.title, keys)
+            assert any(hits is not None for _, hits in seen), role
+            for p, hits in seen:
+                assert not hits, (generation, p.title, hits)
         server.sites["alice"].conf = f"SetEnv GENERATION {generation}"
         server.graceful()
 
