@@ -55,7 +55,7 @@ pub fn role(module: &str, tree: &PoolTree) -> ModuleRole {
     })
 }
 
-/// In a seed: takes every frontend module out of every hook, but for [`KEPT_IN_SEED`].
+/// In a seed: takes every frontend module out of every hook, but for `KEPT_IN_SEED`.
 pub fn silence_frontend_modules(tree: &PoolTree) {
     for module in hooks::loaded_modules() {
         if role(&module, tree) == ModuleRole::Frontend {
