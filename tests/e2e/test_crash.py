@@ -227,7 +227,8 @@ def test_death_of_the_controller(httpd):
     old += kill_role(server, "controller")
     assert recovers(server) < 5
     assert recovers(server, "bob") < 5
-    assert len(server.processes("controller")) == 1
+    # A lease that a frontend still held can have served both before httpd's parent has noticed.
+    eventually(lambda: len(server.processes("controller")) == 1, 3, what="a new controller")
     eventually(lambda: gone(old), 6, what="the old workers end")
     assert [a.status for a in in_threads(6, lambda _: server.get("/sleep.php?s=0.2"))] == [200] * 6
 
