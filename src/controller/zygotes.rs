@@ -143,6 +143,11 @@ impl Controller {
                     self.close_channel(id);
                     return self.kill_process(id);
                 }
+                // The same end, with an order that it left unread (unix(7)): what its death means, the reaping tells.
+                Err(e) if e.kind() == ErrorKind::ConnectionReset => {
+                    self.close_channel(id);
+                    return self.kill_process(id);
+                }
                 Ok(received) => ZygoteReport::decode(buf.get(..received.len).unwrap_or_default()),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => return self.violated(id, "its channel failed"),

@@ -26,8 +26,7 @@ pub struct Channel {
     connector: OwnedFd,
     identity: Identity,
     current: RwLock<Option<OwnedFd>>,
-    /// Return with a descriptor and Want must not overtake one another on different threads in ways the controller
-    /// would misread; it does not, each message stands for itself. This lock is for reconnecting only.
+    /// Held while a new channel is made. Messages need no such order: each stands for itself.
     connecting: Mutex<()>,
 }
 

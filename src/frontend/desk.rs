@@ -209,6 +209,9 @@ impl Desk {
         }
         if how != Returned::Idle {
             lock(&self.obituaries).remove(&lease.id);
+            if let Some(mut pool) = self.pool(lease.pool) {
+                pool.recalled.remove(&lease.id);
+            }
             let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
             drop(lease);
             self.channel.send(&message);
