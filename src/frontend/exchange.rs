@@ -83,7 +83,7 @@ struct Run<'a, 'r> {
 }
 
 /// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order
-/// afterwards only with [`Outcome::Done`] and `last: false`.
+/// afterwards only where the outcome says [`Returned::Idle`], or is [`Outcome::Done`] without `last`.
 pub fn run(
     r: RequestRec<'_>,
     server: ServerName,
@@ -267,6 +267,10 @@ impl Run<'_, '_> {
 
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {
         match socket::receive(self.lease.socket.as_fd(), buf, blocking) {
+            // Also what a message without a byte looks like.
+            Ok(received) if received.len == 0 && !wait::is_hung_up(self.lease.socket.as_fd(), false) => {
+                Err(Stop::Violation("an empty message".into()))
+            }
             Ok(received) if received.len == 0 => Err(Stop::Died(None)),
             Ok(received) if received.truncated => Err(Stop::Violation("a message beyond the limit".into())),
             Ok(received) if received.fds_lost => {

@@ -10,7 +10,7 @@ use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
-use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_MORE, MAX_REQUEST_HEAD};
+use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
@@ -211,6 +211,7 @@ impl Worker {
         connection.process(r, head);
         if !self.response.finished.get() {
             // The end of the request did not come through the filters: they stopped when the client had gone.
+            self.exchange.borrow_mut().last = true;
             self.abort(AbortReason::Failed, b"the request ended without a response");
         }
         connection.destroy();
@@ -222,7 +223,8 @@ impl Worker {
         self.response.finished.set(true);
         self.outbox.borrow_mut().take_back();
         // When it cannot be sent, the loop finds the lease's end.
-        let _ = self.frame(FrameKind::Abort, 0, |out| Abort { reason, text }.encode(out));
+        let flags = if self.exchange.borrow().last { FLAG_LAST } else { 0 };
+        let _ = self.frame(FrameKind::Abort, flags, |out| Abort { reason, text }.encode(out));
         let _ = self.send(super::outbox::Outbox::send);
     }
 
@@ -231,11 +233,14 @@ impl Worker {
         if self.response.finished.replace(true) {
             return;
         }
-        if !self.response.head_sent.get() {
-            return self.abort(AbortReason::Failed, b"the handler sent no response");
-        }
-        if self.response.broken.get() || !self.response.complete.get() {
+        // What an application has spoilt says nothing of this process. httpd itself gives each request an answer: where
+        // there is none, something is broken here, and another worker does better.
+        if self.response.broken.get() {
             return self.abort(AbortReason::Failed, b"the response was not completed");
+        }
+        if !self.response.head_sent.get() || !self.response.complete.get() {
+            self.exchange.borrow_mut().last = true;
+            return self.abort(AbortReason::Failed, b"there was no response, or only its beginning");
         }
         if self.response.remaining.get().is_some_and(|left| left > 0) {
             return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
@@ -244,7 +249,7 @@ impl Worker {
         let _ = self.send(|outbox, lease| {
             let current = self.exchange.borrow();
             outbox.frame(lease, FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))?;
-            let flags = if last { crate::wire::frame::FLAG_LAST } else { 0 };
+            let flags = if last { FLAG_LAST } else { 0 };
             outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
             outbox.send(lease)
         });

@@ -1,10 +1,14 @@
 """Who is to blame when an exchange does not end well, and what client, worker and log get."""
 
+import json
+import os
 import re
+import signal
 import time
 
 import pytest
 
+import wireforge as w
 from harness import ALICE, H2, Broken, Site, eventually
 from pages import ECHO_CGI
 
@@ -123,3 +127,89 @@ def test_mod_reqtimeout_bounds_the_upload_before_timeout_does(httpd):
     found, took = stall(server, "/echo.cgi")
     assert found.status == 408
     assert took < 6
+
+
+# --- a worker that gives an exchange up -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def honest(shared_httpd):
+    site = Site("alice", ALICE, conf=STALL_CONF + "php_admin_value ffi.enable 1\n",
+                pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 4")
+    server = shared_httpd(sites=[site], conf="Timeout 5", modules=["cgi"])
+    site.script("pid.cgi", PID_CGI)
+    site.script("nph-garbage.cgi", "#!/bin/sh\nhead -c 100000 /dev/zero\n")
+    site.write("short.php", "<?php header('Content-Length: 100'); echo 'only this'; while (ob_get_level()) ob_end_flush(); flush();")
+    site.write("forge.php", w.FORGE_PHP)
+    server.start()
+    return server
+
+
+def failing(server, path):
+    try:
+        found = server.get(path)
+        return found.status if found.complete else 0
+    except Broken:
+        return 0
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("path, status, text", [
+    ("/short.php", 502, "the body is shorter than its Content-Length"),
+    ("/nph-garbage.cgi", 502, "the response was not completed"),
+])
+def test_a_response_that_an_application_spoils_costs_no_worker(honest, path, status, text):
+    before = honest.get("/pid.cgi").text
+    at = len(honest.error_log())
+    assert failing(honest, path) in (0, status)
+    log = honest.error_log()[at:]
+    assert re.search(r"POOL10[34]: \[pool alice pid %s\] the worker gave up: %s" % (before, text), log), log
+    assert honest.get("/pid.cgi").text == before
+
+
+@pytest.mark.pool_only
+def test_bytes_behind_an_abort_are_a_violation(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    assert honest.request("POST", "/forge.php", body=w.plan(w.abort(3, "sorry") + w.log("more"))).status == 502
+    assert "a frame behind the end of the response" in honest.error_log()[at:]
+    eventually(lambda: not honest.workers("alice"))
+
+
+@pytest.mark.pool_only
+def test_an_abort_that_says_last_ends_the_worker(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    assert honest.request("POST", "/forge.php", body=w.plan(w.abort(3, "sorry", flags=w.LAST))).status == 502
+    assert honest.get("/pid.cgi").status == 200
+    forger = json.loads((honest.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    eventually(lambda: forger not in {p.pid for p in honest.workers("alice")}, 10)
+
+
+@pytest.mark.pool_only
+def test_an_empty_message_is_not_the_end(honest):
+    """recvmsg(2) says 0 for both."""
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    assert honest.request("POST", "/forge.php", body=w.plan(b"")).status == 502
+    assert "broke the protocol: it sent an empty message" in honest.error_log()[at:]
+
+
+@pytest.mark.pool_only
+def test_an_empty_message_of_an_idle_worker_loses_no_request(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    answer = w.head(200, ("Content-Length", "5")) + w.data("first") + w.end()
+    with honest.connect() as c:
+        c.request("POST", "/forge.php", body=w.plan(answer, {"data": b"", "repeat": 3, "pause": 0.05}))
+        assert c.response("POST").body == b"first"
+        time.sleep(0.5)
+        assert c.get("/pid.cgi").status == 200
+    assert not re.search("POOL10[345]", honest.error_log()[at:])
