@@ -185,8 +185,7 @@ impl Worker {
             self.busy.set(false);
             return;
         };
-        let server = usize::try_from(request.head.server_index).ok().and_then(|i| servers.get(i));
-        let Some((server, _)) = server.filter(|(_, hash)| *hash == request.head.server_hash) else {
+        let Some(server) = find(servers, request.head.server_index, request.head.server_hash) else {
             drop(inbox);
             self.abort(AbortReason::ServerMismatch, b"this virtual host is not in the worker's configuration");
             self.busy.set(false);
@@ -206,7 +205,7 @@ impl Worker {
         let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
         let all = own.chain(request.env.iter());
-        let (r, head) = connection.request(*server, &description, request.headers.iter(), all);
+        let (r, head) = connection.request(server, &description, request.headers.iter(), all);
         drop(inbox);
         connection.process(r, head);
         if !self.response.finished.get() {
@@ -253,6 +252,20 @@ impl Worker {
             outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
             outbox.send(lease)
         });
+    }
+}
+
+/// The virtual host that the frontend means: the one at its place; or, where a file with others was added or removed
+/// between the two readings of the configuration, the only one that is defined alike.
+fn find<S: Copy>(servers: &[(S, u64)], index: u32, hash: u64) -> Option<S> {
+    let at = usize::try_from(index).ok().and_then(|i| servers.get(i));
+    if let Some((server, _)) = at.filter(|(_, h)| *h == hash) {
+        return Some(*server);
+    }
+    let mut alike = servers.iter().filter(|(_, h)| *h == hash);
+    match (alike.next(), alike.next()) {
+        (Some((server, _)), None) => Some(*server),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import wireforge as w
-from harness import ALICE, H2, Broken, Site, eventually
+from harness import ALICE, H2, Broken, Site, eventually, in_threads
 from pages import ECHO_CGI
 
 PID_CGI = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s' $PPID\n"
@@ -213,3 +213,92 @@ def test_an_empty_message_of_an_idle_worker_loses_no_request(honest):
         time.sleep(0.5)
         assert c.get("/pid.cgi").status == 200
     assert not re.search("POOL10[345]", honest.error_log()[at:])
+
+
+# --- configurations that differ ---------------------------------------------------------------------
+
+
+def read_again(server):
+    """The seed dies, the zygote too: what starts in their place reads the files as they are now."""
+    seed = server.processes(role="seed")[0].pid
+    os.kill(seed, signal.SIGKILL)
+    for p in server.processes(pool="alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: [p for p in server.processes(role="seed") if p.pid != seed], 15)
+
+
+EXTRA_VHOST = "<VirtualHost 127.0.0.1:%d>\nServerName more.test\nAssignServerPool none\n</VirtualHost>\n"
+
+
+@pytest.fixture
+def included(httpd):
+    """Virtual hosts in files of their own, as Debian has them."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
+    server = httpd(sites=[site], conf="IncludeOptional @ROOT@/conf/sites/*.conf")
+    (server.root / "conf/sites").mkdir()
+    server.own = server.root / "conf/sites/50-own.conf"
+    server.own.write_text(f"<VirtualHost 127.0.0.1:{server.port}>\nServerName own.test\nDocumentRoot {site.docroot}\n"
+                          f"AssignServerPool alice\n</VirtualHost>\n")
+    site.write("pid.php", "<?php echo getmypid();")
+    server.start()
+    assert server.request("GET", "/pid.php", "own.test").status == 200
+    return server
+
+
+@pytest.mark.pool_only
+def test_a_virtual_host_that_the_worker_has_not_is_503_and_the_log_names_the_remedy(included):
+    """The files were changed after httpd had read them, and a new seed reads the change."""
+    included.own.write_text("# moved by a line\n" + included.own.read_text())
+    read_again(included)
+    at = len(included.error_log())
+    found = eventually(lambda: r if "POOL106" not in included.error_log()[at:]
+                       and (r := included.request("GET", "/pid.php", "own.test")) else None, 15)
+    assert (found.status, found.get("Retry-After")) == (503, "1")
+    log = included.error_log()[at:]
+    assert re.search(r"POOL103: \[pool alice pid \d+\] the worker has read another configuration.*"
+                     r"changed since httpd has read them: 'apachectl graceful'.*: 503, for GET /pid.php", log), log
+    # It is asked again each time, but it is no crime of the worker's.
+    worker = included.workers("alice")[0].pid
+    assert included.request("GET", "/pid.php", "own.test").status == 503
+    assert included.workers("alice")[0].pid == worker
+    # Who did not change is served.
+    assert included.request("GET", "/pid.php", "alice").text == str(worker)
+    included.graceful()
+    eventually(lambda: included.request("GET", "/pid.php", "own.test").status == 200, 15)
+
+
+@pytest.mark.pool_only
+def test_a_virtual_host_is_found_though_another_one_came_before_it(included):
+    """A file that is added moves all behind it by one place; it takes nobody's service away."""
+    for name in ("10-new.conf", "90-new.conf"):
+        (included.root / "conf/sites" / name).write_text(EXTRA_VHOST % included.port)
+    read_again(included)
+    assert eventually(lambda: (r := included.request("GET", "/pid.php", "own.test")).status == 200 and r, 15)
+    assert included.request("GET", "/pid.php", "alice").status == 200
+
+
+@pytest.mark.pool_only
+def test_a_frontend_is_only_lent_workers_of_its_own_generation(httpd):
+    """A reload moves every virtual host; requests of connections that are kept from before it still fit."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 6")
+    server = httpd(sites=[site], conf="KeepAliveTimeout 30")
+    site.write("slow.php", "<?php usleep(800000); echo getmypid();")
+    server.start()
+    server.get("/slow.php")
+    at = len(server.error_log())
+
+    def one(i):
+        time.sleep(0.1 * i)
+        return [server.get("/slow.php").status for _ in range(4)]
+
+    def all_at_once(i):
+        if i:
+            return one(i)
+        for n in range(4):
+            server.extra = f"# {n}\n" * (n + 1) + server.extra
+            server.graceful()
+            time.sleep(0.3)
+        return []
+
+    assert {s for row in in_threads(7, all_at_once) for s in row} == {200}
+    assert "another configuration" not in server.error_log()[at:]

@@ -12,6 +12,10 @@ use crate::wire::control::Returned;
 use crate::wire::response::AbortReason;
 use std::io;
 
+/// Both sides belong to one generation, and neither changes in its life: waiting would not help.
+const REMEDY: &str =
+    "its files were changed since httpd has read them: 'apachectl graceful' has every process read them again";
+
 /// How an exchange ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -72,7 +76,9 @@ impl Run<'_, '_> {
             Stop::Aborted { reason, text, last } => {
                 let how = if last { Returned::Last } else { Returned::Idle };
                 match reason {
-                    AbortReason::ServerMismatch => (503, how, format!("has read another configuration: {text}")),
+                    AbortReason::ServerMismatch => {
+                        (503, how, format!("has read another configuration: {text}; {REMEDY}"))
+                    }
                     _ => (502, how, format!("gave up: {text}")),
                 }
             }
