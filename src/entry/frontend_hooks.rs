@@ -17,7 +17,8 @@ use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The handler of subrequests that a pool serves.
+/// Handler and note of subrequests that a pool serves. The note decides: mod_mime names another handler by the suffix,
+/// and a script would run as `User`.
 const HANDLER: &std::ffi::CStr = c"pool-request";
 
 /// While the modules get ready for a configuration, the MPM counts as one without threads: stock PHP asks then, and
@@ -207,6 +208,7 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
         }
         if r.is_subrequest() {
             r.set_handler(HANDLER);
+            r.note(HANDLER, b"1");
             r.set_filename(r.uri());
             return HOOK_OK;
         }
@@ -230,7 +232,7 @@ fn answer(handled: Handled) -> c_int {
 
 /// A subrequest that [`translate_name`] has marked for a pool; httpd must not look for a file.
 fn is_marked(r: RequestRec<'_>) -> bool {
-    r.is_subrequest() && r.handler() == HANDLER.to_bytes()
+    r.is_subrequest() && r.notes().get(HANDLER).is_some()
 }
 
 unsafe extern "C" fn map_to_storage(raw: *mut ffi::request_rec) -> c_int {
