@@ -10,7 +10,7 @@ use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA,
 };
-use crate::wire::request::{Address, RequestHead, REQUEST_TLS, REQUEST_TLS_CHECKED};
+use crate::wire::request::{Address, RequestHead, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED};
 use crate::wire::response::Meta;
 use std::borrow::Cow;
 
@@ -44,13 +44,18 @@ pub fn put(
     });
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
     let line = request_line(r);
+    let derived = if is_derived(r) { REQUEST_DERIVED } else { 0 };
+    // A short holds no more. Cut off it would ask for something else.
+    if line.len().max(r.the_request().len()) > usize::from(u16::MAX) {
+        return Err(TooLong);
+    }
     let fragment = is_fragment(r);
     let mut result = Ok(());
     let start = out.len();
     put_frame(out, FrameKind::Request, 0, exchange, |out| {
         let peer = r.addresses();
         RequestHead {
-            flags: body.flags | tls_flags,
+            flags: body.flags | tls_flags | derived,
             server_index: server.index,
             server_hash: server.hash,
             request_time: r.request_time(),
@@ -66,11 +71,16 @@ pub fn put(
             connection_log_id: r.connection_log_id(),
         }
         .encode(out);
-        result = put_some(out, r.headers_in(), |name| !fragment || !is_of_the_whole(name))
+        // An error's text has no body of its own, but its script is told how long the client's is.
+        let told = |name: &[u8]| !r.is_subrequest() && name.eq_ignore_ascii_case(b"Content-Length");
+        result = put_some(out, r.headers_in(), |name| !fragment || !is_of_the_whole(name) || told(name))
             .and_then(|()| put_table(out, r.subprocess_env()));
         match tls {
             Some(list) => out.put(list),
             None => PairsWriter::new(out).finish(),
+        }
+        if derived != 0 {
+            out.put_short(r.the_request());
         }
     });
     if out.len() - start > FRAME_HEAD_LEN + MAX_DATA {
@@ -86,10 +96,15 @@ pub fn naming(r: RequestRec<'_>, text: String) -> Vec<u8> {
     [text.as_bytes(), b", for ", r.method(), b" ", r.unparsed_uri()].concat()
 }
 
+/// Not the request that the client has sent, but one that this server has made of it.
+fn is_derived(r: RequestRec<'_>) -> bool {
+    r.is_subrequest() || r.is_redirected()
+}
+
 /// What the worker is asked for. After a redirect, and in a subrequest, that is not what the client asked for: its line
 /// would lead the worker to a place that this process has not checked.
 fn request_line(r: RequestRec<'_>) -> Cow<'_, [u8]> {
-    if !r.is_subrequest() && !r.is_redirected() {
+    if !is_derived(r) {
         return Cow::Borrowed(r.the_request());
     }
     let protocol = if r.protocol().starts_with(b"HTTP/") { r.protocol() } else { b"HTTP/1.1" };

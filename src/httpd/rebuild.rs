@@ -51,6 +51,8 @@ pub enum BodyLength {
 #[derive(Debug, Clone, Copy)]
 pub struct Description<'a> {
     pub request_line: &'a [u8],
+    /// What the client sent, where the frontend has made another request of it; else empty.
+    pub client_line: &'a [u8],
     pub request_time: i64,
     pub connection_id: u64,
     pub keepalives: u32,
@@ -175,6 +177,11 @@ impl Connection {
         }
         // SAFETY: as ap_read_request calls it: the_request is a copy in the request's pool.
         let mut good = unsafe { ffi::ap_parse_request_line(r.as_ptr()) } != 0;
+        if !d.client_line.is_empty() {
+            // As a redirect in one process leaves it: REQUEST_URI and THE_REQUEST are what the client asked for.
+            // SAFETY: the request is live; the copy lives in its pool.
+            unsafe { (*r.as_ptr()).the_request = pool.copy(d.client_line) };
+        }
         // SAFETY: live requests; from here on everything is looked up in the server that the frontend chose.
         unsafe {
             // Sets r->hostname. Without lookup data it does not look for a virtual host again.

@@ -16,6 +16,8 @@ pub const REQUEST_CHUNKED: u8 = 4;
 pub const REQUEST_EXPECT: u8 = 8;
 /// The frontend has checked `SSLRequireSSL`, `SSLRequire` and client certificates of virtual host and Location.
 pub const REQUEST_TLS_CHECKED: u8 = 16;
+/// The request came of a redirect or is a subrequest: at the end stands the line that the client itself has sent.
+pub const REQUEST_DERIVED: u8 = 32;
 
 /// One end of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,7 +52,7 @@ pub struct RequestHead<'a> {
     pub content_length: u64,
     pub connection_id: u64,
     pub keepalives: u32,
-    /// As the client sent it.
+    /// As the client sent it; with [`REQUEST_DERIVED`] as the frontend has made it.
     pub request_line: &'a [u8],
     pub local: Address<'a>,
     pub client: Address<'a>,
@@ -98,6 +100,8 @@ pub struct Request<'a> {
     pub env: Pairs<'a>,
     /// Values of mod_ssl's variables (`HTTPS`, `SSL_*`); empty without TLS.
     pub tls: Pairs<'a>,
+    /// The client's own request line, with [`REQUEST_DERIVED`]; else empty.
+    pub client_line: &'a [u8],
 }
 
 impl<'a> Request<'a> {
@@ -125,8 +129,9 @@ impl<'a> Request<'a> {
         let headers = Pairs::decode(&mut r)?;
         let env = Pairs::decode(&mut r)?;
         let tls = Pairs::decode(&mut r)?;
+        let client_line = if head.has(REQUEST_DERIVED) { r.short()? } else { &[] };
         r.finish()?;
-        Ok(Self { head, headers, env, tls })
+        Ok(Self { head, headers, env, tls, client_line })
     }
 }
 
@@ -171,6 +176,16 @@ mod tests {
         assert_eq!(got.head.useragent, Address { ip: b"192.0.2.7", port: 0 });
         assert_eq!(got.headers.iter().collect::<Vec<_>>(), [(&b"Host"[..], &b"a.example"[..])]);
         assert_eq!((got.env.len(), got.tls.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_derived_request_ends_with_the_clients_own_line() {
+        let mut out = Vec::new();
+        sample(&mut out);
+        out[1] |= REQUEST_DERIVED;
+        assert_eq!(Request::decode(&out), Err(Malformed::Truncated));
+        out.put_short(b"GET /first HTTP/1.1");
+        assert_eq!(Request::decode(&out).expect("well formed").client_line, b"GET /first HTTP/1.1");
     }
 
     #[test]

@@ -290,6 +290,7 @@ fn decode(bytes: &[u8]) -> Option<(Request<'_>, Description<'_>)> {
     };
     let description = Description {
         request_line: head.request_line,
+        client_line: request.client_line,
         request_time: head.request_time,
         connection_id: head.connection_id,
         keepalives: head.keepalives,

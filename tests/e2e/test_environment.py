@@ -4,6 +4,7 @@ Two servers, one with pools and one stock prefork, have the same tree and certif
 a PHP script see is compared name by name. Under --reference both are prefork: that shows the mask is right.
 """
 
+import os
 import re
 import shutil
 from base64 import b64encode
@@ -126,7 +127,8 @@ def ask(server, path, frank=False, method="GET", host="alice.test", **kw):
     if found.get("Content-Type").startswith("application/json"):
         env = {k: str(v) for k, v in found.json().items()}
     else:
-        assert found.status == 200, found
+        assert found.status in (200, 404), found
+        assert found.get("Content-Type") == "application/octet-stream"
         env = dict(e.split("=", 1) for e in found.body.decode("latin-1").split("\0") if e)
     plain = lambda v: v.replace(str(server.root), "ROOT").replace(str(server.port), "PORT").replace(
         str(server.tls_port), "TLSPORT")
@@ -238,6 +240,97 @@ def test_two_requests_on_a_connection_do_not_mix(pair, ext):
 @pytest.mark.parametrize("ext", ["cgi", "php"])
 def test_the_parents_environment_does_not_reach_a_script(pair, ext):
     assert "SECRET_OF_THE_PARENT" not in ask(pair[0], f"/env.{ext}")
+
+
+# A virtual host of the frontend's, where one Location is a pool's.
+MIXED_CONF = """
+    AddHandler cgi-script .cgi
+    AddType text/html .shtml
+    AddOutputFilter INCLUDES .shtml
+    RewriteEngine on
+    <Location /front/cgi>
+        ErrorDocument 404 /pool/env.cgi?error=1
+    </Location>
+    <Location /front/php>
+        ErrorDocument 404 /pool/env.php?error=1
+    </Location>
+    <IfModule mod_pool.c>
+        <Location /pool>
+            AssignServerPool alice
+        </Location>
+    </IfModule>
+"""
+URI_CGI = "#!/bin/sh\nprintf 'Content-Type: text/html\\r\\n\\r\\n'\necho \"$REQUEST_URI $SCRIPT_NAME $QUERY_STRING $DOCUMENT_URI\"\n"
+URI_PHP = "<?php foreach (['REQUEST_URI', 'SCRIPT_NAME', 'QUERY_STRING'] as $n) echo $_SERVER[$n], ' ';"
+
+
+def make_mixed(kind):
+    alice = Site("alice", ALICE, pool=None, conf=MIXED_CONF)
+    block = f"<ServerPool alice>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n"
+    server = Httpd(sites=[alice], modules=["cgi", "include"], global_pool_conf=block, **kind)
+    alice.write("pool/env.php", SERVER_PHP)
+    alice.script("pool/env.cgi", ENV_CGI)
+    alice.write("pool/uri.php", URI_PHP)
+    alice.script("pool/uri.cgi", URI_CGI)
+    alice.write("pool/.htaccess", """
+        RewriteEngine on
+        RewriteRule ^line/(.*) env.cgi [L,E=LINE:%{THE_REQUEST}]
+    """)
+    alice.write("front/rw/.htaccess", """
+        RewriteEngine on
+        RewriteRule ^(cgi|php)/(.*)$ /pool/env.$1?rest=$2 [L,QSA]
+        RewriteRule ^line/(.*)$ /pool/line/x [L]
+    """)
+    alice.script("front/local.cgi", "#!/bin/sh\nprintf 'Location: /pool/env.%s?local=1\\r\\n\\r\\n' $QUERY_STRING\n")
+    alice.write("front/page.shtml", """<!--#include virtual="/pool/uri.cgi?a=1" -->
+        <!--#include virtual="/pool/uri.php?a=1" -->""")
+    for top, directories, files in os.walk(alice.docroot):
+        for name in directories + files:
+            os.chmod(os.path.join(top, name), 0o755)
+    alice.docroot.chmod(0o755)
+    return server
+
+
+@pytest.fixture(scope="module")
+def mixed(kind):
+    tested, stock = make_mixed(kind), make_mixed({"mpm": "prefork", "with_pool": False})
+    try:
+        yield tested.start(), stock.start()
+    finally:
+        try:
+            tested.destroy()
+        finally:
+            stock.destroy()
+
+
+@pytest.mark.parametrize("ext", ["cgi", "php"])
+@pytest.mark.parametrize("case", [
+    dict(path="/front/EXT/missing%20page?q=1"),
+    dict(path="/front/EXT/missing", method="POST", body=b"x=y", headers=[FORM]),
+    dict(path="//front/./EXT/missing"),
+    dict(path="/front/rw/EXT/some/thing?q=1&r=%2f"),
+    dict(path="/front/rw/EXT/posted", method="POST", body=b"x=y", headers=[FORM]),
+    dict(path="http://alice.test/front/rw/EXT/absolute?q"),
+    dict(path="/front/local.cgi?EXT"),
+], ids=["error", "error-post", "error-odd", "rewrite", "rewrite-post", "absolute", "local"])
+def test_environment_after_a_redirect_into_a_pool(mixed, case, ext):
+    case = {**case, "path": case["path"].replace("EXT", ext)}
+    tested, stock = (ask(server, **case) for server in mixed)
+    assert difference(tested, stock) == []
+    assert "/front/" in tested["REQUEST_URI"]
+
+
+def test_request_line_after_a_redirect_into_a_pool(mixed):
+    """A redirect of the frontend's, and another one of the worker's behind it."""
+    tested, stock = (ask(server, "/front/rw/line/y?z=1") for server in mixed)
+    assert tested["REQUEST_URI"] == stock["REQUEST_URI"] == "/front/rw/line/y?z=1"
+    assert tested["REDIRECT_LINE"] == stock["REDIRECT_LINE"] == "GET /front/rw/line/y?z=1 HTTP/1.1"
+
+
+def test_environment_of_a_part_included_from_a_pool(mixed):
+    tested, stock = (server.get("/front/page.shtml").text for server in mixed)
+    assert tested == stock
+    assert "/front/page.shtml /pool/uri.cgi a=1" in tested
 
 
 @pytest.mark.pool_only
