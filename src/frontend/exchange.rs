@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 pub use upload::Replay;
-use upload::{PartEnd, Upload};
+use upload::{PartEnd, Unsent, Upload};
 
 /// How often an HTTP/2 stream, which has no descriptor to poll, looks for more of its body.
 const STREAM_POLL: Duration = Duration::from_millis(5);
@@ -148,13 +148,13 @@ impl Run<'_, '_> {
     fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Outcome {
         match self.send_request(buffers, replay) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                let why = "was not asked: a header or variable is longer than 65,535 bytes".to_owned();
-                return Outcome::Answer { status: 431, how: Returned::Idle, why };
+            Err(Unsent::TooLarge(what)) => {
+                let why = format!("was not asked: {}", what.text());
+                return Outcome::Answer { status: what.status(), how: Returned::Idle, why };
             }
-            Err(e) if self.messages == 0 && is_unread(e.kind()) => return Outcome::Unread,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return self.stopped(Stop::Silent),
-            Err(e) => return self.stopped(Stop::Died(Some(e.kind()))),
+            Err(Unsent::Failed(kind)) if self.messages == 0 && is_unread(kind) => return Outcome::Unread,
+            Err(Unsent::Failed(io::ErrorKind::WouldBlock)) => return self.stopped(Stop::Silent),
+            Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
         }
         match self.converse(buffers) {
             Ok(last) => Outcome::Done {

@@ -8,7 +8,7 @@ use crate::httpd::{client, frontend_tls, RequestRec};
 use crate::settings::LoggedNames;
 use crate::wire::codec::Put;
 use crate::wire::frame::{
-    put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA,
+    put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
 use crate::wire::request::{Address, RequestHead, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED};
 use crate::wire::response::Meta;
@@ -28,6 +28,41 @@ pub struct BodyFlags {
     pub content_length: u64,
 }
 
+/// Why a request cannot be sent to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooLarge {
+    Line,
+    Field,
+    Whole,
+}
+
+impl TooLarge {
+    /// What httpd answers where its own limits are passed.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Line => 414,
+            Self::Field | Self::Whole => 431,
+        }
+    }
+
+    pub fn text(self) -> String {
+        match self {
+            Self::Line => format!("its request line has more than {MAX_SHORT} bytes"),
+            Self::Field => format!("a header field or variable has more than {MAX_SHORT} bytes"),
+            Self::Whole => format!("its header fields and variables have more than {MAX_REQUEST_HEAD} bytes together"),
+        }
+    }
+}
+
+impl From<TooLong> for TooLarge {
+    fn from(_: TooLong) -> Self {
+        Self::Field
+    }
+}
+
+/// Most bytes that the wire's short takes.
+const MAX_SHORT: usize = u16::MAX as usize;
+
 /// Appends the REQUEST frame, or frames.
 pub fn put(
     out: &mut Vec<u8>,
@@ -35,7 +70,7 @@ pub fn put(
     server: ServerName,
     exchange: Exchange,
     body: BodyFlags,
-) -> Result<(), TooLong> {
+) -> Result<(), TooLarge> {
     let tls = frontend_tls::variables(r, |table| {
         let mut list = Vec::new();
         // What is longer than the wire takes (no variable of mod_ssl's is) is left out.
@@ -45,9 +80,9 @@ pub fn put(
     let tls_flags = if tls.is_some() { REQUEST_TLS | REQUEST_TLS_CHECKED } else { 0 };
     let line = request_line(r);
     let derived = if is_derived(r) { REQUEST_DERIVED } else { 0 };
-    // A short holds no more. Cut off it would ask for something else.
-    if line.len().max(r.the_request().len()) > usize::from(u16::MAX) {
-        return Err(TooLong);
+    // Cut off it would ask for something else.
+    if line.len().max(r.the_request().len()) > MAX_SHORT {
+        return Err(TooLarge::Line);
     }
     let fragment = is_fragment(r);
     let mut result = Ok(());
@@ -83,12 +118,16 @@ pub fn put(
             out.put_short(r.the_request());
         }
     });
+    result?;
+    if out.len() - start > FRAME_HEAD_LEN + MAX_REQUEST_HEAD {
+        return Err(TooLarge::Whole);
+    }
     if out.len() - start > FRAME_HEAD_LEN + MAX_DATA {
         let payload = out.split_off(start + FRAME_HEAD_LEN);
         out.truncate(start);
         put_long_frame(out, FrameKind::Request, 0, exchange, &payload);
     }
-    result
+    Ok(())
 }
 
 /// A line for the log, with the request that it is about.

@@ -302,3 +302,42 @@ def test_a_frontend_is_only_lent_workers_of_its_own_generation(httpd):
 
     assert {s for row in in_threads(7, all_at_once) for s in row} == {200}
     assert "another configuration" not in server.error_log()[at:]
+
+
+# --- requests that are too large to be sent ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generous(shared_httpd):
+    """httpd itself takes nearly everything."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
+    server = shared_httpd(sites=[site], conf="LimitRequestFields 0\nLimitRequestFieldSize 300000\n"
+                                             "LimitRequestLine 300000\n")
+    site.write("pid.php", "<?php echo getmypid();")
+    server.start()
+    return server
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("path, fields, status, why", [
+    ("/pid.php", [(f"X-{n}", "x" * 60_000) for n in range(20)], 431,
+     "its header fields and variables have more than 1048576 bytes together"),
+    ("/pid.php", [("X-Long", "x" * 70_000)], 431, "a header field or variable has more than 65535 bytes"),
+    ("/pid.php?" + "x" * 70_000, [], 414, "its request line has more than 65535 bytes"),
+], ids=["many", "long", "line"])
+def test_a_request_that_is_too_large_for_the_wire(generous, path, fields, status, why):
+    worker = generous.get("/pid.php").text
+    at = len(generous.error_log())
+    with generous.connect() as c:
+        c.request("GET", path, headers=fields)
+        assert c.response().status == status
+    log = generous.error_log()[at:]
+    assert re.search(r"POOL103: \[pool alice pid %s\] the worker was not asked: %s: %d, for GET" % (worker, why, status),
+                     log), log[:2000]
+    assert generous.get("/pid.php").text == worker
+
+
+@pytest.mark.pool_only
+def test_a_request_of_nearly_the_limit_is_served(generous):
+    fields = [(f"X-{n}", "x" * 60_000) for n in range(17)]
+    assert generous.request("GET", "/pid.php?" + "x" * 20_000, headers=fields).status == 200

@@ -44,8 +44,15 @@ pub struct Replay {
     pub(super) end: PartEnd,
 }
 
+/// Why a request was not sent, or not as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsent {
+    TooLarge(request::TooLarge),
+    Failed(io::ErrorKind),
+}
+
 impl Run<'_, '_> {
-    pub(super) fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> io::Result<()> {
+    pub(super) fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Result<(), Unsent> {
         self.r.export_previous();
         let (flags, length) = match self.client.body_length() {
             BodyLength::None => (0, 0),
@@ -66,8 +73,7 @@ impl Run<'_, '_> {
         let out = &mut buffers.send;
         out.clear();
         let body = BodyFlags { flags, content_length: length };
-        request::put(out, self.r, self.server, self.lease.exchange, body)
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        request::put(out, self.r, self.server, self.lease.exchange, body).map_err(Unsent::TooLarge)?;
         if let Some(again) = replay.take() {
             buffers.body = again.body;
             self.reads = 1;
@@ -75,7 +81,7 @@ impl Run<'_, '_> {
         } else if self.upload == Upload::Running && out.len() < PREFETCH {
             self.read_some(&mut buffers.body, &mut buffers.send);
         }
-        self.send_whole(&buffers.send)
+        self.send_whole(&buffers.send).map_err(|e| Unsent::Failed(e.kind()))
     }
 
     /// Sends frames that may be more than one message.
