@@ -11,7 +11,7 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, RequestRec, ServerRec};
+use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, Connection, RequestRec, ServerRec};
 use crate::parent;
 use std::os::raw::{c_int, c_void};
 use std::ptr;
@@ -43,6 +43,8 @@ pub fn register() {
         ffi::ap_hook_map_to_storage(Some(map_to_storage), none, none, first);
         ffi::ap_hook_access_checker_ex(Some(access_checker_ex), none, none, first);
         ffi::ap_hook_handler(Some(handler), none, none, first);
+        ffi::ap_hook_log_transaction(Some(log_transaction), none, none, last);
+        ffi::ap_hook_pre_close_connection(Some(pre_close_connection), none, none, last);
     }
 }
 
@@ -274,5 +276,24 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
         }
         HOOK_DECLINED
+    })
+}
+
+/// Every logger has run; what the client sends next is not this request's any more.
+unsafe extern "C" fn log_transaction(raw: *mut ffi::request_rec) -> c_int {
+    guard(HOOK_DECLINED, || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        frontend::wait_for_next_request(unsafe { RequestRec::from_raw(raw) });
+        HOOK_DECLINED
+    })
+}
+
+unsafe extern "C" fn pre_close_connection(raw: *mut ffi::conn_rec) -> c_int {
+    guard(HOOK_OK, || {
+        // SAFETY: httpd calls the hook with a live connection on this thread.
+        if let Some(connection) = unsafe { Connection::from_raw(raw) } {
+            frontend::part(connection);
+        }
+        HOOK_OK
     })
 }

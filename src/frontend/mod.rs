@@ -6,6 +6,7 @@
 
 mod channel;
 mod desk;
+mod encore;
 mod exchange;
 mod request;
 
@@ -17,6 +18,8 @@ use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
 use desk::{Desk, Lease, Leased, NoLease, Unserved};
+use encore::Occupied;
+pub use encore::{part, wait as wait_for_next_request};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -174,6 +177,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         log::request(log::Level::Error, r, "POOL107: the request's virtual host is not in the configuration");
         return Handled::Status(500);
     };
+    let _occupied = Occupied::new();
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
@@ -206,6 +210,8 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 desk.release(lease, if last { Returned::Last } else { Returned::Idle });
                 if body_left {
                     client::discard_body(r);
+                } else {
+                    encore::offer(r);
                 }
                 return Handled::Done;
             }

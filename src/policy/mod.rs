@@ -7,6 +7,7 @@
 
 mod account;
 mod generation;
+pub mod habit;
 mod lending;
 mod state;
 mod timer;
