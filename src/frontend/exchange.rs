@@ -28,6 +28,8 @@ use upload::{PartEnd, Upload};
 
 /// How often an HTTP/2 stream, which has no descriptor to poll, looks for more of its body.
 const STREAM_POLL: Duration = Duration::from_millis(5);
+/// How often a client that sends nothing is looked at: mod_reqtimeout says only then that its time is over.
+const CLIENT_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether a worker has received a request with a large body: it does so at once.
 const TAKEN_POLL: Duration = Duration::from_millis(1);
 
@@ -81,7 +83,7 @@ struct Run<'a, 'r> {
 }
 
 /// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order
-/// afterwards only with [`Outcome::Done`] and `last: false`.
+/// afterwards only where the outcome says [`Returned::Idle`], or is [`Outcome::Done`] without `last`.
 pub fn run(
     r: RequestRec<'_>,
     server: ServerName,
@@ -215,11 +217,18 @@ impl Run<'_, '_> {
                     let message = received.len;
                     self.message_in_time(&buffers.receive[..message], received.fds)?;
                 }
-                Err(Stop::Silent) => {
-                    if pending || (self.upload == Upload::Running && self.dry) {
-                        self.wait(pending)?;
+                Err(Stop::Silent) if pending || (self.upload == Upload::Running && self.dry) => {
+                    let left = self.lease.timeout.saturating_sub(self.progress.elapsed());
+                    if !left.is_zero() {
+                        self.wait(pending, left)?;
+                    } else if pending || self.holds_unread() {
+                        return Err(Stop::Silent);
+                    } else {
+                        self.give_up_client(&mut buffers.send);
+                        pending = true;
                     }
                 }
+                Err(Stop::Silent) => {}
                 Err(stop) => return Err(stop),
             }
         }
@@ -230,7 +239,7 @@ impl Run<'_, '_> {
     fn wait_until_taken(&self) -> Result<(), Stop> {
         let since = Instant::now();
         let lease = self.lease.socket.as_fd();
-        while socket::unread_by_peer(lease).is_ok_and(|bytes| bytes > 0) && !wait::is_hung_up(lease, false) {
+        while self.holds_unread() && !wait::is_hung_up(lease, false) {
             if since.elapsed() > self.lease.timeout {
                 return Err(Stop::Silent);
             }
@@ -239,20 +248,29 @@ impl Run<'_, '_> {
         Ok(())
     }
 
+    /// The worker has not received everything that was sent to it.
+    fn holds_unread(&self) -> bool {
+        socket::unread_by_peer(self.lease.socket.as_fd()).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Waits until either side can go on.
-    fn wait(&self, pending: bool) -> Result<(), Stop> {
-        let left = self.lease.timeout.saturating_sub(self.progress.elapsed());
-        if left.is_zero() {
-            return Err(Stop::Silent);
-        }
+    fn wait(&self, pending: bool, left: Duration) -> Result<(), Stop> {
         let client = if pending { None } else { self.client.socket() };
-        let patience = if pending || client.is_some() { left } else { STREAM_POLL };
+        let patience = match client {
+            _ if pending => left,
+            Some(_) => left.min(CLIENT_LOOK),
+            None => STREAM_POLL,
+        };
         wait::readable_or_writable(self.lease.socket.as_fd(), pending, client, patience)
             .map_err(|e| Stop::Died(Some(e.kind())))
     }
 
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {
         match socket::receive(self.lease.socket.as_fd(), buf, blocking) {
+            // Also what a message without a byte looks like.
+            Ok(received) if received.len == 0 && !wait::is_hung_up(self.lease.socket.as_fd(), false) => {
+                Err(Stop::Violation("an empty message".into()))
+            }
             Ok(received) if received.len == 0 => Err(Stop::Died(None)),
             Ok(received) if received.truncated => Err(Stop::Violation("a message beyond the limit".into())),
             Ok(received) if received.fds_lost => {

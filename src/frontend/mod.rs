@@ -269,11 +269,8 @@ fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> Stri
 }
 
 fn complain(r: RequestRec<'_>, tag: &str, pool: &str, pid: u32, why: &str) {
-    let mut text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}, for ").into_bytes();
-    text.extend_from_slice(r.method());
-    text.push(b' ');
-    text.extend_from_slice(r.unparsed_uri());
-    log::request(log::Level::Error, r, text);
+    let text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}");
+    log::request(log::Level::Error, r, request::naming(r, text));
 }
 
 fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
@@ -289,11 +286,8 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     // Why processes fail to start is logged once for each attempt, by the controller.
     let told = why.text.is_empty() || why.reason == Refusal::Throttled;
     let detail = if told { String::new() } else { format!(" ({})", why.text) };
-    let mut text = format!("POOL106: [pool {pool}] 503: {reason}{detail}, for ").into_bytes();
-    text.extend_from_slice(r.method());
-    text.push(b' ');
-    text.extend_from_slice(r.unparsed_uri());
-    log::request(log::Level::Error, r, text);
+    let text = format!("POOL106: [pool {pool}] 503: {reason}{detail}");
+    log::request(log::Level::Error, r, request::naming(r, text));
     r.note(FAILED, b"1");
     exchange::retry_after(r, why.retry_after_s);
     Handled::Status(503)

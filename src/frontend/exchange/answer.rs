@@ -52,7 +52,8 @@ impl Run<'_, '_> {
         let mut fds = fds.into_iter();
         let mut flush = false;
         let mut any = false;
-        for frame in frames(message) {
+        let mut all = frames(message);
+        while let Some(frame) = all.next() {
             let frame = frame?;
             any = true;
             if frame.exchange != self.exchange() {
@@ -62,7 +63,13 @@ impl Run<'_, '_> {
                 return Err(Stop::Violation("a frame behind the end of the response".into()));
             }
             flush |= frame.has(FLAG_FLUSH);
-            self.frame(&frame, &mut fds)?;
+            match self.frame(&frame, &mut fds) {
+                // The lease is used on after an honest abort: nothing else may have come with it.
+                Err(Stop::Aborted { .. }) if all.next().is_some() || fds.next().is_some() => {
+                    return Err(Stop::Violation("a frame behind the end of the response".into()));
+                }
+                done => done?,
+            }
         }
         if !any {
             return Err(Stop::Violation("an empty message".into()));
@@ -90,7 +97,8 @@ impl Run<'_, '_> {
             FrameKind::Log => self.log(frame.payload),
             FrameKind::Abort => {
                 let abort = Abort::decode(frame.payload)?;
-                Err(Stop::Aborted(abort.reason, String::from_utf8_lossy(abort.text).into_owned()))
+                let text = String::from_utf8_lossy(abort.text).into_owned();
+                Err(Stop::Aborted { reason: abort.reason, text, last: frame.has(FLAG_LAST) })
             }
             FrameKind::Request | FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort => {
                 Err(Stop::Violation("a frame that only a frontend sends".into()))

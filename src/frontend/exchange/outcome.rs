@@ -12,6 +12,10 @@ use crate::wire::control::Returned;
 use crate::wire::response::AbortReason;
 use std::io;
 
+/// Both sides belong to one generation, and neither changes in its life: waiting would not help.
+const REMEDY: &str =
+    "its files were changed since httpd has read them: 'apachectl graceful' has every process read them again";
+
 /// How an exchange ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -34,8 +38,12 @@ pub(super) enum Stop {
     ClientGone,
     /// The worker broke the protocol.
     Violation(String),
-    /// It gave up, and said why.
-    Aborted(AbortReason, String),
+    /// It gave this exchange up, said why, and whether it takes no further request.
+    Aborted {
+        reason: AbortReason,
+        text: String,
+        last: bool,
+    },
     /// Its socket is at its end.
     Died(Option<io::ErrorKind>),
     Silent,
@@ -65,10 +73,15 @@ impl Run<'_, '_> {
                 (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs()))
             }
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
-            Stop::Aborted(AbortReason::ServerMismatch, text) => {
-                (503, Returned::Violation, format!("has read another configuration: {text}"))
+            Stop::Aborted { reason, text, last } => {
+                let how = if last { Returned::Last } else { Returned::Idle };
+                match reason {
+                    AbortReason::ServerMismatch => {
+                        (503, how, format!("has read another configuration: {text}; {REMEDY}"))
+                    }
+                    _ => (502, how, format!("gave up: {text}")),
+                }
             }
-            Stop::Aborted(_, text) => (502, Returned::Violation, format!("gave up: {text}")),
         };
         if self.upload != Upload::Complete {
             self.client.close_after();

@@ -6,14 +6,17 @@
 use super::{request, Buffers, Run};
 use crate::frontend::request::BodyFlags;
 use crate::httpd::client::{BodyLength, BodyRead};
+use crate::httpd::log;
 use crate::sys::socket::{self, Blocking};
 use crate::wire::frame::{put_frame, FrameKind, MAX_DATA, MAX_MESSAGE};
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 /// Room for the request head, body and END frames of one message beside each other.
 const PREFETCH: usize = MAX_DATA;
+const REQUEST_TIMEOUT: u16 = 408;
 
 /// The client's body on its way to the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +113,12 @@ impl Run<'_, '_> {
                     break;
                 }
                 BodyRead::End => return PartEnd::Complete,
-                BodyRead::Failed(status) => return PartEnd::Failed(status),
+                BodyRead::Failed(status) => {
+                    if status == REQUEST_TIMEOUT {
+                        self.blame_client("was too slow with its request body");
+                    }
+                    return PartEnd::Failed(status);
+                }
             }
         }
         PartEnd::Open
@@ -128,6 +136,23 @@ impl Run<'_, '_> {
             }
         }
         self.upload = Upload::Complete;
+    }
+
+    /// The client has sent nothing for as long as `Timeout` gives it, and the worker waits for more: it is told that
+    /// no more comes, and has its own time for the answer from now on.
+    pub(super) fn give_up_client(&mut self, out: &mut Vec<u8>) {
+        self.blame_client(&format!(
+            "sent nothing more of its request body for {} seconds",
+            self.lease.timeout.as_secs()
+        ));
+        out.clear();
+        self.put_part(&[], PartEnd::Failed(REQUEST_TIMEOUT), out);
+        self.progress = Instant::now();
+    }
+
+    fn blame_client(&self, what: &str) {
+        let text = format!("POOL115: [pool {} pid {}] the client {what}: 408", self.pool_name, self.lease.pid);
+        log::request(log::Level::Warning, self.r, request::naming(self.r, text));
     }
 
     fn put_body(&self, body: &[u8], out: &mut Vec<u8>) {

@@ -215,6 +215,22 @@ fn caps_hold_over_both_generations() {
 }
 
 #[test]
+fn an_idle_worker_of_another_generation_is_lent_to_nobody() {
+    let mut b = one(4);
+    let old = b.lent(F1, 1, 1);
+    b.give_back(F1, old, Returned::Idle);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.event(Event::SeedReady { generation: 2 });
+    let late = FrontendId(9);
+    b.event(Event::FrontendCame { frontend: late, generation: 2 });
+    let new = b.lent(late, 1, 1);
+    assert_ne!(new.0, old.0, "its own, though one of the old generation is idle");
+    b.give_back(late, new, Returned::Idle);
+    b.reaped(old.0, 0);
+    assert_ne!(b.lent(F1, 2, 1).0, new.0, "the same the other way round");
+}
+
+#[test]
 fn stop_refuses_ends_kills_and_is_done_when_all_is_reaped() {
     let mut b = one(2);
     let held = b.lent(F1, 1, 1);
