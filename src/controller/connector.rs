@@ -4,6 +4,7 @@
 //! Owns: the list of announced children.  Never: believes what a message says about its sender.
 
 use super::frontends::Frontend;
+use super::keeper::Kept;
 use super::{log, Controller, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::privileges::duplicate_to;
@@ -73,6 +74,12 @@ impl Controller {
                 Err(e) => self.note_refusal(sender, &e.to_string()),
             }
         }
+    }
+
+    /// What a keeper has heard of httpd's parent: its configuration, and that it is the one frontend.
+    pub(super) fn resume(&mut self, kept: Kept) {
+        self.announced.insert(self.start.parent);
+        self.parent_says(&kept.message, kept.fds);
     }
 
     /// Whoever holds the other end can have us refuse messages as fast as he sends them: one line a second is enough.

@@ -9,6 +9,7 @@
 mod act;
 mod connector;
 mod frontends;
+mod keeper;
 mod log;
 mod orphans;
 mod pool_errors;
@@ -36,6 +37,8 @@ pub struct ControllerStart {
     pub parent: u32,
     /// Build of this module, compared with that of frontends and seeds.
     pub build_id: u64,
+    /// Nobody else restarts a controller that dies: httpd runs as one process (`-X`).
+    pub keep: bool,
 }
 
 /// What a number in the poller stands for.
@@ -101,9 +104,13 @@ pub fn run(start: ControllerStart) -> ! {
     poller::ignore_group_signals();
     launch::become_subreaper();
     title::init();
+    let kept = if start.keep { keeper::keep(&start).map(Some) } else { Ok(None) };
     title::set("mod_pool: controller");
-    let status = match Controller::new(start) {
-        Ok(mut controller) => {
+    let status = match kept.and_then(|kept| Ok((kept, Controller::new(start)?))) {
+        Ok((kept, mut controller)) => {
+            if let Some(kept) = kept {
+                controller.resume(kept);
+            }
             let status = controller.serve();
             controller.end_all();
             status

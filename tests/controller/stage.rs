@@ -142,7 +142,7 @@ impl Stage {
         self.controller = fork(|| {
             let connector = self.listen.try_clone().expect("dup");
             close_all_but(connector.as_raw_fd());
-            run(ControllerStart { connector, parent, build_id: BUILD })
+            run(ControllerStart { connector, parent, build_id: BUILD, keep: false })
         });
         self.reaped = false;
     }
