@@ -13,6 +13,7 @@ use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, RequestRec, ServerRec};
 use crate::parent;
+use crate::sys::{fork, privileges};
 use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,6 +172,14 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         frontend_tls::prepare(main, pchild);
         if let Some((generation, connector)) = parent::frontend_start() {
             let tree = config::pool_tree(main);
+            // A pool of the frontends' own user must not read the TLS keys in their memory, which httpd allows it where
+            // CoreDumpDirectory is set or httpd never was root.
+            if tree.uses_uid(config::frontend_uid()) {
+                if let Err(e) = privileges::not_dumpable() {
+                    log::server(log::Level::Emerg, main, format!("POOL115: PR_SET_DUMPABLE: {e}: this process ends"));
+                    fork::exit_now(1);
+                }
+            }
             let start = FrontendStart { connector, generation, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));

@@ -9,7 +9,7 @@ import http.server
 import pytest
 
 import keyscan
-from harness import (ALICE, BOB, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
+from harness import (ALICE, BOB, FRONTEND, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
                      may_look_into, read_process)
 from pages import WHO_PHP
 
@@ -482,3 +482,24 @@ def test_key_file_is_closed_to_the_pool(server):
     alice.write("key.php", f"<?php var_dump(@file_get_contents('{server.key}'));")
     assert server.get("/key.php").text.strip() == "bool(false)"
     assert stat.S_IMODE(server.key.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", ["foreground", "single"])
+def test_a_pool_of_the_frontends_user_cannot_read_them(httpd, mode):
+    """Where CoreDumpDirectory is set, httpd makes its children readable for their own user, TLS keys included."""
+    sites = [Site("alice", FRONTEND, conf=FFI)]
+    server = httpd(sites=sites, conf="CoreDumpDirectory /tmp\n")
+    fill(sites[0])
+    server.start(mode)
+    frontends = [server.main] if mode == "single" else [p.pid for p in server.processes("frontend")]
+    pids = ",".join(map(str, frontends))
+    for pid, found in server.get(f"/kill.php?pids={pids}").json().items():
+        assert set(found) == {"kill"}, found
+    for traced, _ in server.get(f"/ptrace.php?pids={pids}").json().values():
+        assert traced == -1
+
+
+def test_frontends_leave_cores_where_no_pool_has_their_user(httpd):
+    server = httpd(sites=[Site("alice", ALICE)], conf="CoreDumpDirectory /tmp\n").start()
+    for p in server.processes("frontend"):
+        assert os.stat(f"/proc/{p.pid}/environ").st_uid == p.uid  # root's where it is not dumpable, proc(5)
