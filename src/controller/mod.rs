@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 /// What httpd's parent gives its controller.
 #[derive(Debug)]
 pub struct ControllerStart {
-    /// Socket (`SOCK_SEQPACKET`) on which the parent and the frontends speak; every httpd child holds its other end.
+    /// Socket (`SOCK_SEQPACKET`) on which the parent speaks; with it come those of the frontends.
     pub connector: OwnedFd,
     /// Process id of httpd's parent.
     pub parent: u32,
@@ -45,6 +45,7 @@ pub struct ControllerStart {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Connector,
+    ChildConnector(u32),
     Signal,
     Parent,
     FrontendChannel(FrontendId),
@@ -80,8 +81,8 @@ struct Controller {
     policy: State,
     events: VecDeque<Event>,
     tables: HashMap<u64, PoolTable>,
-    announced: HashSet<u32>,
-    early: VecDeque<connector::EarlyHello>,
+    /// Connectors of the MPM's children, by pid.
+    children: HashMap<u32, Watched<OwnedFd>>,
     frontends: HashMap<FrontendId, frontends::Frontend>,
     seeds: HashMap<u64, seeds::Seed>,
     /// Closed when the seed of the generation is ready, or has failed: httpd's start waits for that.
@@ -142,8 +143,7 @@ impl Controller {
             policy: State::new(),
             events: VecDeque::new(),
             tables: HashMap::new(),
-            announced: HashSet::new(),
-            early: VecDeque::new(),
+            children: HashMap::new(),
             frontends: HashMap::new(),
             seeds: HashMap::new(),
             until_ready: HashMap::new(),
@@ -195,7 +195,6 @@ impl Controller {
                 }
             }
             self.feed(Event::Tick);
-            self.forget_early_hellos();
             self.report_dropped_lines();
             self.sweep_orphans();
             if self.done {
@@ -207,6 +206,7 @@ impl Controller {
     fn readable(&mut self, source: Source) {
         match source {
             Source::Connector => self.read_connector(),
+            Source::ChildConnector(pid) => self.read_child(pid),
             Source::Signal => {
                 if self.signal.came() {
                     self.feed(Event::Stop);
@@ -254,7 +254,7 @@ impl Controller {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.now();
-        [self.policy.next_deadline(), self.early_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
+        [self.policy.next_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
             .into_iter()
             .flatten()
             .min()

@@ -37,7 +37,6 @@ pub fn register() {
         ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
         ffi::ap_hook_check_config(Some(check_config), none, none, last);
         ffi::ap_hook_post_config(Some(post_config), none, none, last);
-        ffi::ap_hook_optional_fn_retrieve(Some(before_mpm), none, none, last);
         ffi::ap_hook_child_status(Some(child_status), none, none, first);
         ffi::ap_hook_child_init(Some(child_init), none, none, first);
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
@@ -65,15 +64,7 @@ unsafe extern "C" fn pre_config(
     _ptemp: *mut ffi::apr_pool_t,
 ) -> c_int {
     HIDES_THREADS.store(false, Ordering::Relaxed);
-    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
-        parent::reading_configuration();
-        HOOK_OK
-    })
-}
-
-/// httpd runs this hook between the modules' start-up and the MPM (main.c).
-unsafe extern "C" fn before_mpm() {
-    guard((), parent::serving);
+    HOOK_OK
 }
 
 unsafe extern "C" fn check_config(
