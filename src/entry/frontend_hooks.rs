@@ -13,6 +13,7 @@ use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, Connection, RequestRec, ServerRec};
 use crate::parent;
+use crate::sys::{fork, privileges};
 use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +37,6 @@ pub fn register() {
         ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
         ffi::ap_hook_check_config(Some(check_config), none, none, last);
         ffi::ap_hook_post_config(Some(post_config), none, none, last);
-        ffi::ap_hook_optional_fn_retrieve(Some(before_mpm), none, none, last);
         ffi::ap_hook_child_status(Some(child_status), none, none, first);
         ffi::ap_hook_child_init(Some(child_init), none, none, first);
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
@@ -66,15 +66,7 @@ unsafe extern "C" fn pre_config(
     _ptemp: *mut ffi::apr_pool_t,
 ) -> c_int {
     HIDES_THREADS.store(false, Ordering::Relaxed);
-    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
-        parent::reading_configuration();
-        HOOK_OK
-    })
-}
-
-/// httpd runs this hook between the modules' start-up and the MPM (main.c).
-unsafe extern "C" fn before_mpm() {
-    guard((), parent::serving);
+    HOOK_OK
 }
 
 unsafe extern "C" fn check_config(
@@ -173,6 +165,14 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         frontend_tls::prepare(main, pchild);
         if let Some((generation, connector)) = parent::frontend_start() {
             let tree = config::pool_tree(main);
+            // A pool of the frontends' own user must not read the TLS keys in their memory, which httpd allows it where
+            // CoreDumpDirectory is set or httpd never was root.
+            if tree.uses_uid(config::frontend_uid()) {
+                if let Err(e) = privileges::not_dumpable() {
+                    log::server(log::Level::Emerg, main, format!("POOL115: PR_SET_DUMPABLE: {e}: this process ends"));
+                    fork::exit_now(1);
+                }
+            }
             let start = FrontendStart { connector, generation, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));

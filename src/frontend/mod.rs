@@ -12,10 +12,11 @@ mod request;
 
 use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{conftree, log, RequestRec, ServerRec};
+use crate::httpd::{conftree, hooks, log, RequestRec, ServerRec};
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
+use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
 use desk::{Desk, Lease, Leased, NoLease, Unserved};
 use encore::Occupied;
@@ -150,9 +151,15 @@ impl Frontend {
 
     fn log_line(&self, pool: u32, pid: u32, line: &[u8]) {
         let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
-        let mut text = format!("[pool {name} pid {pid}] ").into_bytes();
-        text.extend_from_slice(line);
-        log::server(log::Level::Error, self.logs.get(&pool).copied().unwrap_or(self.main), text);
+        let front = format!("[pool {name} pid {pid}] ");
+        let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+        match PlainLine::decode(line) {
+            Some(line) => {
+                let module = hooks::module_index_of(line.module);
+                log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
+            }
+            None => log::server(log::Level::Error, server, [front.as_bytes(), line].concat()),
+        }
     }
 }
 

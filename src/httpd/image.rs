@@ -25,6 +25,11 @@ pub fn is_defined(name: &std::ffi::CStr) -> bool {
     unsafe { ffi::ap_exists_config_define(name.as_ptr()) != 0 }
 }
 
+/// This httpd has no children: `-X`, or what the MPMs take for the same.
+pub fn is_one_process() -> bool {
+    is_defined(c"DEBUG") || is_defined(c"ONE_PROCESS")
+}
+
 /// A shared mapping that could be written: two pools would share it. Returns the line of /proc/self/maps.
 pub fn writable_shared_mapping() -> io::Result<Option<String>> {
     let maps = fs::read_to_string("/proc/self/maps")?;
