@@ -86,6 +86,7 @@ fn control() -> ! {
         connector,
         parent: launch::parent_pid(),
         build_id: crate::sys::image::build_id(),
+        keep: image::is_defined(c"POOL_KEEP"),
     })
 }
 

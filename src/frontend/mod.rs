@@ -6,17 +6,21 @@
 
 mod channel;
 mod desk;
+mod encore;
 mod exchange;
 mod request;
 
 use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{conftree, log, RequestRec, ServerRec};
+use crate::httpd::{conftree, hooks, log, RequestRec, ServerRec};
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
+use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
 use desk::{Desk, Lease, Leased, NoLease, Unserved};
+use encore::Occupied;
+pub use encore::{part, wait as wait_for_next_request};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -147,9 +151,15 @@ impl Frontend {
 
     fn log_line(&self, pool: u32, pid: u32, line: &[u8]) {
         let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
-        let mut text = format!("[pool {name} pid {pid}] ").into_bytes();
-        text.extend_from_slice(line);
-        log::server(log::Level::Error, self.logs.get(&pool).copied().unwrap_or(self.main), text);
+        let front = format!("[pool {name} pid {pid}] ");
+        let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+        match PlainLine::decode(line) {
+            Some(line) => {
+                let module = hooks::module_index_of(line.module);
+                log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
+            }
+            None => log::server(log::Level::Error, server, [front.as_bytes(), line].concat()),
+        }
     }
 }
 
@@ -174,6 +184,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         log::request(log::Level::Error, r, "POOL107: the request's virtual host is not in the configuration");
         return Handled::Status(500);
     };
+    let _occupied = Occupied::new();
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
@@ -206,6 +217,8 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 desk.release(lease, if last { Returned::Last } else { Returned::Idle });
                 if body_left {
                     client::discard_body(r);
+                } else {
+                    encore::offer(r);
                 }
                 return Handled::Done;
             }

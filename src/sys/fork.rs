@@ -1,6 +1,6 @@
-//! fork(2) for seeds and zygotes, whose children belong to the controller.
+//! fork(2) for seeds and zygotes, whose children belong to the controller, and for the controller's keeper.
 //!
-//! Runs in: seed, zygote (both have one thread).  Trusts: the kernel.  Owns: nothing.
+//! Runs in: seed, zygote, keeper (each has one thread).  Trusts: the kernel.  Owns: nothing.
 //! Never: runs where other threads exist; the child has only the calling one.
 
 use std::io;
@@ -53,6 +53,15 @@ pub fn fork_as_sibling() -> io::Result<Forked> {
             Ok(child) => Ok(Forked::Parent { child }),
             Err(_) => Err(io::Error::last_os_error()),
         },
+    }
+}
+
+/// Forks a child of this process (fork(2)). Errors: `EAGAIN` and `ENOMEM` above all.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: the module's own images have one thread, so no lock of another one is left behind in the child.
+    match unsafe { libc::fork() } {
+        0 => Ok(Forked::Child),
+        pid => u32::try_from(pid).map(|child| Forked::Parent { child }).map_err(|_| io::Error::last_os_error()),
     }
 }
 

@@ -132,6 +132,12 @@ pub fn shutdown(fd: BorrowedFd<'_>) {
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
+/// The peer reads the end; what it sends can still be received.
+pub fn shutdown_sending(fd: BorrowedFd<'_>) {
+    // SAFETY: shutdown takes two ints and touches no memory of ours.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
+}
+
 /// Bytes sent here that the peer has not received yet, the kernel's bookkeeping included (unix(7), `SIOCOUTQ`).
 pub fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

@@ -78,7 +78,7 @@ def test_a_client_that_stalls_costs_no_worker_and_is_named_in_the_log(patient):
     found, _ = stall(patient, "/echo.cgi")
     assert found.status == 408
     log = patient.error_log()[at:]
-    assert re.search(r"POOL115: \[pool alice pid %s\] the client sent nothing more of its request body for 3 seconds"
+    assert re.search(r"POOL117: \[pool alice pid %s\] the client sent nothing more of its request body for 3 seconds"
                      % before, log), log
     assert "POOL103" not in log and "POOL104" not in log
     assert patient.get("/pid.cgi").text == before

@@ -157,7 +157,7 @@ impl Run<'_, '_> {
     }
 
     fn blame_client(&self, what: &str) {
-        let text = format!("POOL115: [pool {} pid {}] the client {what}: 408", self.pool_name, self.lease.pid);
+        let text = format!("POOL117: [pool {} pid {}] the client {what}: 408", self.pool_name, self.lease.pid);
         log::request(log::Level::Warning, self.r, request::naming(self.r, text));
     }
 
