@@ -9,7 +9,7 @@ mod upload;
 
 use super::desk::Lease;
 use super::request::{self, ServerName};
-use crate::httpd::client::{self, Client};
+use crate::httpd::client::Client;
 use crate::httpd::RequestRec;
 use crate::settings::LoggedNames;
 use crate::sys::socket::{self, Blocking, Received};
@@ -92,14 +92,9 @@ pub fn run(
     logged: &LoggedNames,
     replay: &mut Option<Replay>,
 ) -> Outcome {
-    let timeout = r.server().timeout();
-    if lease.timeout != timeout {
-        // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
-        if socket::receive_timeout(lease.socket.as_fd(), timeout).is_err() {
-            return Outcome::Unread;
-        }
-        let _ = socket::send_timeout(lease.socket.as_fd(), timeout);
-        lease.timeout = timeout;
+    // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
+    if set_timeout(lease, r.server().timeout()).is_err() {
+        return Outcome::Unread;
     }
     let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
         receive: vec![0; MAX_MESSAGE],
@@ -144,6 +139,15 @@ pub fn run(
     outcome
 }
 
+fn set_timeout(lease: &mut Lease, timeout: Duration) -> io::Result<()> {
+    if lease.timeout != timeout {
+        socket::receive_timeout(lease.socket.as_fd(), timeout)?;
+        let _ = socket::send_timeout(lease.socket.as_fd(), timeout);
+        lease.timeout = timeout;
+    }
+    Ok(())
+}
+
 impl Run<'_, '_> {
     fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Outcome {
         match self.send_request(buffers, replay) {
@@ -171,52 +175,23 @@ impl Run<'_, '_> {
 
     /// Until END; returns whether the worker takes no further request.
     fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
-        // A body frame that did not fit the worker's socket yet.
+        // Body frames in `buffers.send` that did not fit the worker's socket yet.
         let mut pending = false;
         loop {
             if let Stage::Complete { last } = self.stage {
                 return Ok(last);
             }
             if self.upload != Upload::Running && !pending {
-                let received = self.receive(&mut buffers.receive, Blocking::Yes)?;
-                let message = received.len;
-                self.message_in_time(&buffers.receive[..message], received.fds)?;
+                self.hear(&mut buffers.receive, Blocking::Yes)?;
                 continue;
             }
             if !pending {
-                buffers.send.clear();
-                if self.reads == 1 && !self.heard {
-                    buffers.first.clear();
-                    std::mem::swap(&mut buffers.first, &mut buffers.body);
-                    self.wait_until_taken()?;
-                }
-                pending = self.read_some(&mut buffers.body, &mut buffers.send);
+                pending = self.read_on(buffers)?;
             }
             if pending {
-                match socket::send(self.lease.socket.as_fd(), &buffers.send, &[], Blocking::No) {
-                    Ok(()) => {
-                        self.messages += 1;
-                        pending = false;
-                        self.progress = Instant::now();
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    // The kernel tells once that a message was left unread, to whichever call comes first.
-                    Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.messages == 1 && !self.heard => {
-                        return Err(Stop::Died(Some(e.kind())));
-                    }
-                    // It does not read any more; what it has answered is still there, or the news that it read
-                    // nothing at all.
-                    Err(_) => {
-                        pending = false;
-                        self.upload = Upload::Cut;
-                    }
-                }
+                pending = self.send_some(&buffers.send)?;
             }
-            match self.receive(&mut buffers.receive, Blocking::No) {
-                Ok(received) => {
-                    let message = received.len;
-                    self.message_in_time(&buffers.receive[..message], received.fds)?;
-                }
+            match self.hear(&mut buffers.receive, Blocking::No) {
                 Err(Stop::Silent) if pending || (self.upload == Upload::Running && self.dry) => {
                     let left = self.lease.timeout.saturating_sub(self.progress.elapsed());
                     if !left.is_zero() {
@@ -229,9 +204,15 @@ impl Run<'_, '_> {
                     }
                 }
                 Err(Stop::Silent) => {}
-                Err(stop) => return Err(stop),
+                heard => heard?,
             }
         }
+    }
+
+    /// Receives a message and does what it says.
+    fn hear(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<(), Stop> {
+        let received = self.receive(buf, blocking)?;
+        self.message_in_time(&buf[..received.len], received.fds)
     }
 
     /// Waits until the worker has received the request, or is gone: as long as only that one message is on its way, it
@@ -284,9 +265,4 @@ impl Run<'_, '_> {
             Err(e) => Err(Stop::Died(Some(e.kind()))),
         }
     }
-}
-
-/// For the caller: an error response's header.
-pub fn retry_after(r: RequestRec<'_>, seconds: u32) {
-    client::set_error_header(r, c"Retry-After", &seconds.max(1).to_string());
 }

@@ -10,7 +10,7 @@ mod encore;
 mod exchange;
 mod request;
 
-use crate::httpd::client::{self, set_error_header};
+use crate::httpd::client;
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{conftree, hooks, log, RequestRec, ServerRec};
 use crate::settings::{LoggedNames, PoolTree};
@@ -231,11 +231,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
                 complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
-                r.note(FAILED, b"1");
-                if status == 503 {
-                    exchange::retry_after(r, 1);
-                }
-                return Handled::Status(status);
+                return failed(r, status, 1);
             }
             Outcome::BrokeOff { how, why } => {
                 let why = with_obituary(desk, &lease, how, why);
@@ -246,10 +242,17 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         }
     }
     let why = "no worker took the request, in several tries: 503";
-    r.note(FAILED, b"1");
     log::request(log::Level::Error, r, format!("POOL105: [pool {}] {why}", facts.name));
-    set_error_header(r, c"Retry-After", "1");
-    Handled::Status(503)
+    failed(r, 503, 1)
+}
+
+/// This module's own answer, not a worker's; a client that got 503 may come again after some seconds.
+fn failed(r: RequestRec<'_>, status: u16, retry_after_s: u32) -> Handled {
+    r.note(FAILED, b"1");
+    if status == 503 {
+        client::set_error_header(r, c"Retry-After", &retry_after_s.max(1).to_string());
+    }
+    Handled::Status(status)
 }
 
 /// The request that this one was redirected from got its error status from this module, not from a worker.
@@ -295,7 +298,5 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     let detail = if told { String::new() } else { format!(" ({})", why.text) };
     let text = format!("POOL106: [pool {pool}] 503: {reason}{detail}");
     log::request(log::Level::Error, r, request::naming(r, text));
-    r.note(FAILED, b"1");
-    exchange::retry_after(r, why.retry_after_s);
-    Handled::Status(503)
+    failed(r, 503, why.retry_after_s)
 }

@@ -88,24 +88,8 @@ pub fn put(
     let mut result = Ok(());
     let start = out.len();
     put_frame(out, FrameKind::Request, 0, exchange, |out| {
-        let peer = r.addresses();
-        RequestHead {
-            flags: body.flags | tls_flags | derived,
-            server_index: server.index,
-            server_hash: server.hash,
-            request_time: r.request_time(),
-            content_length: body.content_length,
-            connection_id: r.connection_id(),
-            keepalives: r.keepalives(),
-            request_line: &line,
-            local: Address { ip: peer.local.0, port: peer.local.1 },
-            client: Address { ip: peer.client.0, port: peer.client.1 },
-            useragent: Address { ip: peer.useragent.0, port: peer.useragent.1 },
-            remote_host: peer.remote_host,
-            log_id: r.log_id(),
-            connection_log_id: r.connection_log_id(),
-        }
-        .encode(out);
+        let flags = body.flags | tls_flags | derived;
+        head(r, server, BodyFlags { flags, ..body }, &line).encode(out);
         // An error's text has no body of its own, but its script is told how long the client's is.
         let told = |name: &[u8]| !r.is_subrequest() && name.eq_ignore_ascii_case(b"Content-Length");
         result = put_some(out, r.headers_in(), |name| !fragment || !is_of_the_whole(name) || told(name))
@@ -128,6 +112,26 @@ pub fn put(
         put_long_frame(out, FrameKind::Request, 0, exchange, &payload);
     }
     Ok(())
+}
+
+fn head<'a>(r: RequestRec<'a>, server: ServerName, body: BodyFlags, request_line: &'a [u8]) -> RequestHead<'a> {
+    let peer = r.addresses();
+    RequestHead {
+        flags: body.flags,
+        server_index: server.index,
+        server_hash: server.hash,
+        request_time: r.request_time(),
+        content_length: body.content_length,
+        connection_id: r.connection_id(),
+        keepalives: r.keepalives(),
+        request_line,
+        local: Address { ip: peer.local.0, port: peer.local.1 },
+        client: Address { ip: peer.client.0, port: peer.client.1 },
+        useragent: Address { ip: peer.useragent.0, port: peer.useragent.1 },
+        remote_host: peer.remote_host,
+        log_id: r.log_id(),
+        connection_log_id: r.connection_log_id(),
+    }
 }
 
 /// A line for the log, with the request that it is about.

@@ -3,6 +3,7 @@
 //! Runs in: frontend, the thread that has the request.  Trusts: the client's side as httpd gives it.
 //! Owns: how far the body is.  Never: waits for the client.
 
+use super::outcome::Stop;
 use super::{request, Buffers, Run};
 use crate::frontend::request::BodyFlags;
 use crate::httpd::client::{BodyLength, BodyRead};
@@ -99,8 +100,41 @@ impl Run<'_, '_> {
         Ok(())
     }
 
+    /// Takes more of the client's body; says whether there are frames to send. What went with the request is kept until
+    /// the worker has taken it: another one may need it.
+    pub(super) fn read_on(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
+        buffers.send.clear();
+        if self.reads == 1 && !self.heard {
+            buffers.first.clear();
+            std::mem::swap(&mut buffers.first, &mut buffers.body);
+            self.wait_until_taken()?;
+        }
+        Ok(self.read_some(&mut buffers.body, &mut buffers.send))
+    }
+
+    /// Sends frames of the body, if the worker's socket takes them; says whether they still are to be sent.
+    pub(super) fn send_some(&mut self, frames: &[u8]) -> Result<bool, Stop> {
+        match socket::send(self.lease.socket.as_fd(), frames, &[], Blocking::No) {
+            Ok(()) => {
+                self.messages += 1;
+                self.progress = Instant::now();
+                Ok(false)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            // The kernel tells once that a message was left unread, to whichever call comes first.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.messages == 1 && !self.heard => {
+                Err(Stop::Died(Some(e.kind())))
+            }
+            // It does not read any more; what it has answered is still there, or the news that it read nothing at all.
+            Err(_) => {
+                self.upload = Upload::Cut;
+                Ok(false)
+            }
+        }
+    }
+
     /// Takes what the client has sent of its body and appends frames for it.
-    pub(super) fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
+    fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
         body.clear();
         self.reads += 1;
         let end = self.collect(body);
