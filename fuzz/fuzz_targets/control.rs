@@ -7,6 +7,7 @@ use mod_pool::wire::control::{
     ConnectorMessage, ControllerMessage, FrontendMessage, Hello, ParentMessage, PoolTable, SeedOrder, SeedReport,
     ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE,
 };
+use mod_pool::wire::plain_log::PlainLine;
 
 macro_rules! round_trip {
     ($message:ty, $bytes:expr) => {
@@ -34,6 +35,12 @@ fuzz_target!(|data: &[u8]| {
         5 => round_trip!(SeedReport, bytes),
         6 => round_trip!(ZygoteOrder, bytes),
         7 => round_trip!(ZygoteReport, bytes),
+        9 => {
+            // A line on a pool's standard error.
+            if let Some(line) = PlainLine::decode(bytes) {
+                assert_eq!(PlainLine::decode(&line.encode()), Some(line));
+            }
+        }
         _ => drop(ConnectorMessage::decode(bytes)),
     }
 });

@@ -5,12 +5,12 @@
 
 use super::frontends::Frontend;
 use super::keeper::Kept;
-use super::{log, Controller, Source, Watched};
+use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
-use crate::sys::socket::{self, Blocking, Credentials};
-use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_CONTROL_MESSAGE, MAX_POOL_TABLE};
+use crate::sys::socket::{self, Credentials};
+use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,32 +53,26 @@ impl Controller {
 
     /// The next message of the parent's connector, or of a child's. `None` when there is none now.
     fn next_message(&mut self, child: Option<u32>) -> Option<(ConnectorMessage, Vec<OwnedFd>, Credentials)> {
-        let mut buf = [0; MAX_CONTROL_MESSAGE];
-        loop {
-            let connector = match child {
-                None => self.start.connector.as_fd(),
-                Some(pid) => self.children.get(&pid)?.what.as_fd(),
-            };
-            let received = match socket::receive(connector, &mut buf, Blocking::No) {
-                Ok(received) => received,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
-                Err(e) => {
-                    log::error(&format!("mod_pool: reading a connector: {e}"));
-                    self.close_connector(child);
-                    return None;
-                }
-            };
-            let Some(sender) = received.credentials else {
-                if received.len == 0 {
-                    // Nobody holds the other end. Of the parent, its pidfd says when to end.
+        let connector = match child {
+            None => self.start.connector.as_fd(),
+            Some(pid) => self.children.get(&pid)?.what.as_fd(),
+        };
+        match hear(connector, ConnectorMessage::decode) {
+            Heard::Message(message, received) => Some((message, received.fds, received.credentials?)),
+            Heard::Nothing => None,
+            Heard::Garbage(why) => {
+                let pid = child.unwrap_or(self.start.parent);
+                log::error(&format!("mod_pool: the connector of pid {pid}: {why}"));
+                // There is no other way to the parent.
+                if child.is_some() {
                     self.close_connector(child);
                 }
-                return None;
-            };
-            match ConnectorMessage::decode(buf.get(..received.len).unwrap_or_default()) {
-                Ok(message) if !received.truncated => return Some((message, received.fds, sender)),
-                Ok(_) => self.note_refusal(sender, "too long"),
-                Err(e) => self.note_refusal(sender, &e.to_string()),
+                None
+            }
+            // Nobody holds the other end. Of the parent, its pidfd says when to end.
+            Heard::End => {
+                self.close_connector(child);
+                None
             }
         }
     }
@@ -89,9 +83,8 @@ impl Controller {
             self.poller.remove(self.start.connector.as_fd());
             return;
         };
-        if let Some(connector) = self.children.remove(&pid) {
-            self.unwatch(connector.token, &connector.what);
-        }
+        let connector = self.children.remove(&pid);
+        self.close(connector);
     }
 
     /// What a keeper has heard of httpd's parent.

@@ -3,13 +3,12 @@
 //! Runs in: controller.  Trusts: a frontend that the parent announced, for its own leases only.
 //! Owns: the controller's end of each frontend's channel.  Never: waits for a frontend that does not read.
 
-use super::{Controller, Watched};
+use super::{hear, Controller, Heard, Watched};
 use crate::policy::{Event, FrontendId};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
-use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Returned, MAX_CONTROL_MESSAGE};
-use std::io::ErrorKind;
+use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Returned};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most messages read from one frontend before others get their turn.
@@ -28,24 +27,19 @@ pub(super) struct Frontend {
 
 impl Controller {
     pub(super) fn read_frontend(&mut self, id: FrontendId) {
-        let mut buf = [0; MAX_CONTROL_MESSAGE];
         for _ in 0..BATCH {
             let Some(frontend) = self.frontends.get(&id) else {
                 return;
             };
-            let received = match socket::receive(frontend.channel.what.as_fd(), &mut buf, Blocking::No) {
-                Ok(received) => received,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => return self.close_frontend(id),
+            let (message, received) = match hear(frontend.channel.what.as_fd(), FrontendMessage::decode) {
+                Heard::Message(message, received) => (message, received),
+                Heard::Nothing => return,
+                Heard::End | Heard::Garbage(_) => return self.close_frontend(id),
             };
-            let message = FrontendMessage::decode(buf.get(..received.len).unwrap_or_default());
             match message {
-                // An empty message is the end.
-                Err(_) => return self.close_frontend(id),
-                Ok(_) if received.truncated => return self.close_frontend(id),
-                Ok(FrontendMessage::Want { want, pool }) => self.feed(Event::Want { frontend: id, want, pool }),
-                Ok(FrontendMessage::Cancel { want }) => self.feed(Event::Cancel { frontend: id, want }),
-                Ok(FrontendMessage::Return { lease, lend, how }) => self.take_back(id, lease, lend, how, received.fds),
+                FrontendMessage::Want { want, pool } => self.feed(Event::Want { frontend: id, want, pool }),
+                FrontendMessage::Cancel { want } => self.feed(Event::Cancel { frontend: id, want }),
+                FrontendMessage::Return { lease, lend, how } => self.take_back(id, lease, lend, how, received.fds),
             }
         }
     }

@@ -21,10 +21,12 @@ use crate::policy::{Event, FrontendId, Millis, State, ZygoteId};
 use crate::sys::fork::exit_now;
 use crate::sys::poller::{self, Poller, TermSignal};
 use crate::sys::process::{self, DescriptorLimit, PidFd};
+use crate::sys::socket::{Blocking, Received};
 use crate::sys::{launch, socket, title};
-use crate::wire::control::{LeaseId, PoolTable};
+use crate::wire::codec::Malformed;
+use crate::wire::control::{LeaseId, PoolTable, MAX_CONTROL_MESSAGE};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -58,6 +60,35 @@ enum Source {
     WorkerProcess(LeaseId),
     PoolErrors(u64),
     Foreign(u32),
+}
+
+/// What one look at a channel brings.
+#[derive(Debug)]
+enum Heard<M> {
+    Message(M, Received),
+    /// Nothing now.
+    Nothing,
+    /// The other end is closed.
+    End,
+    /// What cannot be understood, or a channel that fails.
+    Garbage(String),
+}
+
+/// Takes one message from a channel, without waiting.
+fn hear<M>(channel: BorrowedFd<'_>, decode: fn(&[u8]) -> Result<M, Malformed>) -> Heard<M> {
+    let mut buf = [0; MAX_CONTROL_MESSAGE];
+    match socket::receive(channel, &mut buf, Blocking::No) {
+        Ok(received) if received.len == 0 => Heard::End,
+        Ok(received) if received.truncated => Heard::Garbage("it said too much at a time".into()),
+        Ok(received) => match decode(buf.get(..received.len).unwrap_or_default()) {
+            Ok(message) => Heard::Message(message, received),
+            Err(e) => Heard::Garbage(format!("it broke the protocol: {e}")),
+        },
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Heard::Nothing,
+        // The same end, with something that the other side left unread (unix(7)).
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => Heard::End,
+        Err(e) => Heard::Garbage(format!("its channel fails: {e}")),
+    }
 }
 
 /// A descriptor in the poller.
@@ -279,6 +310,13 @@ impl Controller {
     fn unwatch(&mut self, token: u64, fd: impl AsFd) {
         self.sources.remove(&token);
         self.poller.remove(fd);
+    }
+
+    /// As [`unwatch`](Self::unwatch), of what is closed with it; nothing to do where there is nothing.
+    fn close<T: AsFd>(&mut self, watched: Option<Watched<T>>) {
+        if let Some(watched) = watched {
+            self.unwatch(watched.token, &watched.what);
+        }
     }
 
     /// Watches a child that is ours. `None` when that cannot be.

@@ -3,12 +3,12 @@
 //! Runs in: controller.  Trusts: a seed as far as its configuration; its pids are checked all the same.
 //! Owns: each seed's process, its channel, the last of what it wrote to standard error.  Never: waits for a seed.
 
-use super::{log, Controller, Source, Watched};
+use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
 use crate::sys::{descriptor, spawn};
-use crate::wire::control::{SeedOrder, SeedReport, MAX_CONTROL_MESSAGE};
+use crate::wire::control::{SeedOrder, SeedReport};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -78,9 +78,8 @@ impl Controller {
             return;
         };
         seed.ending = true;
-        if let Some(channel) = seed.channel.take() {
-            self.unwatch(channel.token, &channel.what);
-        }
+        let channel = seed.channel.take();
+        self.close(channel);
     }
 
     pub(super) fn kill_seed(&mut self, generation: u64) {
@@ -90,35 +89,33 @@ impl Controller {
     }
 
     pub(super) fn read_seed(&mut self, generation: u64) {
-        let mut buf = [0; MAX_CONTROL_MESSAGE];
         for _ in 0..BATCH {
             let Some(channel) = self.seeds.get(&generation).and_then(|s| s.channel.as_ref()) else {
                 return;
             };
-            let report = match socket::receive(channel.what.as_fd(), &mut buf, Blocking::No) {
-                Ok(received) => SeedReport::decode(buf.get(..received.len).unwrap_or_default()),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => return self.drop_seed(generation),
+            let report = match hear(channel.what.as_fd(), SeedReport::decode) {
+                Heard::Message(report, _) => report,
+                Heard::Nothing => return,
+                Heard::End | Heard::Garbage(_) => return self.drop_seed(generation),
             };
             match report {
-                Ok(SeedReport::Ready { build_id, .. }) => {
+                SeedReport::Ready { build_id, .. } => {
                     if build_id != self.start.build_id {
                         self.note_replaced();
                     }
                     self.until_ready.remove(&generation);
                     self.feed(Event::SeedReady { generation });
                 }
-                Ok(SeedReport::ZygoteStarted { request, pid }) => {
+                SeedReport::ZygoteStarted { request, pid } => {
                     if let Some(zygote) = self.answered(generation, request) {
                         self.zygote_started(zygote, pid);
                     }
                 }
-                Ok(SeedReport::Failed { request, text }) => {
+                SeedReport::Failed { request, text } => {
                     if let Some(zygote) = self.answered(generation, request) {
                         self.zygote_never_was(zygote, &text);
                     }
                 }
-                Err(_) => return self.drop_seed(generation),
             }
         }
     }
@@ -133,9 +130,8 @@ impl Controller {
             return;
         };
         seed.process.what.kill();
-        if let Some(channel) = seed.channel.take() {
-            self.unwatch(channel.token, &channel.what);
-        }
+        let channel = seed.channel.take();
+        self.close(channel);
     }
 
     /// Orders a zygote. The descriptors are its end of its channel and its standard error.
@@ -172,10 +168,8 @@ impl Controller {
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
                 Ok(_) | Err(_) => {
-                    if let Some(errors) = seed.errors.take() {
-                        self.unwatch(errors.token, &errors.what);
-                    }
-                    return;
+                    let errors = seed.errors.take();
+                    return self.close(errors);
                 }
             }
         }
@@ -195,10 +189,9 @@ impl Controller {
             return;
         };
         self.pids.remove(&seed.process.what.pid());
-        self.unwatch(seed.process.token, &seed.process.what);
-        for part in [seed.channel, seed.errors].into_iter().flatten() {
-            self.unwatch(part.token, &part.what);
-        }
+        self.close(Some(seed.process));
+        self.close(seed.channel);
+        self.close(seed.errors);
         self.until_ready.remove(&generation);
         let text = describe_status(status);
         if !seed.ending {

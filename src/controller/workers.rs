@@ -103,7 +103,7 @@ impl Controller {
     fn close_worker(&mut self, worker: WorkerProcess) {
         if let Some(process) = worker.process {
             self.pids.remove(&process.what.pid());
-            self.unwatch(process.token, &process.what);
+            self.close(Some(process));
         }
         if let Some(errors) = worker.errors {
             self.finish_pool_errors(errors);

@@ -3,14 +3,14 @@
 //! Runs in: controller.  Trusts: nothing a zygote says (it runs as the pool's user): only answers to open orders, with
 //! pids that the kernel confirms.  Owns: each zygote's process and channel.  Never: waits for a zygote.
 
-use super::{log, Controller, Source, Watched};
+use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
-use crate::sys::socket::{self, Blocking};
-use crate::wire::control::{LeaseId, ZygoteReport, MAX_CONTROL_MESSAGE};
+use crate::sys::socket;
+use crate::wire::control::{LeaseId, ZygoteReport};
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Most messages read from one zygote before others get their turn.
@@ -118,12 +118,10 @@ impl Controller {
     }
 
     fn close_zygote(&mut self, zygote: ZygoteProcess) {
-        if let Some(channel) = zygote.channel {
-            self.unwatch(channel.token, &channel.what);
-        }
+        self.close(zygote.channel);
         if let Some(process) = zygote.process {
             self.pids.remove(&process.what.pid());
-            self.unwatch(process.token, &process.what);
+            self.close(Some(process));
         }
         if let Some(errors) = zygote.errors {
             self.finish_pool_errors(errors);
@@ -132,31 +130,23 @@ impl Controller {
     }
 
     pub(super) fn read_zygote(&mut self, id: ZygoteId) {
-        let mut buf = [0; MAX_CONTROL_MESSAGE];
         for _ in 0..BATCH {
             let Some(channel) = self.zygotes.get(&id).and_then(|z| z.channel.as_ref()) else {
                 return;
             };
-            let report = match socket::receive(channel.what.as_fd(), &mut buf, Blocking::No) {
-                Ok(received) if received.len == 0 => {
-                    // It ends, or wants us to believe so.
+            match hear(channel.what.as_fd(), ZygoteReport::decode) {
+                Heard::Message(ZygoteReport::Ready, _) => self.zygote_is_ready(id),
+                Heard::Message(ZygoteReport::Forked { request, pid }, _) => self.zygote_forked(id, request, pid),
+                Heard::Message(ZygoteReport::Failed { text }, _) => {
+                    self.feed(Event::ZygoteFailed { zygote: id, text });
+                }
+                Heard::Nothing => return,
+                // It ends, or wants us to believe so. What its death means, the reaping tells.
+                Heard::End => {
                     self.close_channel(id);
                     return self.kill_process(id);
                 }
-                // The same end, with an order that it left unread (unix(7)): what its death means, the reaping tells.
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => {
-                    self.close_channel(id);
-                    return self.kill_process(id);
-                }
-                Ok(received) => ZygoteReport::decode(buf.get(..received.len).unwrap_or_default()),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => return self.violated(id, "its channel failed"),
-            };
-            match report {
-                Ok(ZygoteReport::Ready) => self.zygote_is_ready(id),
-                Ok(ZygoteReport::Forked { request, pid }) => self.zygote_forked(id, request, pid),
-                Ok(ZygoteReport::Failed { text }) => self.feed(Event::ZygoteFailed { zygote: id, text }),
-                Err(e) => self.violated(id, &format!("it broke the protocol: {e}")),
+                Heard::Garbage(why) => return self.violated(id, &why),
             }
         }
     }
@@ -210,9 +200,8 @@ impl Controller {
     }
 
     fn close_channel(&mut self, id: ZygoteId) {
-        if let Some(channel) = self.zygotes.get_mut(&id).and_then(|z| z.channel.take()) {
-            self.unwatch(channel.token, &channel.what);
-        }
+        let channel = self.zygotes.get_mut(&id).and_then(|z| z.channel.take());
+        self.close(channel);
     }
 
     pub(super) fn kill_zygote(&mut self, id: ZygoteId) {

@@ -180,6 +180,8 @@ impl State {
         launch::become_subreaper();
         let argv = &configuration.controller_argv;
         self.controller = Some(launch::start_image(argv, &own_environment(), connector.listen.as_fd())?);
+        // The controller's own, which it does not need.
+        drop(heritage::connector_of_last_child());
         Ok(true)
     }
 

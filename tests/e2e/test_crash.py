@@ -1,6 +1,8 @@
 """Point 6: whatever dies is told honestly, replaced, and takes nobody else along."""
 
+import contextlib
 import os
+import random
 import re
 import signal
 import threading
@@ -9,7 +11,8 @@ import zlib
 
 import pytest
 
-from harness import ALICE, BOB, H2, Broken, Site, descendants, eventually, in_threads, read_process
+from harness import (ALICE, BOB, H2, Broken, Site, descendants, eventually, fds_of, in_threads,
+                     read_process)
 from pages import SLEEP_PHP, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
@@ -290,6 +293,77 @@ def test_death_of_the_parent_ends_everything(httpd):
     # Frontends of stock httpd outlive their parent; ours end with it.
     assert [p.title for p in left] == []
     assert len(everything) > 5
+
+
+class Load:
+    """Clients that ask without a pause and bear any answer; `odd` has statuses that no death explains."""
+
+    def __init__(self, server, clients=4):
+        self.server, self.done, self.odd = server, 0, []
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.ask, args=(n,), daemon=True) for n in range(clients)]
+
+    def ask(self, n):
+        while not self.over.is_set():
+            try:
+                found = self.server.get(("/who.php", "/sleep.php?s=0.05")[self.done % 2], ("alice", "bob")[n % 2])
+                self.done += 1
+                if found.status not in (200, 502, 503):
+                    self.odd.append(found.status)
+            except (Broken, OSError):
+                time.sleep(0.01)
+
+    def __enter__(self):
+        for t in self.threads:
+            t.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        for t in self.threads:
+            t.join(30)
+
+
+def own_descriptors(server, role):
+    """Without those for frontends, whose number varies: channel, pidfd and connector; the parent keeps the latter."""
+    each = {"controller": 3, "parent": 1}[role]
+    (process,) = server.processes(role)
+    return len(fds_of(process.pid)) - each * len(server.processes("frontend"))
+
+
+@pytest.mark.timeout(170)
+def test_random_deaths_under_load(httpd):
+    conf = "PoolMaxProcesses 4\nPoolIdleTimeout 2s\nPoolQueueTimeout 15s"
+    server = httpd(sites=[Site(name, uid, pool_conf=conf) for name, uid in (("alice", ALICE), ("bob", BOB))])
+    for site in server.sites.values():
+        fill(site)
+    server.start()
+    quiet = lambda: {p.role for p in server.processes()} == {"parent", "frontend", "controller", "seed"}
+    recovers(server), recovers(server, "bob")
+    eventually(quiet, 12, what="pools at zero")
+    parent, controller = own_descriptors(server, "parent"), own_descriptors(server, "controller")
+    dice = random.Random(12)
+    deaths = ["worker", "zygote", "seed", "frontend", "controller"] * 6
+    dice.shuffle(deaths)
+    slow = []
+    with Load(server) as load:
+        for role in deaths:
+            found = server.processes(role)
+            for p in found if dice.random() < 0.3 else found[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(p.pid, signal.SIGKILL)
+            slow += [(role, took) for took in (recovers(server), recovers(server, "bob")) if took > 4]
+    assert (slow, load.odd) == ([], [])
+    assert load.done > 100
+    start = time.monotonic()
+    eventually(lambda: server.processes("controller") and server.processes("seed"), 5, what="controller and seed")
+    assert [a.status for a in in_threads(4, lambda _: server.get("/sleep.php?s=1"))] == [200] * 4
+    assert time.monotonic() - start < 5, "a lease was lost"
+    eventually(quiet, 15, what="pools at zero again")
+    # Frontends that the MPM has told to end are reaped by httpd's parent, in its own time.
+    eventually(lambda: not [p for p in descendants(server.main) if p.state == "Z"], 5, what="no zombie")
+    eventually(lambda: own_descriptors(server, "controller") <= controller, 8, what="no descriptor more")
+    eventually(lambda: own_descriptors(server, "parent") <= parent, 5, what="no descriptor more in the parent")
 
 
 # --- what scripts leave behind ----------------------------------------------------------------------

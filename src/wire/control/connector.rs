@@ -96,16 +96,15 @@ impl ParentMessage {
 
     /// Reads one message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let message = match r.u8()? {
-            CONFIGURE => Self::Configure { generation: r.u64()? },
-            CHILD_STARTED => Self::ChildStarted { pid: field::pid(&mut r)? },
-            CHILD_GONE => Self::ChildGone { pid: field::pid(&mut r)? },
-            STOP => Self::Stop,
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(message)
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                CONFIGURE => Self::Configure { generation: r.u64()? },
+                CHILD_STARTED => Self::ChildStarted { pid: field::pid(r)? },
+                CHILD_GONE => Self::ChildGone { pid: field::pid(r)? },
+                STOP => Self::Stop,
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
 

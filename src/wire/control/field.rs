@@ -6,6 +6,23 @@
 use super::{MAX_POOL_NAME, MAX_TEXT};
 use crate::wire::codec::{Malformed, Put, Reader};
 
+/// Reads one message: the byte that says its kind, what `read` makes of the rest, and nothing behind it.
+pub(super) fn message<T>(
+    bytes: &[u8],
+    read: impl FnOnce(u8, &mut Reader<'_>) -> Result<T, Malformed>,
+) -> Result<T, Malformed> {
+    let mut r = Reader::new(bytes);
+    let kind = r.u8()?;
+    let message = read(kind, &mut r)?;
+    r.finish()?;
+    Ok(message)
+}
+
+/// A byte that is a place in a list.
+pub(super) fn one_of<T: Copy>(r: &mut Reader<'_>, all: &[T], name: &'static str) -> Result<T, Malformed> {
+    all.get(usize::from(r.u8()?)).copied().ok_or(Malformed::Field(name))
+}
+
 /// A truth value: 0 or 1, nothing else.
 pub(super) fn boolean(r: &mut Reader<'_>, name: &'static str) -> Result<bool, Malformed> {
     match r.u8()? {

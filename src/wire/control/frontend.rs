@@ -4,7 +4,7 @@
 //! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
 
 use super::{field, MAX_LOG_LINE};
-use crate::wire::codec::{Malformed, Put, Reader};
+use crate::wire::codec::{Malformed, Put};
 
 /// Number of a lease; never used twice by one controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +31,7 @@ pub enum FrontendMessage {
 
 /// In which state a lease comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Returned {
     /// The worker waits for its next request; the data socket is attached.
     Idle,
@@ -75,6 +76,7 @@ pub enum ControllerMessage {
 
 /// Why a Want is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Refusal {
     /// `PoolQueueLimit` requests wait already.
     QueueFull,
@@ -100,51 +102,13 @@ const OBITUARY: u8 = 5;
 const LOG: u8 = 6;
 
 impl Returned {
-    fn code(self) -> u8 {
-        match self {
-            Self::Idle => 0,
-            Self::Last => 1,
-            Self::Abandoned => 2,
-            Self::Dead => 3,
-            Self::Violation => 4,
-            Self::TimedOut => 5,
-        }
-    }
-
-    fn from_code(code: u8) -> Result<Self, Malformed> {
-        Ok(match code {
-            0 => Self::Idle,
-            1 => Self::Last,
-            2 => Self::Abandoned,
-            3 => Self::Dead,
-            4 => Self::Violation,
-            5 => Self::TimedOut,
-            _ => return Err(Malformed::Field("how")),
-        })
-    }
+    /// Each at the place that is its number.
+    const ALL: [Self; 6] = [Self::Idle, Self::Last, Self::Abandoned, Self::Dead, Self::Violation, Self::TimedOut];
 }
 
 impl Refusal {
-    fn code(self) -> u8 {
-        match self {
-            Self::QueueFull => 0,
-            Self::QueueTimeout => 1,
-            Self::Throttled => 2,
-            Self::NoPool => 3,
-            Self::Stopping => 4,
-        }
-    }
-
-    fn from_code(code: u8) -> Result<Self, Malformed> {
-        Ok(match code {
-            0 => Self::QueueFull,
-            1 => Self::QueueTimeout,
-            2 => Self::Throttled,
-            3 => Self::NoPool,
-            4 => Self::Stopping,
-            _ => return Err(Malformed::Field("reason")),
-        })
-    }
+    /// Each at the place that is its number.
+    const ALL: [Self; 5] = [Self::QueueFull, Self::QueueTimeout, Self::Throttled, Self::NoPool, Self::Stopping];
 }
 
 impl FrontendMessage {
@@ -165,7 +129,7 @@ impl FrontendMessage {
                 out.put_u8(RETURN);
                 out.put_u64(lease.0);
                 out.put_u32(lend.0);
-                out.put_u8(how.code());
+                out.put_u8(*how as u8);
             }
         }
         out
@@ -173,17 +137,18 @@ impl FrontendMessage {
 
     /// Reads one message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let message = match r.u8()? {
-            WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()? },
-            CANCEL => Self::Cancel { want: WantId(r.u32()?) },
-            RETURN => {
-                Self::Return { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?), how: Returned::from_code(r.u8()?)? }
-            }
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(message)
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()? },
+                CANCEL => Self::Cancel { want: WantId(r.u32()?) },
+                RETURN => Self::Return {
+                    lease: LeaseId(r.u64()?),
+                    lend: LendCount(r.u32()?),
+                    how: field::one_of(r, &Returned::ALL, "how")?,
+                },
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
 
@@ -204,7 +169,7 @@ impl ControllerMessage {
             Self::Refuse { want, reason, retry_after_s, text } => {
                 out.put_u8(REFUSE);
                 out.put_u32(want.0);
-                out.put_u8(reason.code());
+                out.put_u8(*reason as u8);
                 out.put_u32(*retry_after_s);
                 field::put_text(&mut out, text);
             }
@@ -237,42 +202,41 @@ impl ControllerMessage {
 
     /// Reads one message.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let message = match r.u8()? {
-            GRANT => Self::Grant {
-                want: WantId(r.u32()?),
-                lease: LeaseId(r.u64()?),
-                lend: LendCount(r.u32()?),
-                pid: field::pid(&mut r)?,
-                cold: field::boolean(&mut r, "cold")?,
-                contended: field::boolean(&mut r, "contended")?,
-            },
-            REFUSE => Self::Refuse {
-                want: WantId(r.u32()?),
-                reason: Refusal::from_code(r.u8()?)?,
-                retry_after_s: r.u32()?,
-                text: field::text(&mut r)?,
-            },
-            RECALL => Self::Recall { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?) },
-            CONTENDED => Self::Contended { pool: r.u32()?, on: field::boolean(&mut r, "on")? },
-            OBITUARY => Self::Obituary {
-                lease: LeaseId(r.u64()?),
-                lend: LendCount(r.u32()?),
-                pid: field::pid(&mut r)?,
-                wait_status: r.i32()?,
-            },
-            LOG => {
-                let pool = r.u32()?;
-                let pid = field::pid(&mut r)?;
-                let line = r.short()?;
-                if line.len() > MAX_LOG_LINE {
-                    return Err(Malformed::Field("line"));
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                GRANT => Self::Grant {
+                    want: WantId(r.u32()?),
+                    lease: LeaseId(r.u64()?),
+                    lend: LendCount(r.u32()?),
+                    pid: field::pid(r)?,
+                    cold: field::boolean(r, "cold")?,
+                    contended: field::boolean(r, "contended")?,
+                },
+                REFUSE => Self::Refuse {
+                    want: WantId(r.u32()?),
+                    reason: field::one_of(r, &Refusal::ALL, "reason")?,
+                    retry_after_s: r.u32()?,
+                    text: field::text(r)?,
+                },
+                RECALL => Self::Recall { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?) },
+                CONTENDED => Self::Contended { pool: r.u32()?, on: field::boolean(r, "on")? },
+                OBITUARY => Self::Obituary {
+                    lease: LeaseId(r.u64()?),
+                    lend: LendCount(r.u32()?),
+                    pid: field::pid(r)?,
+                    wait_status: r.i32()?,
+                },
+                LOG => {
+                    let pool = r.u32()?;
+                    let pid = field::pid(r)?;
+                    let line = r.short()?;
+                    if line.len() > MAX_LOG_LINE {
+                        return Err(Malformed::Field("line"));
+                    }
+                    Self::Log { pool, pid, line: line.to_vec() }
                 }
-                Self::Log { pool, pid, line: line.to_vec() }
-            }
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(message)
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }

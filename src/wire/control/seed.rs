@@ -4,7 +4,7 @@
 //! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
 
 use super::{field, CONTROL_VERSION};
-use crate::wire::codec::{Malformed, Put, Reader};
+use crate::wire::codec::{Malformed, Put};
 
 /// To a seed, from the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,13 +71,12 @@ impl SeedOrder {
 
     /// Reads one order.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let order = match r.u8()? {
-            START_ZYGOTE => Self::StartZygote { request: r.u32()?, pool: field::name(&mut r, true)? },
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(order)
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                START_ZYGOTE => Self::StartZygote { request: r.u32()?, pool: field::name(r, true)? },
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
 
@@ -107,21 +106,20 @@ impl SeedReport {
 
     /// Reads one report; a seed with another version than [`CONTROL_VERSION`] is an error.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let report = match r.u8()? {
-            SEED_READY => {
-                let version = r.u16()?;
-                if version != CONTROL_VERSION {
-                    return Err(Malformed::Field("version"));
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                SEED_READY => {
+                    let version = r.u16()?;
+                    if version != CONTROL_VERSION {
+                        return Err(Malformed::Field("version"));
+                    }
+                    Self::Ready { version, build_id: r.u64()? }
                 }
-                Self::Ready { version, build_id: r.u64()? }
-            }
-            ZYGOTE_STARTED => Self::ZygoteStarted { request: r.u32()?, pid: field::pid(&mut r)? },
-            SEED_FAILED => Self::Failed { request: r.u32()?, text: field::text(&mut r)? },
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(report)
+                ZYGOTE_STARTED => Self::ZygoteStarted { request: r.u32()?, pid: field::pid(r)? },
+                SEED_FAILED => Self::Failed { request: r.u32()?, text: field::text(r)? },
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
 
@@ -140,13 +138,12 @@ impl ZygoteOrder {
 
     /// Reads one order.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let order = match r.u8()? {
-            FORK => Self::Fork { request: r.u32()? },
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(order)
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                FORK => Self::Fork { request: r.u32()? },
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
 
@@ -171,14 +168,13 @@ impl ZygoteReport {
 
     /// Reads one report.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let report = match r.u8()? {
-            ZYGOTE_READY => Self::Ready,
-            FORKED => Self::Forked { request: r.u32()?, pid: field::pid(&mut r)? },
-            ZYGOTE_FAILED => Self::Failed { text: field::text(&mut r)? },
-            _ => return Err(Malformed::Field("kind")),
-        };
-        r.finish()?;
-        Ok(report)
+        field::message(bytes, |kind, r| {
+            Ok(match kind {
+                ZYGOTE_READY => Self::Ready,
+                FORKED => Self::Forked { request: r.u32()?, pid: field::pid(r)? },
+                ZYGOTE_FAILED => Self::Failed { text: field::text(r)? },
+                _ => return Err(Malformed::Field("kind")),
+            })
+        })
     }
 }
