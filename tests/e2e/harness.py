@@ -273,6 +273,54 @@ def fds_of(pid):
     return out
 
 
+class MemoryGroup:
+    """A control group of its own, whose processes the kernel's OOM killer ends beyond `limit` bytes.
+
+    Skips the test where this machine gives us none: in a container /sys/fs/cgroup cannot be written as a rule.
+    """
+
+    def __init__(self, name, limit):
+        top = Path("/sys/fs/cgroup")
+        unified = (top / "cgroup.controllers").exists()
+        self.path = (top if unified else top / "memory") / name
+        try:
+            self.path.mkdir()
+        except OSError as e:
+            pytest.skip(f"needs a memory cgroup that can be written: {e}")
+        try:
+            if unified:
+                (self.path / "memory.swap.max").write_text("0")
+                (self.path / "memory.max").write_text(str(limit))
+            else:
+                (self.path / "memory.limit_in_bytes").write_text(str(limit))
+            self.events = self.path / ("memory.events" if unified else "memory.oom_control")
+            self.kills()
+        except (OSError, AttributeError) as e:
+            self.path.rmdir()
+            pytest.skip(f"needs the memory controller of cgroups: {e}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # It goes when the last of its processes has been reaped.
+        eventually(self._removed, 5, what=f"{self.path} can be removed")
+
+    def _removed(self):
+        try:
+            self.path.rmdir()
+        except OSError:
+            return False
+        return True
+
+    def take(self, pid):
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def kills(self):
+        """How many processes the OOM killer has ended in it."""
+        return int(re.search(r"^oom_kill (\d+)$", self.events.read_text(), re.M)[1])
+
+
 # --- sites ------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from harness import ALICE, BOB, H2, Broken, Site, descendants, eventually, in_threads, read_process
+from harness import ALICE, BOB, H2, Broken, MemoryGroup, Site, descendants, eventually, in_threads, read_process
 from pages import SLEEP_PHP, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
@@ -39,6 +39,14 @@ def fill(site):
         <?php
         $libc = FFI::cdef('void _exit(int);');
         $libc->_exit((int)$_GET['code']);
+    """)
+    site.write("eat.php", """
+        <?php
+        ini_set('memory_limit', -1);
+        while (ob_get_level()) ob_end_clean();
+        if (isset($_GET['begin'])) { echo 'the first half'; flush(); }
+        for ($eaten = []; count($eaten) < 512; $eaten[] = str_repeat('x', 1 << 20));
+        echo 'enough';
     """)
     site.write("daemon.php", """
         <?php
@@ -111,6 +119,27 @@ def test_kill_from_outside_before_the_response_is_502(server):
     killer = threading.Timer(0.4, os.kill, (pid, signal.SIGKILL))
     killer.start()
     assert server.get("/sleep.php?s=3").status == 502
+
+
+@pytest.mark.parametrize("query", ["", "?begin"], ids=["before", "within"])
+def test_death_by_the_oom_killer_is_told_like_any_other(httpd, query):
+    """Not the SIGKILL of a test: the kernel chooses the worker and ends it at the limit of its control group."""
+    server = make(httpd, "PoolMaxProcesses 1\nPoolIdleTimeout 60s")
+    pid, bob = busy_pid(server), busy_pid(server, "bob")
+    at = len(server.error_log())
+    with MemoryGroup(f"mod_pool-{server.tag}", 96 << 20) as group:
+        group.take(pid)
+        found = server.get("/eat.php" + query)
+        assert group.kills() == 1
+    if query:
+        assert (found.status, found.body, found.complete) == (200, b"the first half", False)
+    else:
+        assert found.status == 502
+    line = server.wait_for_log(r"^.*/eat\.php.*$", after=at)[0]
+    assert re.search(r"pool alice\b", line) and re.search(rf"\b{pid}\b", line)
+    assert re.search(r"signal 9\b|SIGKILL", line)
+    assert busy_pid(server) != pid
+    assert busy_pid(server, "bob") == bob
 
 
 @pytest.mark.parametrize("query", ["", "?length"])
