@@ -76,6 +76,11 @@ def busy_pid(server, site="alice"):
     return server.get("/who.php", site).json()["pid"]
 
 
+def is_unharmed(server, pid, site):
+    """The process is there as before, whichever of its pool serves just now."""
+    return server.get("/who.php", site).status == 200 and pid in {p.pid for p in server.workers(site)}
+
+
 def recovers(server, site="alice", timeout=8):
     """The time until the site answers again, asking all the while."""
     start = time.monotonic()
@@ -139,7 +144,7 @@ def test_death_by_the_oom_killer_is_told_like_any_other(httpd, query):
     assert re.search(r"pool alice\b", line) and re.search(rf"\b{pid}\b", line)
     assert re.search(r"signal 9\b|SIGKILL", line)
     assert busy_pid(server) != pid
-    assert busy_pid(server, "bob") == bob
+    assert is_unharmed(server, bob, "bob")
 
 
 @pytest.mark.parametrize("query", ["", "?length"])
@@ -205,8 +210,8 @@ def test_death_of_many_idle_workers_at_once(server):
 def test_other_pool_is_untouched_by_deaths(server):
     pid = busy_pid(server, "bob")
     for _ in range(5):
-        server.get("/die.php?signal=11")
-    assert busy_pid(server, "bob") == pid
+        assert server.get("/die.php?signal=11").status == 502
+    assert is_unharmed(server, pid, "bob")
 
 
 # --- the other roles die ----------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def test_death_of_a_zygote(httpd):
     assert recovers(server) < 3
     # More than the living workers can take: a new zygote is needed.
     assert [a.status for a in in_threads(4, lambda _: server.get("/sleep.php?s=0.3"))] == [200] * 4
-    assert busy_pid(server, "bob") == bob
+    assert is_unharmed(server, bob, "bob")
 
 
 def test_death_of_the_seed(httpd):
@@ -240,7 +245,7 @@ def test_death_of_the_seed(httpd):
     busy_pid(server)
     bob = busy_pid(server, "bob")
     kill_role(server, "seed")
-    assert busy_pid(server, "bob") == bob
+    assert is_unharmed(server, bob, "bob")
     assert recovers(server) < 4
     eventually(lambda: len(server.processes("seed")) == 1, 6, what="one new seed")
     kill_role(server, "zygote")
@@ -290,13 +295,15 @@ def test_death_of_a_frontend_loses_no_lease(httpd):
         time.sleep(0.5)
         kill_role(server, "frontend")
         assert recovers(server) < 8
-    # A prefork parent starts one child a second at first.
-    eventually(lambda: len(server.processes("frontend")) > (server.mpm == "prefork"), 10, what="frontends")
-    # Both places of the pool are free: two long requests run side by side.
-    start = time.monotonic()
-    assert [a.status for a in in_threads(2, lambda _: server.get("/sleep.php?s=1"))] == [200] * 2
-    assert time.monotonic() - start < 1.9
+    # Both places of the pool get free, when the scripts are over that the dead frontends asked for and prefork's parent,
+    # one child a second at first, has two: then two long requests run side by side.
+    eventually(lambda: side_by_side(server), 10, what="two requests at a time")
     assert len(server.workers("alice")) <= 2
+
+
+def side_by_side(server):
+    first, second = (a.json() for a in in_threads(2, lambda _: server.get("/sleep.php?s=0.5")))
+    return max(first["start"], second["start"]) < min(first["end"], second["end"])
 
 
 def swallow(server, path):

@@ -31,7 +31,8 @@ CustomLog @ROOT@/logs/notes.log "%{seen}n %{seen}e %{nokeepalive}n %{Hidden}i"
 
 @pytest.fixture(scope="module")
 def scratch():
-    """For files that a frontend would take if nothing else were wrong with them: a container's own may be on FUSE."""
+    """Not on FUSE, as a container's own files may be: a frontend takes none of those, and a file that is replaced while
+    it is opened may be an I/O error there."""
     path = Path(tempfile.mkdtemp(prefix="mod_pool-", dir="/dev/shm"))
     os.chown(path, ALICE, ALICE)
     yield path
@@ -44,6 +45,7 @@ def server(scratch, shared_httpd):
                   pool_conf=f"PoolMaxProcesses 6\nPoolIdleTimeout 60s\nPoolEnv SCRATCH {scratch}"),
              Site("bob", BOB, pool_conf="PoolIdleTimeout 300s")]
     server = shared_httpd(sites=sites, conf=CONF)
+    server.scratch = scratch
     sites[0].write("forge.php", w.FORGE_PHP)
     sites[0].write("own.txt", "alice herself")
     sites[1].write("victim.txt", "the victim's own answer")
@@ -59,7 +61,7 @@ def survivors(server):
     for p in server.workers("alice"):
         os.kill(p.pid, signal.SIGKILL)
     eventually(lambda: not server.workers("alice"), 5)
-    log = server.sites["alice"].docroot / "forge.log"
+    log = server.scratch / "forge.log"
     log.unlink(missing_ok=True)
     before = {p.pid for p in server.processes() if p.role in ("parent", "frontend", "controller", "seed")}
     at = len(server.error_log())
@@ -72,16 +74,16 @@ def survivors(server):
     # bounds it.
     eventually(lambda: quiet(server) == "alice herself", 15, what="alice is served again")
     if log.exists():
-        assert forge_log(log)["targets"], "forge.php found no lease"
+        assert forge_log(server)["targets"], "forge.php found no lease"
 
 
-def forge_log(path):
+def forge_log(server):
     """What forge.php wrote: whole, whenever it is read."""
-    return json.loads(path.read_text())
+    return json.loads((server.scratch / "forge.log").read_text())
 
 
 def worker_is_replaced(server):
-    pid = forge_log(server.sites["alice"].docroot / "forge.log")["pid"]
+    pid = forge_log(server)["pid"]
     eventually(lambda: (p := read_process(pid)) is None or p.state == "Z", 12, what="the violator's end")
 
 

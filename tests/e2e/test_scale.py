@@ -272,7 +272,7 @@ def test_min_spare_keeps_idle_workers(httpd):
 
 
 def test_titles_tell_role_pool_and_state(httpd):
-    server = make(httpd, "PoolIdleTimeout 60s")
+    server = make(httpd, "PoolMaxProcesses 1\nPoolIdleTimeout 60s")
     server.get("/who.php")
     assert len(server.processes("controller")) == 1
     assert len(server.processes("seed")) == 1

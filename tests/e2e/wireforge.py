@@ -137,8 +137,9 @@ function send($c, $fd, $bytes, $fds) {
 }
 function note($what) {
     // Whole or not at all: this process may be killed at any time.
-    file_put_contents(__DIR__ . '/forge.new', json_encode($what));
-    rename(__DIR__ . '/forge.new', __DIR__ . '/forge.log');
+    $log = getenv('SCRATCH') . '/forge';
+    file_put_contents("$log.new", json_encode($what));
+    rename("$log.new", "$log.log");
 }
 $targets = sockets($c, $plan['where']);
 note(['pid' => getmypid(), 'targets' => $targets]);
