@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import stat
 import threading
 import http.server
@@ -428,7 +427,7 @@ OWN_MEMORY_PHP = """
 
 def canary(what):
     """A secret, and what own-memory.php says when it finds it."""
-    found = f"{what}-{secrets.token_hex(8)}"
+    found = f"{what}-{os.urandom(8).hex()}"
     return f"CANARY-{found}", found
 
 
