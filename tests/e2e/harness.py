@@ -151,6 +151,30 @@ def eventually(check, timeout=5.0, interval=0.05, what=None):
         time.sleep(interval)
 
 
+class Later(threading.Thread):
+    """Work that goes on beside the test."""
+
+    def __init__(self, work, *arguments, **keywords):
+        super().__init__(daemon=True)
+        self.work = lambda: work(*arguments, **keywords)
+        self.error = self.value = None
+        self.start()
+
+    def run(self):
+        try:
+            self.value = self.work()
+        except BaseException as e:  # handed to the caller below
+            self.error = e
+
+    def result(self, timeout=20):
+        self.join(timeout)
+        if self.is_alive():
+            raise AssertionError(f"still busy after {timeout} s")
+        if self.error:
+            raise self.error
+        return self.value
+
+
 def run(*argv, timeout=30, check=True, **kw):
     done = subprocess.run(
         [str(a) for a in argv], capture_output=True, timeout=timeout, **kw
@@ -229,6 +253,11 @@ def all_processes():
             if process:
                 found[process.pid] = process
     return found
+
+
+def gone(*pids):
+    """None of the processes runs any more."""
+    return all((p := read_process(pid)) is None or p.state == "Z" for pid in pids)
 
 
 def descendants(root, table=None):
@@ -823,6 +852,13 @@ class Httpd:
     def of_uid(self, *uids):
         return [p for p in self.processes() if set(p.uids) & set(uids)]
 
+    def kill(self, role, pool=None):
+        """Ends every process of a role by SIGKILL; returns their pids."""
+        found = [p.pid for p in self.processes(role, pool)]
+        for pid in found:
+            _kill(pid)
+        return found
+
     def log(self, name="error.log"):
         path = self.root / "logs" / name
         return path.read_text(errors="replace") if path.exists() else ""
@@ -863,6 +899,17 @@ class Httpd:
         with self.connect(tls=tls, timeout=timeout, server_name=host, **kw) as c:
             c.request(method, path, host, [("Connection", "close"), *headers], body, version)
             return c.response(method)
+
+    def try_get(self, path, site="alice", **kw):
+        """The answer, or None where the connection is refused or breaks."""
+        try:
+            return self.get(path, site, **kw)
+        except (Broken, OSError):
+            return None
+
+    def answers(self, path="/who.php", site="alice", timeout=5):
+        found = self.try_get(path, site, timeout=timeout)
+        return found is not None and found.status == 200
 
     def curl(self, *args, path="/", site="alice", tls=False, http="1.1", check=True, timeout=30):
         """curl against one site; http is 1.0, 1.1, 2 (h2 by ALPN or upgrade) or 2pk (h2c)."""

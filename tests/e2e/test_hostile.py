@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -16,12 +15,10 @@ from pathlib import Path
 import pytest
 
 import wireforge as w
-from harness import ALICE, BOB, H2, Broken, Site, eventually, fds_of, in_threads, read_process
+from harness import ALICE, BOB, H2, Broken, Later, Site, eventually, fds_of, gone, in_threads
+from pages import FFI
 
 pytestmark = pytest.mark.pool_only
-
-FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
-
 
 CONF = """
 Timeout 5
@@ -58,8 +55,7 @@ def server(scratch, shared_httpd):
 @pytest.fixture(autouse=True)
 def survivors(server):
     """A fresh worker for each attack, so that its exchange has the forge's number; and nobody but it suffers."""
-    for p in server.workers("alice"):
-        os.kill(p.pid, signal.SIGKILL)
+    server.kill("worker", "alice")
     eventually(lambda: not server.workers("alice"), 5)
     log = server.scratch / "forge.log"
     log.unlink(missing_ok=True)
@@ -84,7 +80,7 @@ def forge_log(server):
 
 def worker_is_replaced(server):
     pid = forge_log(server)["pid"]
-    eventually(lambda: (p := read_process(pid)) is None or p.state == "Z", 12, what="the violator's end")
+    eventually(lambda: gone(pid), 12, what="the violator's end")
 
 
 class Outcome:
@@ -442,8 +438,7 @@ def test_silence_holds_nobody_else(server):
     assert time.monotonic() - start < 3
     for c in clients:
         c.reset()
-    for p in server.workers("alice"):
-        os.kill(p.pid, signal.SIGKILL)
+    server.kill("worker", "alice")
 
 
 def test_one_byte_a_second(attack):
@@ -597,26 +592,20 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
     eventually(lambda: quiet(server) == "alice herself", 40, what="alice is served")
     assert server.get(f"/zygote.php?what={what}").text == "found 1"
     # More of alice's requests than there are workers; bob is served at once, also by a new worker.
-    threads = [threading.Thread(target=quiet, args=(server,), daemon=True) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for p in server.workers("bob"):
-        os.kill(p.pid, signal.SIGKILL)
+    threads = [Later(quiet, server) for _ in range(8)]
+    server.kill("worker", "bob")
     for _ in range(10):
         start = time.monotonic()
         assert server.get("/victim.php", "bob").status == 200
         assert time.monotonic() - start < 2
-    for p in server.processes("zygote", "alice"):
-        os.kill(p.pid, signal.SIGKILL)
+    server.kill("zygote", "alice")
     for t in threads:
         t.join(40)
 
 
 def quiet(server):
-    try:
-        return server.get("/own.txt", timeout=30).text
-    except (Broken, OSError):
-        return None
+    found = server.try_get("/own.txt", timeout=30)
+    return found and found.text
 
 
 def test_a_fork_bomb_of_connections_does_not_stop_the_victim(server):

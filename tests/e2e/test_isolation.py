@@ -9,14 +9,11 @@ import http.server
 import pytest
 
 import keyscan
-from harness import (ALICE, BOB, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
+from harness import (ALICE, BOB, Later, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
                      may_look_into, read_process)
-from pages import ENV_CGI, SLEEP_PHP, WHO_PHP
+from pages import ENV_CGI, FFI, SLEEP_PHP, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
-
-FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
-
 
 def fill(site):
     site.write("who.php", WHO_PHP)
@@ -362,11 +359,11 @@ def test_server_status_belongs_to_the_frontends(httpd):
         found = server.get(path)
         assert (found.status, "Scoreboard" in found.text) == (500, False)
         server.wait_for_log(r"pool alice .*POOL114.*handler server-status belongs to mod_status\.c", after=at)
-    sleeping = threading.Thread(target=server.get, args=("/sleep.php?s=2",), daemon=True)
-    sleeping.start()
-    row = rf"<b>W</b>[^W]*<td nowrap>{re.escape(alice.host)}:{server.port}</td><td nowrap>GET /sleep\.php\?s=2 HTTP/1\.1</td>"
+    sleeping = Later(server.get, "/sleep.php?s=2")
+    row = (rf"<b>W</b>[^W]*<td nowrap>{re.escape(alice.host)}:{server.port}</td>"
+           r"<td nowrap>GET /sleep\.php\?s=2 HTTP/1\.1</td>")
     eventually(lambda: re.search(row, server.get("/real-status").text), 2, what="the pool's request on the page")
-    sleeping.join()
+    assert sleeping.result().status == 200
     numbers = dict(line.split(": ", 1) for line in server.get("/real-status?auto").text.splitlines() if ": " in line)
     assert int(numbers["Total Accesses"]) >= 4
     assert "W" in numbers["Scoreboard"]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness import ALICE, BOB, Site, eventually, in_threads
-from pages import SLEEP_PHP, WHO_PHP
+from pages import at_once, usual_pages
 
 pytestmark = pytest.mark.pool_only
 
@@ -16,14 +16,8 @@ def make(httpd, pool_conf="", **kw):
     alice = Site("alice", ALICE, pool_conf=pool_conf)
     server = httpd(sites=[alice, Site("bob", BOB)], **kw)
     for site in server.sites.values():
-        fill(site)
+        usual_pages(site)
     return server.start()
-
-
-def fill(site):
-    site.write("who.php", WHO_PHP)
-    site.write("sleep.php", SLEEP_PHP)
-    site.write("text.txt", "text")
 
 
 class Watch:
@@ -48,16 +42,6 @@ class Watch:
     def __exit__(self, *_):
         self.running = False
         self.thread.join(5)
-
-
-def at_once(answers):
-    """How many of the scripts ran at the same time, by their own clocks."""
-    marks = sorted([(a["start"], 1) for a in answers] + [(a["end"], -1) for a in answers])
-    level = most = 0
-    for _, step in marks:
-        level += step
-        most = max(most, level)
-    return most
 
 
 def test_no_process_before_the_first_request_and_none_after_the_idle_timeout(httpd):
@@ -120,7 +104,7 @@ def test_caps_of_a_parent_pool_hold_over_its_sub_pools(httpd):
         </ServerPool>
     """)
     for site in sites:
-        fill(site)
+        usual_pages(site)
     server.start()
     with Watch(server, "alice", "bob", "hosting/alice", "hosting/bob") as watch:
         answers = in_threads(8, lambda i: server.get("/sleep.php?s=0.3", ["alice", "bob"][i % 2]))
@@ -171,8 +155,8 @@ def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind):
     kw = {} if kind["mpm"] == "prefork" else {"mpm_conf": conf + "MaxRequestWorkers 30\n"}
     server = make(httpd, "PoolMaxProcesses 2\nPoolQueueTimeout 30s\nPoolQueueLimit 200", **kw)
     server.get("/who.php")
-    # All connections wait, then the requests go out in a known order, 10 ms apart, faster than they are served. One thread
-    # sends them: several would have an order of their own on a busy machine.
+    # All connections wait, then the requests go out in a known order, 10 ms apart, faster than they are served. One
+    # thread sends them: several would have an order of their own on a busy machine.
     connections = [server.connect() for _ in range(24)]
     begin = time.monotonic() + 0.3
     for i, c in enumerate(connections):
