@@ -224,6 +224,23 @@ def test_death_of_a_zygote(httpd):
     assert is_unharmed(server, bob, "bob")
 
 
+def test_a_request_that_meets_the_death_of_its_zygote(httpd):
+    """The controller, held up meanwhile, is asked for workers first and learns afterwards that the zygote is dead."""
+    server = make(httpd)
+    busy_pid(server)
+    time.sleep(1.5)  # The lease has gone back, and so the controller knows that what this zygote forks works.
+    controller = server.processes("controller")[0].pid
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        asking = [Later(server.get, "/sleep.php?s=0.2") for _ in range(4)]
+        time.sleep(0.5)
+        kill_role(server, "zygote", "alice")
+        time.sleep(0.2)
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    assert [a.result().status for a in asking] == [200] * 4
+
+
 def test_death_of_the_seed(httpd):
     server = make(httpd)
     busy_pid(server)
