@@ -14,7 +14,7 @@ help:
 	@echo "make test       everything: unit, layering, end to end (as root)"
 	@echo "make check      formatting, lints, documentation, without warnings"
 	@echo "make bench      measure beside php-fpm, prefork and mpm_itk (as root)"
-	@echo "make fuzz       fuzz the decoders (FUZZ_SECONDS each)"
+	@echo "make fuzz       fuzz the decoders and the settings (FUZZ_SECONDS each)"
 	@echo "make install    into this machine's httpd, through apxs; then: a2enmod pool"
 	@echo "make deps       install with apt what build, demo and test need"
 

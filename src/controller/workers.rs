@@ -34,11 +34,20 @@ impl WorkerProcess {
     }
 }
 
+fn is_end_of_peer(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected)
+}
+
 impl Controller {
     pub(super) fn fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) {
-        if let Err(e) = self.try_fork_worker(lease, zygote, key) {
-            let text = format!("the order to fork failed: {e}");
-            self.events.push_back(Event::ForkFailed { lease, text });
+        match self.try_fork_worker(lease, zygote, key) {
+            Ok(()) => {}
+            // The zygote has ended and is not reaped yet: what its death means for the order, the reaping tells.
+            Err(e) if is_end_of_peer(e.kind()) => {}
+            Err(e) => {
+                let text = format!("the order to fork failed: {e}");
+                self.events.push_back(Event::ForkFailed { lease, text });
+            }
         }
     }
 

@@ -96,7 +96,8 @@ impl State {
             self.drop_forking(id);
             self.serve(zygote.key);
         } else {
-            let proven = zygote.proven || (zygote.state == ZygoteState::Ready && !self.has_forking(id));
+            let ready = zygote.state == ZygoteState::Ready;
+            let proven = zygote.proven || (ready && (!self.has_forking(id) || self.has_forked(id)));
             self.detach(id, zygote.key, proven, text);
         }
         self.forget_generation(zygote.key.generation);
@@ -163,6 +164,11 @@ impl State {
 
     fn has_forking(&self, id: ZygoteId) -> bool {
         !self.forking_of(id).is_empty()
+    }
+
+    /// A worker of it lives: forking is not what it dies of.
+    fn has_forked(&self, id: ZygoteId) -> bool {
+        self.workers.values().any(|w| w.zygote == id && !matches!(w.state, WorkerState::Forking { .. }))
     }
 
     fn drop_forking(&mut self, id: ZygoteId) {

@@ -81,20 +81,16 @@ def kind(request):
 @pytest.fixture
 def httpd(kind):
     """Makes servers for one test and destroys them after it."""
-    made = []
-
-    def make(**kw):
-        server = harness.Httpd(**{**kind, **kw})
-        made.append(server)
-        return server
-
-    yield make
-    _destroy(made)
+    yield from _servers(kind)
 
 
 @pytest.fixture(scope="module")
 def shared_httpd(kind):
     """The same, for a server that all tests of a file share."""
+    yield from _servers(kind)
+
+
+def _servers(kind):
     made = []
 
     def make(**kw):
@@ -103,10 +99,6 @@ def shared_httpd(kind):
         return server
 
     yield make
-    _destroy(made)
-
-
-def _destroy(made):
     problems = []
     for server in reversed(made):
         try:

@@ -151,6 +151,30 @@ def eventually(check, timeout=5.0, interval=0.05, what=None):
         time.sleep(interval)
 
 
+class Later(threading.Thread):
+    """Work that goes on beside the test."""
+
+    def __init__(self, work, *arguments, **keywords):
+        super().__init__(daemon=True)
+        self.work = lambda: work(*arguments, **keywords)
+        self.error = self.value = None
+        self.start()
+
+    def run(self):
+        try:
+            self.value = self.work()
+        except BaseException as e:  # handed to the caller below
+            self.error = e
+
+    def result(self, timeout=20):
+        self.join(timeout)
+        if self.is_alive():
+            raise AssertionError(f"still busy after {timeout} s")
+        if self.error:
+            raise self.error
+        return self.value
+
+
 def run(*argv, timeout=30, check=True, **kw):
     done = subprocess.run(
         [str(a) for a in argv], capture_output=True, timeout=timeout, **kw
@@ -231,6 +255,11 @@ def all_processes():
     return found
 
 
+def gone(*pids):
+    """None of the processes runs any more."""
+    return all((p := read_process(pid)) is None or p.state == "Z" for pid in pids)
+
+
 def descendants(root, table=None):
     table = all_processes() if table is None else table
     children = {}
@@ -271,6 +300,54 @@ def fds_of(pid):
     except OSError:
         pass
     return out
+
+
+class MemoryGroup:
+    """A control group of its own, whose processes the kernel's OOM killer ends beyond `limit` bytes.
+
+    Skips the test where this machine gives us none: in a container /sys/fs/cgroup cannot be written as a rule.
+    """
+
+    def __init__(self, name, limit):
+        top = Path("/sys/fs/cgroup")
+        unified = (top / "cgroup.controllers").exists()
+        self.path = (top if unified else top / "memory") / name
+        try:
+            self.path.mkdir()
+        except OSError as e:
+            pytest.skip(f"needs a memory cgroup that can be written: {e}")
+        try:
+            if unified:
+                (self.path / "memory.swap.max").write_text("0")
+                (self.path / "memory.max").write_text(str(limit))
+            else:
+                (self.path / "memory.limit_in_bytes").write_text(str(limit))
+            self.events = self.path / ("memory.events" if unified else "memory.oom_control")
+            self.kills()
+        except (OSError, AttributeError) as e:
+            self.path.rmdir()
+            pytest.skip(f"needs the memory controller of cgroups: {e}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # It goes when the last of its processes has been reaped.
+        eventually(self._removed, 5, what=f"{self.path} can be removed")
+
+    def _removed(self):
+        try:
+            self.path.rmdir()
+        except OSError:
+            return False
+        return True
+
+    def take(self, pid):
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def kills(self):
+        """How many processes the OOM killer has ended in it."""
+        return int(re.search(r"^oom_kill (\d+)$", self.events.read_text(), re.M)[1])
 
 
 # --- sites ------------------------------------------------------------------------------------------
@@ -775,6 +852,13 @@ class Httpd:
     def of_uid(self, *uids):
         return [p for p in self.processes() if set(p.uids) & set(uids)]
 
+    def kill(self, role, pool=None):
+        """Ends every process of a role by SIGKILL; returns their pids."""
+        found = [p.pid for p in self.processes(role, pool)]
+        for pid in found:
+            _kill(pid)
+        return found
+
     def log(self, name="error.log"):
         path = self.root / "logs" / name
         return path.read_text(errors="replace") if path.exists() else ""
@@ -815,6 +899,17 @@ class Httpd:
         with self.connect(tls=tls, timeout=timeout, server_name=host, **kw) as c:
             c.request(method, path, host, [("Connection", "close"), *headers], body, version)
             return c.response(method)
+
+    def try_get(self, path, site="alice", **kw):
+        """The answer, or None where the connection is refused or breaks."""
+        try:
+            return self.get(path, site, **kw)
+        except (Broken, OSError):
+            return None
+
+    def answers(self, path="/who.php", site="alice", timeout=5):
+        found = self.try_get(path, site, timeout=timeout)
+        return found is not None and found.status == 200
 
     def curl(self, *args, path="/", site="alice", tls=False, http="1.1", check=True, timeout=30):
         """curl against one site; http is 1.0, 1.1, 2 (h2 by ALPN or upgrade) or 2pk (h2c)."""

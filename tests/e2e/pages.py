@@ -1,4 +1,7 @@
-"""Scripts that the tests put into document roots."""
+"""Scripts that the tests put into document roots, and what else they have in common."""
+
+# For the scripts that do by native code what PHP does not offer.
+FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
 
 # What /proc says of the process that runs the script, as JSON.
 WHO_PHP = """
@@ -76,6 +79,22 @@ $start = microtime(true);
 usleep((int)(1e6 * (float)($_GET['s'] ?? 1)));
 echo json_encode(['pid' => getmypid(), 'start' => $start, 'end' => microtime(true)]);
 """
+
+
+def usual_pages(site):
+    site.write("who.php", WHO_PHP)
+    site.write("sleep.php", SLEEP_PHP)
+    site.write("text.txt", "text")
+
+
+def at_once(answers):
+    """How many of the sleep.php ran at the same time, by their own clocks."""
+    marks = sorted([(a["start"], 1) for a in answers] + [(a["end"], -1) for a in answers])
+    level = most = 0
+    for _, step in marks:
+        level += step
+        most = max(most, level)
+    return most
 
 
 def uid_of(text):

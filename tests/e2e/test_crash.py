@@ -11,17 +11,15 @@ import zlib
 
 import pytest
 
-from harness import (ALICE, BOB, H2, Broken, Site, descendants, eventually, fds_of, in_threads,
+from harness import (ALICE, BOB, H2, Broken, Later, MemoryGroup, Site, descendants, eventually, fds_of, gone, in_threads,
                      read_process)
-from pages import SLEEP_PHP, WHO_PHP
+from pages import FFI, at_once, usual_pages
 
 pytestmark = pytest.mark.pool_only
 
 
 def fill(site):
-    site.write("who.php", WHO_PHP)
-    site.write("sleep.php", SLEEP_PHP)
-    site.write("text.txt", "text")
+    usual_pages(site)
     site.write("die.php", "<?php file_put_contents(__DIR__ . '/died', getmypid());"
                           "posix_kill(getmypid(), (int)$_GET['signal']); sleep(5);")
     site.write("count.php", """
@@ -43,6 +41,14 @@ def fill(site):
         $libc = FFI::cdef('void _exit(int);');
         $libc->_exit((int)$_GET['code']);
     """)
+    site.write("eat.php", """
+        <?php
+        ini_set('memory_limit', -1);
+        while (ob_get_level()) ob_end_clean();
+        if (isset($_GET['begin'])) { echo 'the first half'; flush(); }
+        for ($eaten = []; count($eaten) < 512; $eaten[] = str_repeat('x', 1 << 20));
+        echo 'enough';
+    """)
     site.write("daemon.php", """
         <?php
         exec('setsid sleep 300 >/dev/null 2>&1 & echo $!', $out);
@@ -50,12 +56,9 @@ def fill(site):
     """)
 
 
-CONF = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
-
-
 def make(httpd, pool_conf="PoolIdleTimeout 60s", **kw):
-    sites = [Site("alice", ALICE, conf=CONF, pool_conf=pool_conf),
-             Site("bob", BOB, conf=CONF, pool_conf="PoolIdleTimeout 60s")]
+    sites = [Site("alice", ALICE, conf=FFI, pool_conf=pool_conf),
+             Site("bob", BOB, conf=FFI, pool_conf="PoolIdleTimeout 60s")]
     server = httpd(sites=sites, **kw)
     for site in sites:
         fill(site)
@@ -71,15 +74,17 @@ def busy_pid(server, site="alice"):
     return server.get("/who.php", site).json()["pid"]
 
 
+def is_unharmed(server, pid, site):
+    """The process is there as before, whichever of its pool serves just now."""
+    return server.get("/who.php", site).status == 200 and pid in {p.pid for p in server.workers(site)}
+
+
 def recovers(server, site="alice", timeout=8):
     """The time until the site answers again, asking all the while."""
     start = time.monotonic()
     while True:
-        try:
-            if server.get("/who.php", site, timeout=5).status == 200:
-                return time.monotonic() - start
-        except (Broken, OSError):
-            pass
+        if server.answers(site=site):
+            return time.monotonic() - start
         if time.monotonic() - start > timeout:
             there = "\n".join(f"{p.pid} {p.role} {p.state} {p.title}" for p in server.processes())
             raise AssertionError(f"{site} has not recovered within {timeout} s; there are\n{there}")
@@ -111,9 +116,29 @@ def test_exit_before_the_response_is_502_and_logged(server, code):
 
 def test_kill_from_outside_before_the_response_is_502(server):
     pid = busy_pid(server)
-    killer = threading.Timer(0.4, os.kill, (pid, signal.SIGKILL))
-    killer.start()
+    threading.Timer(0.4, os.kill, (pid, signal.SIGKILL)).start()
     assert server.get("/sleep.php?s=3").status == 502
+
+
+@pytest.mark.parametrize("query", ["", "?begin"], ids=["before", "within"])
+def test_death_by_the_oom_killer_is_told_like_any_other(httpd, query):
+    """Not the SIGKILL of a test: the kernel chooses the worker and ends it at the limit of its control group."""
+    server = make(httpd, "PoolMaxProcesses 1\nPoolIdleTimeout 60s")
+    pid, bob = busy_pid(server), busy_pid(server, "bob")
+    at = len(server.error_log())
+    with MemoryGroup(f"mod_pool-{server.tag}", 96 << 20) as group:
+        group.take(pid)
+        found = server.get("/eat.php" + query)
+        assert group.kills() == 1
+    if query:
+        assert (found.status, found.body, found.complete) == (200, b"the first half", False)
+    else:
+        assert found.status == 502
+    line = server.wait_for_log(r"^.*/eat\.php.*$", after=at)[0]
+    assert re.search(r"pool alice\b", line) and re.search(rf"\b{pid}\b", line)
+    assert re.search(r"signal 9\b|SIGKILL", line)
+    assert busy_pid(server) != pid
+    assert is_unharmed(server, bob, "bob")
 
 
 @pytest.mark.parametrize("query", ["", "?length"])
@@ -171,31 +196,24 @@ def test_death_of_an_idle_worker_costs_no_byte_of_a_body(server, size):
 
 def test_death_of_many_idle_workers_at_once(server):
     in_threads(6, lambda _: server.get("/sleep.php?s=0.4"))
-    for p in server.workers("alice"):
-        os.kill(p.pid, signal.SIGKILL)
+    server.kill("worker", "alice")
     assert [a.status for a in in_threads(12, lambda _: server.get("/who.php"))] == [200] * 12
 
 
 def test_other_pool_is_untouched_by_deaths(server):
     pid = busy_pid(server, "bob")
     for _ in range(5):
-        server.get("/die.php?signal=11")
-    assert busy_pid(server, "bob") == pid
+        assert server.get("/die.php?signal=11").status == 502
+    assert is_unharmed(server, pid, "bob")
 
 
 # --- the other roles die ----------------------------------------------------------------------------
 
 
 def kill_role(server, role, pool=None):
-    found = server.processes(role, pool)
+    found = server.kill(role, pool)
     assert found, f"no {role}"
-    for p in found:
-        os.kill(p.pid, signal.SIGKILL)
-    return [p.pid for p in found]
-
-
-def gone(pids):
-    return all((p := read_process(pid)) is None or p.state == "Z" for pid in pids)
+    return found
 
 
 def test_death_of_a_zygote(httpd):
@@ -206,7 +224,24 @@ def test_death_of_a_zygote(httpd):
     assert recovers(server) < 3
     # More than the living workers can take: a new zygote is needed.
     assert [a.status for a in in_threads(4, lambda _: server.get("/sleep.php?s=0.3"))] == [200] * 4
-    assert busy_pid(server, "bob") == bob
+    assert is_unharmed(server, bob, "bob")
+
+
+def test_a_request_that_meets_the_death_of_its_zygote(httpd):
+    """The controller, held up meanwhile, is asked for workers first and learns afterwards that the zygote is dead."""
+    server = make(httpd)
+    busy_pid(server)
+    time.sleep(1.5)  # The lease has gone back, and so the controller knows that what this zygote forks works.
+    controller = server.processes("controller")[0].pid
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        asking = [Later(server.get, "/sleep.php?s=0.2") for _ in range(4)]
+        time.sleep(0.5)
+        kill_role(server, "zygote", "alice")
+        time.sleep(0.2)
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    assert [a.result().status for a in asking] == [200] * 4
 
 
 def test_death_of_the_seed(httpd):
@@ -214,12 +249,11 @@ def test_death_of_the_seed(httpd):
     busy_pid(server)
     bob = busy_pid(server, "bob")
     kill_role(server, "seed")
-    assert busy_pid(server, "bob") == bob
+    assert is_unharmed(server, bob, "bob")
     assert recovers(server) < 4
     eventually(lambda: len(server.processes("seed")) == 1, 6, what="one new seed")
     kill_role(server, "zygote")
-    for p in server.workers():
-        os.kill(p.pid, signal.SIGKILL)
+    server.kill("worker")
     assert recovers(server) < 4
     assert recovers(server, "bob") < 4
 
@@ -232,7 +266,7 @@ def test_death_of_the_controller(httpd):
     assert recovers(server, "bob") < 5
     # A lease that a frontend still held can have served both before httpd's parent has noticed.
     eventually(lambda: len(server.processes("controller")) == 1, 3, what="a new controller")
-    eventually(lambda: gone(old), 6, what="the old workers end")
+    eventually(lambda: gone(*old), 6, what="the old workers end")
     assert [a.status for a in in_threads(6, lambda _: server.get("/sleep.php?s=0.2"))] == [200] * 6
 
 
@@ -258,41 +292,19 @@ def test_controller_killed_again_and_again(httpd):
 def test_death_of_a_frontend_loses_no_lease(httpd):
     server = make(httpd, "PoolMaxProcesses 2\nPoolIdleTimeout 60s\nPoolQueueTimeout 10s")
     for _ in range(3):
-        threads = [threading.Thread(target=swallow, args=(server, "/sleep.php?s=2"), daemon=True) for _ in range(2)]
-        for t in threads:
-            t.start()
+        for _ in range(2):
+            Later(server.try_get, "/sleep.php?s=2")
         time.sleep(0.5)
         kill_role(server, "frontend")
         assert recovers(server) < 8
-    # A prefork parent starts one child a second at first.
-    eventually(lambda: len(server.processes("frontend")) > (server.mpm == "prefork"), 10, what="frontends")
-    # Both places of the pool are free: two long requests run side by side.
-    start = time.monotonic()
-    assert [a.status for a in in_threads(2, lambda _: server.get("/sleep.php?s=1"))] == [200] * 2
-    assert time.monotonic() - start < 1.9
+    # The scripts that the dead frontends asked for end, and prefork's parent, which starts one child a second at first,
+    # has two: then both places of the pool are free, and two long requests run side by side.
+    eventually(lambda: side_by_side(server), 10, what="two requests at a time")
     assert len(server.workers("alice")) <= 2
 
 
-def swallow(server, path):
-    try:
-        server.get(path)
-    except (Broken, OSError):
-        pass
-
-
-def test_death_of_the_parent_ends_everything(httpd):
-    server = make(httpd)
-    busy_pid(server), busy_pid(server, "bob")
-    everything = [p.pid for p in server.processes()]
-    os.kill(server.main, signal.SIGKILL)
-    server.wait_for_end()
-    left = server.wait_until_nothing_is_left(8)
-    server.stopped = True
-    for p in left:
-        os.kill(p.pid, signal.SIGKILL)
-    # Frontends of stock httpd outlive their parent; ours end with it.
-    assert [p.title for p in left] == []
-    assert len(everything) > 5
+def side_by_side(server):
+    return at_once([a.json() for a in in_threads(2, lambda _: server.get("/sleep.php?s=0.5"))]) == 2
 
 
 class Load:
@@ -373,7 +385,7 @@ def test_grandchild_ends_with_its_pool(httpd):
     server = make(httpd, "PoolIdleTimeout 1s")
     pid = int(server.get("/daemon.php").text)
     assert read_process(pid) is not None
-    eventually(lambda: gone([pid]), 12, what="the daemonised grandchild ends with the pool")
+    eventually(lambda: gone(pid), 12, what="the daemonised grandchild ends with the pool")
     assert server.of_uid(ALICE) == []
 
 
@@ -381,7 +393,7 @@ def test_grandchild_does_not_outlive_the_server(httpd):
     server = make(httpd)
     pid = int(server.get("/daemon.php").text)
     server.stop()
-    assert gone([pid])
+    assert gone(pid)
 
 
 def test_no_zombies(server):

@@ -13,14 +13,13 @@ import http.server
 import pytest
 
 import keyscan
-from harness import (ALICE, BOB, FRONTEND, Broken, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
+from harness import (ALICE, BOB, FRONTEND, Broken, Later, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
                      may_look_into, read_process)
-from pages import WHO_PHP
+from pages import ENV_CGI, FFI, SLEEP_PHP, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
 
 libc = ctypes.CDLL(None, use_errno=True)
-FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
 
 
 def fill(site):
@@ -393,6 +392,38 @@ def test_a_handler_that_works_in_frontends_only_does_not_show_the_script(server,
     server.wait_for_log(rf"pool alice .*handler {handler} belongs to {module}.*PoolModuleRole {module} worker")
 
 
+def test_server_status_belongs_to_the_frontends(httpd):
+    """A worker has no scoreboard. The example in docs/directives.md has the page of the frontends, pools included."""
+    alice = Site("alice", ALICE, conf="""
+        <Location /server-status>
+            SetHandler server-status
+        </Location>
+        Alias /real-status /nowhere
+        <Location /real-status>
+            SetHandler server-status
+            Require local
+            AssignServerPool none
+        </Location>
+    """)
+    server = httpd(sites=[alice], conf="ExtendedStatus On\n")
+    alice.write("sleep.php", SLEEP_PHP)
+    alice.write(".htaccess", "RewriteEngine On\nRewriteRule ^own-status$ - [H=server-status]\n")
+    server.start()
+    for path in ("/server-status", "/server-status?auto", "/own-status"):
+        at = len(server.error_log())
+        found = server.get(path)
+        assert (found.status, "Scoreboard" in found.text) == (500, False)
+        server.wait_for_log(r"pool alice .*POOL114.*handler server-status belongs to mod_status\.c", after=at)
+    sleeping = Later(server.get, "/sleep.php?s=2")
+    row = (rf"<b>W</b>[^W]*<td nowrap>{re.escape(alice.host)}:{server.port}</td>"
+           r"<td nowrap>GET /sleep\.php\?s=2 HTTP/1\.1</td>")
+    eventually(lambda: re.search(row, server.get("/real-status").text), 2, what="the pool's request on the page")
+    assert sleeping.result().status == 200
+    numbers = dict(line.split(": ", 1) for line in server.get("/real-status?auto").text.splitlines() if ": " in line)
+    assert int(numbers["Total Accesses"]) >= 4
+    assert "W" in numbers["Scoreboard"]
+
+
 # --- the pool's own environment ---------------------------------------------------------------------
 
 
@@ -419,6 +450,90 @@ def test_pool_env_and_umask_reach_php_and_cgi(httpd):
     assert server.get("/env.cgi").text.strip() == "production|own|640"
     assert server.get("/env.php", "bob").text.startswith("||")
     assert eventually(lambda: (server.root / "logs" / "env.log").read_text().splitlines()[:1] == ["production"])
+
+
+# --- what the configuration reveals -----------------------------------------------------------------
+
+
+# Looks through all memory of its own process that can be written, without a system call that would need a right. What
+# follows the mark is found; the mark itself, which is in the script too, is not enough.
+OWN_MEMORY_PHP = """
+    <?php
+    // Addresses as numbers: to the machine it is the same.
+    $c = FFI::cdef('unsigned long memmem(unsigned long, unsigned long, const char *, unsigned long);'
+        . 'void *memcpy(char *, unsigned long, unsigned long);');
+    $found = [];
+    foreach (file('/proc/self/maps') as $line) {
+        if (!preg_match('/^([0-9a-f]+)-([0-9a-f]+) rw/', $line, $m)) continue;
+        [$at, $end] = [hexdec($m[1]), hexdec($m[2])];
+        while ($hit = $c->memmem($at, $end - $at, 'CANARY-', 7)) {
+            $at = $hit + 7;
+            $text = FFI::new('char[40]');
+            $c->memcpy($text, $at, min(40, $end - $at));
+            if (preg_match('/^[a-z]+-[0-9a-f]{16}/', FFI::string($text, 40), $m)) $found[$m[0]] = true;
+        }
+    }
+    echo json_encode(array_keys($found));
+"""
+
+
+def canary(what):
+    """A secret, and what own-memory.php says when it finds it."""
+    found = f"{what}-{os.urandom(8).hex()}"
+    return f"CANARY-{found}", found
+
+
+def test_what_a_site_sees_of_the_secrets_of_another_one(httpd):
+    """As docs/security.md has it, in "What the configuration reveals": the configuration's text is in every pool's
+    memory, where native code finds it; what a file holds that only the pool's user reads is not; and no way but native
+    code leads to any of it."""
+    in_conf = {what: canary(what) for what in ("setenv", "poolenv", "proxysecret", "phpvalue")}
+    in_file = {what: canary(what) for what in ("htaccess", "dotenv", "password")}
+    bob = Site("bob", BOB, pool_conf=f"PoolEnv SECRET {in_conf['poolenv'][0]}", conf=f"""
+        SetEnv DB_PASSWORD {in_conf['setenv'][0]}
+        ProxyPass /ajp ajp://127.0.0.1:9/ secret={in_conf['proxysecret'][0]}
+        php_admin_value error_append_string {in_conf['phpvalue'][0]}
+        <Location /private>
+            AuthType Basic
+            AuthName x
+            AuthUserFile @HOME@/htpasswd
+            Require valid-user
+        </Location>
+        {FFI}
+    """)
+    alice = Site("alice", ALICE, conf=FFI + "AddHandler cgi-script .cgi\n")
+    server = httpd(sites=[alice, bob], modules=["cgi", "proxy", "proxy_ajp"])
+    for site in (alice, bob):
+        site.write("memory.php", OWN_MEMORY_PHP)
+        site.write("info.php", "<?php phpinfo(); echo file_get_contents('/proc/self/environ'), print_r(getenv(), 1),"
+                               "print_r($_SERVER, 1), print_r(ini_get_all(), 1);")
+        site.script("env.cgi", ENV_CGI)
+    bob.write(".htaccess", f"SetEnv TOKEN {in_file['htaccess'][0]}\n")
+    bob.write(".env", in_file["dotenv"][0])
+    bob.write("env.php", "<?php echo file_get_contents('.env'), $_SERVER['TOKEN'], $_SERVER['DB_PASSWORD'],"
+                         "getenv('SECRET'), ini_get('error_append_string');")
+    bob.write("htpasswd", f"{in_file['password'][0]}:x\n", base=bob.home)
+    server.start()
+
+    # bob's own requests have them all, so the look finds what is there.
+    own = server.get("/env.php", "bob").text
+    for what in ("dotenv", "htaccess", "setenv", "poolenv", "phpvalue"):
+        assert (in_conf | in_file)[what][0] in own, what
+    assert server.get("/private", "bob", headers=[("Authorization", "Basic eDp4")]).status == 401
+    texts = {found for _, found in in_conf.values()}
+    assert texts | {in_file["htaccess"][1]} <= set(server.get("/memory.php", "bob").json())
+
+    seen = set(server.get("/memory.php").json())
+    assert texts <= seen, "if this is no longer so, docs/security.md has to say so"
+    assert not seen & {found for _, found in in_file.values()}
+    # The ways of every script, in a fresh worker and in one that has read all of its memory.
+    for path in ("/info.php", "/env.cgi"):
+        found = server.get(path)
+        assert found.status == 200 and "PATH" in found.text
+        assert "CANARY-" not in found.text
+    for name in (".env", ".htaccess"):
+        alice.write("read.php", f"<?php var_dump(@file_get_contents('{bob.docroot / name}'));")
+        assert server.get("/read.php").text.strip() == "bool(false)"
 
 
 # --- .htaccess --------------------------------------------------------------------------------------

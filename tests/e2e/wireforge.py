@@ -100,7 +100,7 @@ function sockets($c, $where) {
     return $out;
 }
 function descriptor($c, $kind) {
-    $dir = __DIR__ . '/scratch'; @mkdir($dir);
+    $dir = getenv('SCRATCH');
     switch ($kind) {
         case 'fifo': @unlink("$dir/fifo"); $c->mkfifo("$dir/fifo", 0600); return $c->open("$dir/fifo", 2, 0);
         case 'fifo-read': @unlink("$dir/fifo"); $c->mkfifo("$dir/fifo", 0600); return $c->open("$dir/fifo", 0x800, 0);
@@ -137,8 +137,9 @@ function send($c, $fd, $bytes, $fds) {
 }
 function note($what) {
     // Whole or not at all: this process may be killed at any time.
-    file_put_contents(__DIR__ . '/forge.new', json_encode($what));
-    rename(__DIR__ . '/forge.new', __DIR__ . '/forge.log');
+    $log = getenv('SCRATCH') . '/forge';
+    file_put_contents("$log.new", json_encode($what));
+    rename("$log.new", "$log.log");
 }
 $targets = sockets($c, $plan['where']);
 note(['pid' => getmypid(), 'targets' => $targets]);

@@ -127,6 +127,26 @@ fn a_proven_zygote_that_dies_is_replaced_and_its_idle_workers_stay() {
 }
 
 #[test]
+fn a_zygote_that_dies_with_an_order_is_replaced_if_a_worker_of_it_lives() {
+    for lives in [true, false] {
+        let mut b = one(4);
+        b.want(F1, 1, 1);
+        let zygote = b.zygote_started().expect("zygote");
+        b.event(Event::ZygoteReady { zygote });
+        if lives {
+            b.obey();
+            b.grant().expect("nobody has heard of its request yet");
+            b.want(F1, 2, 1);
+        }
+        assert!(b.fork_ordered().is_some());
+        b.actions.clear();
+        b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+        assert_eq!(b.zygote_started().is_some(), lives);
+        assert_eq!(b.refused().map(|r| r.1), if lives { None } else { Some(Refusal::Throttled) });
+    }
+}
+
+#[test]
 fn wants_wait_for_the_first_seed_and_are_refused_when_it_keeps_failing() {
     let mut b = one(4);
     b.configure(2, 100, vec![row("a", Some(0), 4)]);
