@@ -195,11 +195,13 @@ unsafe extern "C" fn fixups(r: *mut ffi::request_rec) -> c_int {
     })
 }
 
-/// A handler whose module works in the frontends only: the default handler would send the script's own text.
+/// Before the handlers. In the place of one whose module works in the frontends only: the default handler would send the
+/// script's own text.
 unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
     guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
         // SAFETY: httpd passes a live request.
         let r = unsafe { RequestRec::from_raw(raw) };
+        worker::handler_begins(r);
         let Some(module) = classes::left_to_frontends(r.handler()) else { return HOOK_DECLINED };
         log::request(
             log::Level::Error,

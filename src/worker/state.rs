@@ -7,6 +7,7 @@ use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::tls::Tls;
 use crate::httpd::rebuild::{self, BodyLength};
+use crate::wire::chunked::Chunked;
 use crate::wire::frame::{Exchange, FrameKind};
 use once_cell::unsync::OnceCell;
 use std::cell::{Cell, RefCell};
@@ -57,6 +58,8 @@ pub(super) struct Response {
     pub(super) interims: Cell<u32>,
     /// Bytes of a head that did not come through the header filter.
     pub(super) raw_head: RefCell<Vec<u8>>,
+    /// The body comes in the chunks of such a response.
+    pub(super) chunked: Cell<Option<Chunked>>,
 }
 
 impl Response {
@@ -67,6 +70,7 @@ impl Response {
         self.interims.set(0);
         self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
+        self.chunked.set(None);
     }
 }
 
