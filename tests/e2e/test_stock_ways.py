@@ -28,6 +28,8 @@ def server(shared_httpd):
         <Location /mirror>
             SetHandler reflector
         </Location>
+    """, tls_conf="""
+        Header set X-Names "expr=%{SSL_SERVER_S_DN_CN}|%{SSL_SERVER_S_DN_CN_RAW}|%{SSL_SERVER_S_DN_CN_0_RAW}"
     """)
     server = shared_httpd(sites=[alice], modules=["cgi", "reflector", "log_debug"])
     fill(alice)
@@ -102,3 +104,11 @@ def test_broken_chunks_of_a_script_are_seen_to_be_broken(server, script):
         except Broken:
             return
         assert not found.complete or found.status == 502
+
+
+# --- TLS --------------------------------------------------------------------------------------------
+
+
+def test_names_of_certificates_unchanged_for_display(server):
+    names = server.request("GET", "/text.txt", tls=True).get("X-Names").split("|")
+    assert names[0] and names == [names[0]] * 3
