@@ -201,6 +201,7 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
     guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
         // SAFETY: httpd passes a live request.
         let r = unsafe { RequestRec::from_raw(raw) };
+        worker::handler_begins(r);
         if let Some(scheme) = classes::unreachable_backend(r) {
             log::request(
                 log::Level::Error,

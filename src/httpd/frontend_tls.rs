@@ -130,7 +130,21 @@ fn make_table<'r>(ssl: &ModSsl, r: RequestRec<'r>) -> Table<'r> {
             }
         }
     }
+    add_raw_names(r, env);
     env
+}
+
+/// The parts of names in certificates as they stand there, where mod_ssl changes them for display.
+fn add_raw_names<'r>(r: RequestRec<'r>, env: Table<'r>) {
+    let is_part = |name: &[u8]| name.windows(4).any(|w| w == b"_DN_");
+    let shown: Vec<(&[u8], &[u8])> = env.iter().filter(|(name, _)| is_part(name)).collect();
+    for (name, value) in shown {
+        let name = r.pool().copy_str(&[name, b"_RAW"].concat());
+        let raw = lookup(r, name);
+        if !raw.is_empty() && raw != value {
+            env.setn(name, r.pool().copy_str(&raw));
+        }
+    }
 }
 
 /// mod_ssl's directory record with the options set, made by mod_ssl's own functions at start-up: its address.

@@ -31,6 +31,16 @@ pub fn request_ends() {
     CURRENT.set(None);
 }
 
+/// Whether httpd reads and drops a body that a handler does not want (`ap_discard_request_body`). It does so before the
+/// answer, and refuses a body that is too long or broken; once the answer is on its way, what is left of the body is the
+/// frontend's. An error's answer does not wait for the body at all.
+pub fn unwanted_body(r: RequestRec<'_>, dropped: bool) {
+    let keepalive =
+        if dropped { ffi::ap_conn_keepalive_e_AP_CONN_UNKNOWN } else { ffi::ap_conn_keepalive_e_AP_CONN_CLOSE };
+    // SAFETY: a live request has a live connection, in a worker one that `Workshop::connect` made.
+    unsafe { (*r.connection_ptr()).keepalive = keepalive };
+}
+
 /// One end of a connection: the address as text, as number, and the port.
 #[derive(Debug, Clone, Copy)]
 pub struct End<'a> {
@@ -117,7 +127,8 @@ impl Workshop {
         c.id = d.connection_id.cast_signed();
         c.notes = Table::new(pool, 5).as_ptr();
         c.bucket_alloc = self.buckets;
-        // The connection is the frontend's: nothing here may read ahead on it, or throw a body away to keep it.
+        // The connection is the frontend's: nothing here may read ahead on it, or throw a body away to keep it. While a
+        // handler looks for its answer that is different, see `unwanted_body`.
         c.keepalive = ffi::ap_conn_keepalive_e_AP_CONN_CLOSE;
         c.keepalives = i32::try_from(d.keepalives).unwrap_or(i32::MAX);
         if !d.connection_log_id.is_empty() {

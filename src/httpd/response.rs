@@ -295,7 +295,11 @@ pub fn discard(r: RequestRec<'_>) -> bool {
 /// Answers the request with an error, with the error document that the configuration has for it.
 pub fn die(r: RequestRec<'_>, status: i32) {
     // SAFETY: the request is live.
-    unsafe { ffi::ap_die(status, r.as_ptr()) };
+    unsafe {
+        // The length filter has counted the bytes of the answer that is thrown away.
+        (*r.as_ptr()).bytes_sent = 0;
+        ffi::ap_die(status, r.as_ptr());
+    }
 }
 
 /// Body bytes follow: what `ap_http_header_filter` tells the loggers.

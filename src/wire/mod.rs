@@ -4,6 +4,7 @@
 //! Never: reads a socket, allocates by a length that a peer sent.
 #![forbid(unsafe_code)]
 
+pub mod chunked;
 pub mod codec;
 pub mod control;
 pub mod frame;

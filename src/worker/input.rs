@@ -6,7 +6,7 @@
 use super::inbox::{Filled, Incoming};
 use super::state::{with, Gone, Worker};
 use crate::apr::brigade::{Brigade, Status};
-use crate::httpd::rebuild::BodyLength;
+use crate::httpd::rebuild::{self, BodyLength};
 use crate::httpd::worker_filters::{answer_bad_body, Filter, ReadMode};
 use crate::httpd::{log, RequestRec};
 use crate::sys::socket::Blocking;
@@ -23,6 +23,14 @@ const TOO_LARGE: i32 = 413;
 /// In the place of httpd's body filter.
 pub fn body(filter: Filter<'_>, mut brigade: Brigade<'_>, mode: ReadMode, blocking: Blocking) -> Result<(), Status> {
     with(|worker| worker.read_body(filter.request(), &mut brigade, mode, blocking)).unwrap_or(Err(Status::GENERAL))
+}
+
+/// A handler is about to run. One that wants no body has it dropped first, unless it is to describe an error.
+pub fn handler_begins(r: RequestRec<'_>) {
+    let sent = with(|worker| worker.response.head_sent.get()) == Some(true);
+    if !r.is_subrequest() && !sent && (200..300).contains(&r.status()) {
+        rebuild::unwanted_body(r, true);
+    }
 }
 
 /// What the next frame meant for a reader.

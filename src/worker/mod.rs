@@ -28,7 +28,7 @@ mod state;
 mod tls;
 
 #[cfg(feature = "httpd")]
-pub use input::body;
+pub use input::{body, handler_begins};
 #[cfg(feature = "httpd")]
 pub use log::error_line;
 #[cfg(feature = "httpd")]

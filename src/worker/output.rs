@@ -9,6 +9,7 @@ use crate::httpd::response;
 use crate::httpd::worker_filters::Filter;
 use crate::httpd::{log, rebuild, RequestRec};
 use crate::sys::file;
+use crate::wire::chunked::Chunked;
 use crate::wire::frame::{FrameKind, PairsWriter, MAX_DATA, MAX_INTERIM};
 use crate::wire::interim;
 use crate::wire::response::{is_hop_by_hop, put_response_head, FileRange, MAX_FIELDS};
@@ -94,6 +95,7 @@ impl Worker {
 
     fn send_head(&self, r: RequestRec<'_>) -> Result<(), Status> {
         self.response.head_sent.set(true);
+        rebuild::unwanted_body(r, false);
         let bodiless = response::is_header_only(r);
         self.response.bodiless.set(bodiless);
         let length = response::content_length(r);
@@ -114,7 +116,11 @@ impl Worker {
                 Kind::File if self.response.head_sent.get() => self.file(bucket)?,
                 Kind::Data | Kind::File => self.data(bucket)?,
                 Kind::Flush => self.send(|outbox, lease| outbox.flush(lease))?,
-                Kind::EndOfStream => self.response.complete.set(true),
+                Kind::EndOfStream => {
+                    let cut = self.response.chunked.get().is_some_and(|chunked| !chunked.is_complete());
+                    self.response.broken.set(self.response.broken.get() || cut);
+                    self.response.complete.set(true);
+                }
                 Kind::EndOfConnection => {
                     if !self.response.complete.get() {
                         self.response.broken.set(true);
@@ -145,10 +151,28 @@ impl Worker {
             }
             read => read?,
         };
-        if self.response.head_sent.get() {
-            return self.body_bytes(bytes);
+        if !self.response.head_sent.get() {
+            return self.raw_bytes(bytes);
         }
-        self.raw_bytes(bytes)
+        if self.response.chunked.get().is_some() {
+            return self.chunks(bytes);
+        }
+        self.body_bytes(bytes)
+    }
+
+    /// Body of a response that came in chunks of its own: the chunks of HTTP/1 are the frontend's to make.
+    fn chunks(&self, mut bytes: &[u8]) -> Result<(), Status> {
+        let Some(mut chunked) = self.response.chunked.get() else { return self.body_bytes(bytes) };
+        while !bytes.is_empty() {
+            let Ok((taken, data)) = chunked.take(bytes) else {
+                self.response.broken.set(true);
+                return Err(Status::GENERAL);
+            };
+            self.body_bytes(data)?;
+            bytes = &bytes[taken..];
+        }
+        self.response.chunked.set(Some(chunked));
+        Ok(())
     }
 
     fn body_bytes(&self, bytes: &[u8]) -> Result<(), Status> {
@@ -201,14 +225,19 @@ impl Worker {
                 }
             }
         }
-        self.body_bytes(&head[at..])
+        self.chunks(&head[at..])
     }
 
     fn raw_head(&self, head: &interim::RawHead<'_>) -> Result<(), Status> {
+        let mut fields = head.fields.iter();
+        let chunked = !head.is_interim()
+            && fields.any(|(name, value)| {
+                name.eq_ignore_ascii_case("Transfer-Encoding") && value.eq_ignore_ascii_case(b"chunked")
+            });
         let mut lengths = head.fields.iter().filter(|(name, _)| is_length(name));
         // Of several, none is believed.
         let length = match (lengths.next(), lengths.next()) {
-            (Some((_, value)), None) => response::parse_length(value),
+            (Some((_, value)), None) if !chunked => response::parse_length(value),
             _ => None,
         };
         let kind = if head.is_interim() {
@@ -221,6 +250,8 @@ impl Worker {
             FrameKind::Interim
         } else {
             self.response.head_sent.set(true);
+            self.response.chunked.set(chunked.then(Chunked::default));
+            rebuild::with_current(|r| rebuild::unwanted_body(r, false));
             let no_body = rebuild::with_current(response::is_header_only).unwrap_or(false);
             self.response.bodiless.set(no_body || matches!(head.status, 204 | 304));
             if !self.response.bodiless.get() {

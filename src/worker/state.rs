@@ -8,6 +8,7 @@ use super::outbox::Outbox;
 use super::tls::Tls;
 use crate::apr::brigade::Status;
 use crate::httpd::rebuild::{self, BodyLength};
+use crate::wire::chunked::Chunked;
 use crate::wire::frame::{Exchange, FrameKind};
 use once_cell::unsync::OnceCell;
 use std::cell::{Cell, RefCell};
@@ -58,6 +59,8 @@ pub(super) struct Response {
     pub(super) interims: Cell<u32>,
     /// Bytes of a head that did not come through the header filter.
     pub(super) raw_head: RefCell<Vec<u8>>,
+    /// The body comes in the chunks of such a response.
+    pub(super) chunked: Cell<Option<Chunked>>,
 }
 
 impl Response {
@@ -68,6 +71,7 @@ impl Response {
         self.interims.set(0);
         self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
+        self.chunked.set(None);
     }
 }
 

@@ -61,7 +61,12 @@ pub fn tls_variable<'p>(pool: AprPool<'p>, name: &[u8]) -> Option<&'p CStr> {
     }
     with(|worker| {
         let current = worker.exchange.try_borrow().ok()?;
-        let (_, value) = super::serve::pairs(&current.tls.variables).iter().find(|(n, _)| *n == name)?;
+        let find = |name: &[u8]| {
+            super::serve::pairs(&current.tls.variables).iter().find(|(n, _)| *n == name).map(|(_, value)| value)
+        };
+        // Told only where it is not the same as without `_RAW`; and the first of several has two names.
+        let plain = name.strip_suffix(b"_RAW").unwrap_or(name);
+        let value = find(name).or_else(|| find(plain)).or_else(|| find(plain.strip_suffix(b"_0")?))?;
         Some(pool.copy_str(value))
     })
     .flatten()
