@@ -40,7 +40,7 @@ pub(super) fn keep(start: &ControllerStart) -> io::Result<Kept> {
     let mut kept = first_message(start)?;
     let signal = TermSignal::new()?;
     loop {
-        let controller = match fork::fork()? {
+        let controller = match fork::fork_child()? {
             Forked::Child => return Ok(kept),
             Forked::Parent { child } => PidFd::open(child)?,
         };
