@@ -8,7 +8,7 @@ use crate::sys::socket::{self, PeerState};
 use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
 use crate::wire::frame::Exchange;
 use once_cell::sync::OnceCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -101,7 +101,8 @@ struct PoolDesk {
     busy: usize,
     /// Requests without a lease, the oldest first.
     waiting: VecDeque<Arc<Waiter>>,
-    recalled: HashSet<LeaseId>,
+    /// Leases to give back when their request is over, and which lending is meant.
+    recalled: HashMap<LeaseId, LendCount>,
 }
 
 impl PoolDesk {
@@ -161,6 +162,7 @@ struct Busy {
     socket: Arc<OwnedFd>,
     pid: u32,
     pool: u32,
+    lend: LendCount,
     since: Instant,
 }
 
@@ -310,7 +312,13 @@ impl Desk {
         if let Some(mut pool) = self.pool(lease.pool) {
             pool.busy += 1;
         }
-        let busy = Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool, since: Instant::now() };
+        let busy = Busy {
+            socket: Arc::clone(&lease.socket),
+            pid: lease.pid,
+            pool: lease.pool,
+            lend: lease.lend,
+            since: Instant::now(),
+        };
         lock(&self.busy).insert((lease.era, lease.id), busy);
     }
 
@@ -352,7 +360,7 @@ impl Desk {
         if lease.era != self.era.load(Ordering::Relaxed) {
             return None;
         }
-        if pool.recalled.remove(&lease.id) || !pool.may_hand_over(lease.granted, now) {
+        if pool.recalled.remove(&lease.id) == Some(lease.lend) || !pool.may_hand_over(lease.granted, now) {
             return Some(lease);
         }
         if !pool.waiting.is_empty() {
@@ -421,7 +429,7 @@ impl Desk {
             ControllerMessage::Refuse { want, reason, retry_after_s, text } => {
                 self.refuse(want, NoLease { reason, retry_after_s, text });
             }
-            ControllerMessage::Recall { lease, .. } => self.recall(lease),
+            ControllerMessage::Recall { lease, lend } => self.recall(lease, lend),
             ControllerMessage::Contended { pool, on } => self.contended(pool, on),
             ControllerMessage::Obituary { lease, wait_status, .. } => self.bury(lease, wait_status),
             ControllerMessage::Log { .. } => {}
@@ -463,20 +471,22 @@ impl Desk {
         }
     }
 
-    fn recall(&self, id: LeaseId) {
+    fn recall(&self, id: LeaseId, lend: LendCount) {
+        let busy = lock(&self.busy).get(&(self.era.load(Ordering::Relaxed), id)).map(|b| (b.pool, b.lend));
+        if let Some(mut pool) = busy.filter(|(_, l)| *l == lend).and_then(|(p, _)| self.pool(p)) {
+            pool.recalled.insert(id, lend);
+        }
+        // Looked for second: it may have become idle meanwhile.
         for pool in &self.pools {
             let mut pool = lock(pool);
-            if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id) {
+            if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id && l.lend == lend) {
+                pool.recalled.remove(&id);
                 if let Some((_, lease)) = pool.idle.remove(at) {
                     drop(pool);
                     self.give_back(lease);
                     return;
                 }
             }
-        }
-        let busy = lock(&self.busy).get(&(self.era.load(Ordering::Relaxed), id)).map(|b| b.pool);
-        if let Some(mut pool) = busy.and_then(|p| self.pool(p)) {
-            pool.recalled.insert(id);
         }
     }
 
