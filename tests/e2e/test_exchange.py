@@ -22,7 +22,7 @@ STALL_CONF = "AddHandler cgi-script .cgi\n"
 
 
 def stalling(make, conf, **kw):
-    site = Site("alice", ALICE, conf=STALL_CONF, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 4")
+    site = Site("alice", ALICE, conf=STALL_CONF, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
     server = make(sites=[site], conf=conf, modules=["cgi"], **kw)
     site.script("echo.cgi", ECHO_CGI)
     site.script("pid.cgi", PID_CGI)
@@ -135,7 +135,7 @@ def test_mod_reqtimeout_bounds_the_upload_before_timeout_does(httpd):
 @pytest.fixture(scope="module")
 def honest(shared_httpd):
     site = Site("alice", ALICE, conf=STALL_CONF + "php_admin_value ffi.enable 1\n",
-                pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 4")
+                pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
     server = shared_httpd(sites=[site], conf="Timeout 5", modules=["cgi"])
     site.script("pid.cgi", PID_CGI)
     site.script("nph-garbage.cgi", "#!/bin/sh\nhead -c 100000 /dev/zero\n")
