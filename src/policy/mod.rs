@@ -8,6 +8,7 @@
 mod account;
 mod generation;
 mod lending;
+pub mod mpm;
 mod state;
 mod timer;
 mod worker;
