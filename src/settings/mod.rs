@@ -7,12 +7,14 @@
 mod builder;
 mod check;
 mod logged;
+mod mpm;
 mod ssl;
 mod values;
 
 pub use builder::PoolTreeBuilder;
 pub use check::{Findings, Surroundings};
 pub use logged::LoggedNames;
+pub use mpm::{MpmLimits, MpmSettings, ScoreboardSize};
 pub use ssl::{SslDirRecord, SslOptions};
 
 use crate::wire::control::{PoolRow, PoolTable};

@@ -1,6 +1,6 @@
-//! fork(2) for seeds and zygotes, whose children belong to the controller.
+//! fork(2) for seeds and zygotes, whose children belong to the controller, and for httpd's parent.
 //!
-//! Runs in: seed, zygote (both have one thread).  Trusts: the kernel.  Owns: nothing.
+//! Runs in: seed, zygote, parent (each has one thread).  Trusts: the kernel.  Owns: nothing.
 //! Never: runs where other threads exist; the child has only the calling one.
 
 use std::io;
@@ -54,6 +54,23 @@ pub fn fork_as_sibling() -> io::Result<Forked> {
             Err(_) => Err(io::Error::last_os_error()),
         },
     }
+}
+
+/// fork(2) as httpd's MPMs do it, with libc's atfork handlers.
+///
+/// For a process with one thread only. Errors: `EAGAIN`, `ENOMEM`.
+pub fn fork_child() -> io::Result<Forked> {
+    // SAFETY: the caller's process has one thread, so that no lock is held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        0 => Ok(Forked::Child),
+        pid => u32::try_from(pid).map(|child| Forked::Parent { child }).map_err(|_| io::Error::last_os_error()),
+    }
+}
+
+/// Leaves as C programs do, with the exit handlers that libraries have registered.
+pub fn exit_with_handlers(status: i32) -> ! {
+    // SAFETY: exit does not return; handlers were registered to be run here.
+    unsafe { libc::exit(status) }
 }
 
 /// Leaves at once, without exit handlers: what they would tidy up belongs to the parent process.

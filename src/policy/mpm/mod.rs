@@ -6,4 +6,5 @@
 pub mod admission;
 pub mod connection;
 pub mod maintenance;
+pub mod slots;
 pub mod wheel;
