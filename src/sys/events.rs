@@ -7,8 +7,8 @@
 //! are watched with EPOLLEXCLUSIVE: a new connection wakes one process of those that have a thread waiting. The kernel
 //! wakes the thread that began to wait last, whose stack and caches are warm.
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -104,16 +104,19 @@ pub enum Woken {
     /// The pipe is readable.
     Pipe,
     Called,
-    /// SIGTERM.
+    /// SIGTERM, or SIGINT.
     Terminated,
 }
 
 impl Alarm {
-    /// SIGTERM must be blocked in every thread, so that it is kept for the alarm.
-    pub fn new() -> io::Result<Self> {
+    /// SIGTERM must be blocked in every thread, so that it is kept for the alarm; with `terminal` SIGINT too.
+    pub fn new(terminal: bool) -> io::Result<Self> {
         let call = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let mut set = SigSet::empty();
         set.add(Signal::SIGTERM);
+        if terminal {
+            set.add(Signal::SIGINT);
+        }
         let term = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { call, term })
     }
@@ -164,17 +167,20 @@ pub fn has_input(fd: BorrowedFd<'_>) -> bool {
     matches!(nix::poll::poll(&mut poll, PollTimeout::ZERO), Ok(1..))
 }
 
-/// Ends both directions of a connection: a thread that waits on it goes on, with an error. The descriptor stays open.
-pub fn shut_down(fd: BorrowedFd<'_>) {
-    use std::os::fd::AsRawFd;
-    // It fails only when the connection has ended already.
-    let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+/// Ends both directions of a connection, by its descriptor's number: a thread that waits on it goes on, with an error.
+/// The descriptor stays open; a number that is no socket's is ignored.
+pub fn shut_down_number(fd: i32) {
+    if fd >= 0 {
+        // It fails only when there is no connection.
+        let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
@@ -199,13 +205,13 @@ mod tests {
         set.arm(b.as_fd(), 7, Interest::Any, false).expect("add");
         assert_eq!(set.wait().expect("wait"), Some(7));
         assert!(!has_input(b.as_fd()));
-        shut_down(b.as_fd());
+        shut_down_number(b.as_raw_fd());
         assert!(has_input(b.as_fd()));
     }
 
     #[test]
     fn a_call_wakes_now_or_later_and_a_pipe_too() {
-        let alarm = Alarm::new().expect("eventfd, signalfd");
+        let alarm = Alarm::new(false).expect("eventfd, signalfd");
         alarm.call();
         assert_eq!(alarm.wait(None), Woken::Called);
         let (read, write) = nix::unistd::pipe().expect("pipe");

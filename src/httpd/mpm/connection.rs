@@ -88,6 +88,13 @@ impl Accepted {
     pub(super) fn new(pool: TransactionPool, socket: *mut ffi::apr_socket_t) -> Self {
         Self { pool, socket }
     }
+
+    /// Closes it without a word.
+    pub fn close(self) -> TransactionPool {
+        // SAFETY: ours alone; the socket lives in the pool.
+        unsafe { ffi::apr_socket_close(self.socket) };
+        self.pool.clear()
+    }
 }
 
 /// What is said when a connection's pool ends, however that comes: the number that it was opened with, and how it was
@@ -367,9 +374,7 @@ impl Connection {
     pub fn take_interest(&mut self, default: Interest) -> Interest {
         let state = self.at();
         // SAFETY: ours alone.
-        let sense = unsafe {
-            std::mem::replace(&mut (*state).public.sense, ffi::conn_sense_e_CONN_SENSE_DEFAULT)
-        };
+        let sense = unsafe { std::mem::replace(&mut (*state).public.sense, ffi::conn_sense_e_CONN_SENSE_DEFAULT) };
         match sense {
             ffi::conn_sense_e_CONN_SENSE_WANT_READ => Interest::Read,
             ffi::conn_sense_e_CONN_SENSE_WANT_WRITE => Interest::Write,

@@ -43,12 +43,7 @@ pub enum OpenError {
 
 /// Opens the listeners of this configuration. `keep` is the number of buckets to make, 0 for as many as
 /// `ListenCoresBucketsRatio` says.
-pub fn open(
-    pconf: AprPool<'_>,
-    main: ServerRec<'_>,
-    keep: usize,
-    one_process: bool,
-) -> Result<Vec<Bucket>, OpenError> {
+pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: bool) -> Result<Vec<Bucket>, OpenError> {
     // SAFETY: httpd's parent, one thread; the main server is live.
     if unsafe { ffi::ap_setup_listeners(main.as_ptr()) } < 1 {
         return Err(OpenError::NoListener);
@@ -56,9 +51,8 @@ pub fn open(
     let mut lists: *mut *mut ffi::ap_listen_rec = ptr::null_mut();
     let mut count = c_int::try_from(keep).unwrap_or(0);
     // SAFETY: as above; the call writes the array and its length.
-    let rc = unsafe {
-        ffi::ap_duplicate_listeners(pconf.as_ptr(), main.as_ptr(), (&raw mut lists).cast(), &raw mut count)
-    };
+    let rc =
+        unsafe { ffi::ap_duplicate_listeners(pconf.as_ptr(), main.as_ptr(), (&raw mut lists).cast(), &raw mut count) };
     if rc != 0 {
         return Err(OpenError::Duplicate(rc));
     }

@@ -11,8 +11,8 @@ pub mod score;
 pub mod threads;
 
 use super::command::{Command, Handled, Refused};
-use super::log::{self, Level};
 use super::image;
+use super::log::{self, Level};
 use crate::apr::pool::bytes;
 use crate::ffi;
 use crate::settings::{MpmLimits, MpmSettings, ScoreboardSize};
@@ -93,7 +93,8 @@ fn has_other_owner(directive: &CStr) -> bool {
     // SAFETY: null or a live module record.
     while let Some(module) = unsafe { at.as_ref() } {
         // SAFETY: a module's commands are null or a table that a null name ends; the name is NUL-terminated.
-        let found = !module.cmds.is_null() && unsafe { !ffi::ap_find_command(directive.as_ptr(), module.cmds).is_null() };
+        let found =
+            !module.cmds.is_null() && unsafe { !ffi::ap_find_command(directive.as_ptr(), module.cmds).is_null() };
         // SAFETY: the name of a module is static data of it.
         if found && unsafe { bytes(module.name) } != b"mod_pool.c" {
             return true;

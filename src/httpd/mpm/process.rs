@@ -90,11 +90,7 @@ pub fn relieve_children(stopped: Stopped) {
 
 /// Runs the `child_status` hook: a child has started, or has ended.
 pub fn tell_child_status(main: ServerRec<'_>, pid: u32, generation: c_int, slot: Option<usize>, started: bool) {
-    let state = if started {
-        ffi::mpm_child_status_MPM_CHILD_STARTED
-    } else {
-        ffi::mpm_child_status_MPM_CHILD_EXITED
-    };
+    let state = if started { ffi::mpm_child_status_MPM_CHILD_STARTED } else { ffi::mpm_child_status_MPM_CHILD_EXITED };
     let slot = slot.and_then(|s| c_int::try_from(s).ok()).unwrap_or(-1);
     // SAFETY: httpd's parent; the main server is live.
     unsafe { ffi::ap_run_child_status(main.as_ptr(), pid.cast_signed(), generation, slot, state) };
@@ -234,4 +230,13 @@ unsafe extern "C" fn ends_one_process(signal: c_int) -> c_int {
 pub fn wait_for_signal() {
     // SAFETY: every signal is blocked (become_child); the function stays mapped and only compares.
     unsafe { ffi::apr_signal_thread(Some(ends_one_process)) };
+}
+
+/// httpd's main server, for callbacks that get none.
+pub fn main_server() -> Option<ServerRec<'static>> {
+    // SAFETY: null, or the main server of the configuration, which the callers do not outlive.
+    unsafe {
+        let main = ffi::ap_server_conf;
+        (!main.is_null()).then(|| ServerRec::from_raw(main))
+    }
 }

@@ -165,7 +165,8 @@ impl Seat {
 
     /// Number of the connections that it serves, as the log shows it.
     pub(super) fn connection_id(self) -> std::ffi::c_long {
-        std::ffi::c_long::from(self.slot) * std::ffi::c_long::from(super::limits().thread_limit) + i64::from(self.thread)
+        std::ffi::c_long::from(self.slot) * std::ffi::c_long::from(super::limits().thread_limit)
+            + i64::from(self.thread)
     }
 
     pub fn set(self, status: Status) {
@@ -177,12 +178,7 @@ impl Seat {
         };
         // SAFETY: slot and thread are below the scoreboard's size: they count what it was made for.
         unsafe {
-            ffi::ap_update_child_status_from_indexes(
-                self.slot,
-                self.thread,
-                status.cast_signed(),
-                std::ptr::null_mut(),
-            )
+            ffi::ap_update_child_status_from_indexes(self.slot, self.thread, status.cast_signed(), std::ptr::null_mut())
         };
     }
 

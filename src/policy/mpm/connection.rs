@@ -124,7 +124,8 @@ mod tests {
     #[test]
     fn a_module_may_ask_for_four_things() {
         let next = |left| after_processing(Processed { ok: true, left, aborted: false });
-        let expected = [Next::Linger, Next::Flush, Next::Flush, Next::Suspend, Next::Linger, Next::WaitIo, Next::Linger];
+        let expected =
+            [Next::Linger, Next::Flush, Next::Flush, Next::Suspend, Next::Linger, Next::WaitIo, Next::Linger];
         assert_eq!(ALL.map(next), expected);
     }
 

@@ -71,7 +71,10 @@ pub enum Report {
     /// No place in the scoreboard although `MaxRequestWorkers` is not reached.
     ScoreboardFull,
     /// So many are forked that more spare threads may be needed.
-    Busy { spawning: u32, idle_threads: u32 },
+    Busy {
+        spawning: u32,
+        idle_threads: u32,
+    },
 }
 
 /// What to do.
