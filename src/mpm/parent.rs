@@ -341,7 +341,6 @@ impl Parent {
         });
         if self.one_process {
             note_stopped(self.main, slot);
-            process::remove_pid_file(self.pconf);
         }
         process::end_child(pchild, status)
     }

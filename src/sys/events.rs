@@ -55,7 +55,8 @@ impl EventSet {
             Interest::Any => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
         };
         let mut event = EpollEvent::new(what | EpollFlags::EPOLLONESHOT, token);
-        Ok(if known { self.epoll.modify(fd, &mut event)? } else { self.epoll.add(fd, event)? })
+        let done = if known { self.epoll.modify(fd, &mut event) } else { self.epoll.add(fd, event) };
+        Ok(done?)
     }
 
     /// Watches it no longer. Whoever has taken an event already goes on with that.

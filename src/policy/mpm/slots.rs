@@ -23,9 +23,12 @@ const CHUNKS: usize = 1024;
 /// Places for things of type `T`.
 #[derive(Debug)]
 pub struct Slots<T> {
-    chunks: Box<[OnceLock<Box<[Mutex<Slot<T>>]>>]>,
+    chunks: Box<[OnceLock<Chunk<T>>]>,
     free: Mutex<Free>,
 }
+
+/// Made when the first of its places is needed, and kept.
+type Chunk<T> = Box<[Mutex<Slot<T>>]>;
 
 #[derive(Debug, Default)]
 struct Free {
