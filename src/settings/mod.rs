@@ -53,6 +53,9 @@ pub const BLOCK_DIRECTIVES: [&str; 11] = [
     "PoolUmask",
 ];
 
+/// The pool that serves every request where PHP is loaded, mod_pool is the MPM and nothing is assigned.
+pub const DEFAULT_POOL: &str = "default";
+
 /// Index of the implicit pool that holds all others.
 pub const ROOT: u32 = 0;
 
