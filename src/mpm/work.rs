@@ -350,9 +350,16 @@ impl Frontend {
         let connection = &mut held.connection;
         let now = self.timers.now();
         let (deadline, interest) = match waits {
-            Waits::Io => (Some(now + millis(connection.timeout())), Some(connection.take_interest(Interest::Read))),
-            Waits::Write => (Some(now + millis(connection.timeout())), Some(connection.take_interest(Interest::Write))),
-            Waits::KeepAlive => (Some(now + millis(connection.keep_alive_timeout())), Some(Interest::Read)),
+            Waits::Io => {
+                (Some(now.saturating_add(millis(connection.timeout()))), Some(connection.take_interest(Interest::Read)))
+            }
+            Waits::Write => (
+                Some(now.saturating_add(millis(connection.timeout()))),
+                Some(connection.take_interest(Interest::Write)),
+            ),
+            Waits::KeepAlive => {
+                (Some(now.saturating_add(millis(connection.keep_alive_timeout()))), Some(Interest::Read))
+            }
             Waits::Linger => (Some(held.linger_until), Some(Interest::Read)),
             Waits::Module => (None, None),
         };
@@ -496,7 +503,7 @@ impl Frontend {
     fn park_again(&self, held: Held, now: Millis) {
         let waits = held.waits;
         let token = held.connection.token();
-        let deadline = now + millis(held.connection.timeout());
+        let deadline = now.saturating_add(millis(held.connection.timeout()));
         self.count(waits);
         let again = |held: &mut Held| self.events.arm(held.connection.fd(), token, Interest::Read, true);
         match self.held.park(token, held, Some(deadline), again) {
