@@ -11,7 +11,7 @@ use crate::ffi::{
 };
 use crate::httpd::command::{Command, Handled, PANICKED};
 use crate::httpd::mpm::{self as host, connection, process, threads::Callback};
-use crate::httpd::ServerRec;
+use crate::httpd::{supervise, ServerRec};
 use crate::mpm::{self, parent};
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::ptr;
@@ -123,7 +123,10 @@ unsafe extern "C" fn run(pconf: *mut ffi::apr_pool_t, plog: *mut ffi::apr_pool_t
         // does not return.
         let (pconf, plog, main) =
             unsafe { (AprPool::from_raw(pconf), AprPool::from_raw(plog), ServerRec::from_raw(main)) };
-        match parent::run(pconf, plog, main, stopped) {
+        // SAFETY: the function stays mapped.
+        unsafe { supervise::at_end_of_process(main.process_pool(), at_exit) };
+        let calls = parent::Calls { stopped, wait_until_ready: crate::parent::wait_for_seed };
+        match parent::run(pconf, plog, main, calls) {
             parent::Verdict::Restart => HOOK_OK,
             parent::Verdict::Exit => HOOK_DONE,
             parent::Verdict::Failed => FAILED,
@@ -137,6 +140,13 @@ unsafe extern "C" fn stopped(slot: c_int, pid: ffi::pid_t, generation: ffi::ap_g
             parent::stopped(main, slot, pid, generation);
         }
     });
+}
+
+unsafe extern "C" fn at_exit(_data: *mut c_void) -> ffi::apr_status_t {
+    guard(0, || {
+        parent::at_exit();
+        0
+    })
 }
 
 unsafe extern "C" fn register_timed_callback(

@@ -7,7 +7,7 @@
 use super::child;
 use crate::apr::AprPool;
 use crate::httpd::log::{self, Level};
-use crate::httpd::mpm::listen::{self, Bucket, End, OpenError};
+use crate::httpd::mpm::listen::{self, Bucket, End, KeptPipe, OpenError};
 use crate::httpd::mpm::process::{self, Ended, How, Stopped};
 use crate::httpd::mpm::{self, retained, score};
 use crate::httpd::{image, ServerRec};
@@ -39,6 +39,8 @@ struct State {
     /// No frontend can work.
     fatal: bool,
     forks_after: Option<Instant>,
+    /// To frontends of the configuration before, which serve until this one's are there.
+    leaving: Vec<KeptPipe>,
 }
 
 /// A running frontend, as the parent knows it: nothing of this is in memory that frontends can write.
@@ -57,6 +59,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     healthy: false,
     fatal: false,
     forks_after: None,
+    leaving: Vec::new(),
 });
 
 /// Never held while httpd is called: it may call back (`stopped`, `ap_mpm_query`), or fork.
@@ -166,11 +169,33 @@ struct Parent {
     stopped: Stopped,
 }
 
-/// The MPM, from one reading of the configuration to the next. `stopped` leads to [`stopped`].
-pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>, stopped: Stopped) -> Verdict {
+/// Tells the frontends that a graceful restart has left serving.
+fn tell_leaving(end: End) {
+    let leaving = std::mem::take(&mut state().leaving);
+    let most = mpm::limits().limits.server_limit;
+    leaving.into_iter().for_each(|pipe| pipe.tell_all(most, end));
+}
+
+/// httpd's parent ends, with a configuration that could not be read, perhaps.
+pub fn at_exit() {
+    tell_leaving(End::Now);
+}
+
+/// What [`run`] calls back.
+#[derive(Debug, Clone, Copy)]
+pub struct Calls {
+    /// Leads to [`stopped`].
+    pub stopped: Stopped,
+    /// Returns when new frontends can serve as the old ones do.
+    pub wait_until_ready: fn(),
+}
+
+/// The MPM, from one reading of the configuration to the next.
+pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>, calls: Calls) -> Verdict {
     let buckets = state().buckets.clone();
     let limits = mpm::limits().for_buckets(u32::try_from(buckets.len()).unwrap_or(1));
-    let parent = Parent { pconf, main, limits, buckets, one_process: mpm::is_one_process(), stopped };
+    let one_process = mpm::is_one_process();
+    let parent = Parent { pconf, main, limits, buckets, one_process, stopped: calls.stopped };
     process::write_pid_file(pconf);
     let graceful = retained::was_graceful();
     if !graceful {
@@ -183,10 +208,14 @@ pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>,
     process::set_signals(pconf, parent.one_process);
     let mut to_start = limits.start_servers.min(limits.limits.max_children);
     if graceful {
-        // Most of the old frontends end at once, and each is replaced then.
         state().pace.hold_off = HOLD_OFF_AFTER_GRACEFUL;
+        (calls.wait_until_ready)();
+    }
+    to_start -= parent.start_children(to_start);
+    if graceful {
+        // Those for which the scoreboard had no room take the place of old ones, most of which end at once.
+        tell_leaving(End::Graceful);
     } else {
-        parent.start_children(to_start);
         to_start = 0;
     }
     log::server(Level::Notice, main, format!("{} configured -- resuming normal operations", process::description()));
@@ -283,9 +312,11 @@ impl Parent {
         Some(slot)
     }
 
-    fn start_children(&self, mut count: u32) {
+    /// Returns how many were started.
+    fn start_children(&self, count: u32) -> u32 {
+        let mut left = count;
         for slot in 0..usize::try_from(self.limits.limits.server_limit).unwrap_or(0) {
-            if count == 0 {
+            if left == 0 {
                 break;
             }
             let taken = state().rows.get(slot).is_some_and(Option::is_some);
@@ -293,9 +324,10 @@ impl Parent {
                 if !self.start_child(slot) {
                     break;
                 }
-                count -= 1;
+                left -= 1;
             }
         }
+        count - left
     }
 
     /// Whether a frontend was forked.
@@ -330,6 +362,8 @@ impl Parent {
     }
 
     fn be_child(&self, slot: usize) -> ! {
+        // What older frontends are told is the parent's word alone.
+        state().leaving.clear();
         let (pchild, status) = child::run(&child::Start {
             slot,
             buckets: &self.buckets,
@@ -515,7 +549,12 @@ impl Parent {
             process::reclaim_children(self.stopped);
         } else {
             log::server(Level::Notice, self.main, "SIGUSR1 received.  Doing graceful restart");
-            self.tell_all(End::Graceful);
+            // They go on until there are others: reading the configuration takes its time.
+            let kept: Option<Vec<KeptPipe>> = self.buckets.iter().map(Bucket::keep_pipe).collect();
+            match kept {
+                Some(pipes) => state().leaving.extend(pipes),
+                None => self.tell_all(End::Graceful),
+            }
         }
     }
 }

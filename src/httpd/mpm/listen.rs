@@ -8,7 +8,8 @@ use crate::apr::AprPool;
 use crate::ffi;
 use crate::httpd::ServerRec;
 use std::ffi::{c_int, c_void};
-use std::os::fd::BorrowedFd;
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
 
 /// How a frontend is to end.
@@ -103,6 +104,22 @@ impl Bucket {
         }
     }
 
+    /// In the parent: a copy of the pipe that outlives the configuration.
+    pub fn keep_pipe(&self) -> Option<KeptPipe> {
+        if self.pod.is_null() {
+            return None;
+        }
+        let mut fd = -1;
+        // SAFETY: the pipe lives as long as the configuration.
+        let rc = unsafe { ffi::apr_os_file_get(&raw mut fd, (*self.pod).pod_out) };
+        if rc != 0 || fd < 0 {
+            return None;
+        }
+        // SAFETY: as above; borrowed for this call only.
+        let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+        copy.ok().map(KeptPipe)
+    }
+
     /// In a frontend: becomes readable when the parent has told something. `None` in one-process mode.
     pub fn pipe(&self) -> Option<BorrowedFd<'_>> {
         if self.pod.is_null() {
@@ -160,6 +177,23 @@ impl Bucket {
             at = unsafe { (*at).next };
         }
         found
+    }
+}
+
+/// The parent's end of a pipe to frontends of an earlier configuration.
+#[derive(Debug)]
+pub struct KeptPipe(OwnedFd);
+
+impl KeptPipe {
+    /// Tells as many frontends as there can be, and forgets them.
+    pub fn tell_all(self, most: u32, end: End) {
+        let word = match end {
+            End::Graceful => ffi::AP_MPM_PODX_GRACEFUL_CHAR,
+            End::Now => ffi::AP_MPM_PODX_RESTART_CHAR,
+        };
+        let words = vec![word; usize::try_from(most).unwrap_or(1)];
+        // It fails when none of them is there any more.
+        let _ = std::fs::File::from(self.0).write_all(&words);
     }
 }
 
