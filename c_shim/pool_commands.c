@@ -33,6 +33,13 @@ const char *pool_entry_ssl_verify(ARGS1);
 const char *pool_entry_ssl_user_name(ARGS1);
 const char *pool_entry_php_ini_dir(ARGS1);
 
+
+/* In src/entry/mpm_hooks.rs. */
+const char *pool_entry_pool_mpm(ARGS0, int on);
+const char *pool_entry_mpm_number(ARGS1);
+const char *pool_entry_mpm_httpd(ARGS1);
+const char *pool_entry_mpm_listen(ARGS0, int argc, char *const argv[]);
+
 const command_rec pool_shim_commands[] = {
     AP_INIT_RAW_ARGS("<ServerPool", pool_entry_server_pool, NULL, IN_SERVER_OR_POOL,
         "Defines a server pool: the name, then its directives and sub pools"),
@@ -73,5 +80,29 @@ const command_rec pool_shim_commands[] = {
     AP_INIT_RAW_ARGS("SSLCipherSuite", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("SSLUserName", pool_entry_ssl_user_name, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("PHPIniDir", pool_entry_php_ini_dir, NULL, RSRC_CONF, "see mod_php"),
+
+    /*
+     * What every MPM has. httpd adds a module's directives before it asks the module for its hooks, so that they stand
+     * here in any case; beside another MPM their handlers leave them to that one. MaxConnectionsPerChild, MaxMemFree,
+     * ThreadStackSize, PidFile, ScoreBoardFile, CoreDumpDirectory and EnableExceptionHook are the core's own.
+     */
+    AP_INIT_FLAG("PoolMPM", pool_entry_pool_mpm, NULL, IN_SERVER,
+        "Whether mod_pool is to be the MPM, so that a configuration that says otherwise is refused"),
+    AP_INIT_TAKE_ARGV("Listen", pool_entry_mpm_listen, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("ListenBacklog", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("ListenCoresBucketsRatio", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("ListenTCPDeferAccept", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("SendBufferSize", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("ReceiveBufferSize", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("GracefulShutdownTimeout", pool_entry_mpm_httpd, NULL, RSRC_CONF, "see mpm_common"),
+    AP_INIT_TAKE1("StartServers", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("ServerLimit", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("MinSpareThreads", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("MaxSpareThreads", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("MaxClients", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("MaxRequestWorkers", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("ThreadsPerChild", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("ThreadLimit", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
+    AP_INIT_TAKE1("AsyncRequestWorkerFactor", pool_entry_mpm_number, NULL, RSRC_CONF, "see mpm_event"),
     { NULL }
 };

@@ -157,3 +157,27 @@ void *pool_shim_ssl_options_record(apr_pool_t *p, server_rec *s)
         return NULL;
     return record;
 }
+
+apr_status_t pool_shim_thread_create(apr_thread_t **thread, apr_threadattr_t *attr, apr_thread_start_t body,
+                                     void *data, apr_pool_t *p)
+{
+    return ap_thread_create(thread, attr, body, data, p);
+}
+
+void pool_shim_thread_after_fork(void)
+{
+#if AP_HAS_THREAD_LOCAL
+    ap_thread_current_after_fork();
+#endif
+}
+
+apr_status_t pool_shim_thread_main_create(apr_pool_t *p)
+{
+#if AP_HAS_THREAD_LOCAL
+    apr_thread_t *thread = NULL;
+
+    return ap_thread_main_create(&thread, p);
+#else
+    return APR_SUCCESS;
+#endif
+}

@@ -10,6 +10,7 @@
 #include "util_filter.h"
 #include "apr_buckets.h"
 #include "apr_hooks.h"
+#include "apr_thread_proc.h"
 
 /* The directives; used by the module record, which is Rust's (a cdylib does not export a C record). */
 extern const command_rec pool_shim_commands[];
@@ -61,5 +62,12 @@ int pool_shim_total_modules(void);
  * force; NULL without mod_ssl.
  */
 void *pool_shim_ssl_options_record(apr_pool_t *p, server_rec *s);
+
+/* Threads that httpd knows as its own: functions, macros or nothing, by the version of APR. */
+apr_status_t pool_shim_thread_create(apr_thread_t **thread, apr_threadattr_t *attr, apr_thread_start_t body,
+                                     void *data, apr_pool_t *p);
+/* In a process that was forked just now, and once in each child. */
+void pool_shim_thread_after_fork(void);
+apr_status_t pool_shim_thread_main_create(apr_pool_t *p);
 
 #endif

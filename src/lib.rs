@@ -17,6 +17,8 @@ pub mod frontend;
 #[cfg(feature = "httpd")]
 pub mod httpd;
 #[cfg(feature = "httpd")]
+pub mod mpm;
+#[cfg(feature = "httpd")]
 pub mod parent;
 pub mod policy;
 #[cfg(feature = "httpd")]

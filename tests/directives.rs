@@ -38,7 +38,7 @@ fn command_table(c: &str) -> BTreeMap<String, Directive> {
             context: (*context).to_owned(),
             description: help.to_owned(),
             arguments: match kind {
-                "RAW_ARGS" | "TAKE1" => (1, 1),
+                "RAW_ARGS" | "TAKE1" | "FLAG" => (1, 1),
                 "TAKE2" => (2, 2),
                 "TAKE12" => (1, 2),
                 _ => panic!("{kind} is new here"),

@@ -4,6 +4,7 @@
 
 mod directives;
 mod frontend_hooks;
+mod mpm_hooks;
 mod seed_hooks;
 pub mod worker_hooks;
 
@@ -12,7 +13,7 @@ use crate::ffi::{
     self,
     guard::{guard, guard_or_abort},
 };
-use crate::httpd::{config, image, ServerRec};
+use crate::httpd::{config, image, mpm, ServerRec};
 use crate::sys::{fork, launch};
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
@@ -66,6 +67,9 @@ unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
         }
         // SAFETY: httpd is single-threaded while it loads modules; the hook stays mapped (nodelete).
         unsafe { ffi::ap_hook_check_config(Some(check_config), ptr::null(), ptr::null(), middle) };
+        if mpm::adopt() {
+            mpm_hooks::register(image == Image::Server);
+        }
         match image {
             Image::Seed => seed_hooks::register(),
             Image::Server | Image::Controller => frontend_hooks::register(),

@@ -129,6 +129,16 @@ pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
     (!possible).then_some(scheme)
 }
 
+/// In a frontend: a handler that shows this server's own state, or whose module has its processes here. Such requests
+/// stay here unless a pool was asked for by name.
+pub fn is_frontend_handler(handler: &[u8]) -> bool {
+    let serves = |modules: &[&str]| {
+        let here = hooks::handler.modules();
+        modules.iter().all(|m| FRONTEND.contains(m)) && modules.iter().any(|m| here.iter().any(|h| h == m))
+    };
+    SERVED_BY.iter().any(|(name, modules)| name.as_bytes() == handler && serves(modules))
+}
+
 /// PHP, which must not run where there are threads.
 pub const PHP_MODULES: &[&str] = &["mod_php.c", "mod_php7.c", "mod_php5.c"];
 

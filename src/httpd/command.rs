@@ -55,6 +55,26 @@ impl<'h> Command<'h> {
         unsafe { self.parms().directive.as_ref() }
     }
 
+    /// For a handler of httpd's own, during ours.
+    pub(super) fn as_ptr(&self) -> *mut ffi::cmd_parms {
+        self.raw
+    }
+
+    /// Refuses the directive where it may not stand: the flags are those of `ap_check_cmd_context`.
+    pub fn check_context(&self, forbidden: u32) -> Handled {
+        // SAFETY: live during the handler (from_raw).
+        self.by_httpd(unsafe { ffi::ap_check_cmd_context(self.raw, forbidden) })
+    }
+
+    /// What a handler of httpd's own has answered.
+    pub fn by_httpd(&self, message: *const c_char) -> Handled {
+        if message.is_null() {
+            Ok(())
+        } else {
+            Err(Refused::ByHttpd(message))
+        }
+    }
+
     /// The directive's name as it is written in the command table.
     pub fn name(&self) -> String {
         // SAFETY: httpd sets `cmd` before it calls a handler, to a record with a name.

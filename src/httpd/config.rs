@@ -5,11 +5,12 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
 use super::log::{self, Level};
-use super::{conftree, RequestRec, ServerRec};
+use super::{classes, conftree, mpm, RequestRec, ServerRec};
 use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::{
-    Account, Accounts, Findings, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings, BLOCK_DIRECTIVES,
+    Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
+    BLOCK_DIRECTIVES, DEFAULT_POOL,
 };
 use crate::sys::accounts;
 use std::cell::RefCell;
@@ -43,6 +44,8 @@ pub struct ServerConfig {
     reading: RefCell<Reading>,
     /// Set by check_config.
     tree: OnceLock<PoolTree>,
+    /// The pool of requests that nothing is assigned for; set by check_config, if there is one.
+    default_pool: OnceLock<u32>,
     /// The first `PHPIniDir`; mod_php too keeps to the first, with a warning.
     php_ini_dir: OnceLock<String>,
 }
@@ -189,7 +192,12 @@ pub fn assigned_pool(r: RequestRec<'_>) -> Option<Assignment> {
 
 /// Which pool serves requests of this server that no section treats otherwise.
 pub fn default_assignment(s: ServerRec<'_>) -> Option<Assignment> {
-    assignment(default_dir_config(s))
+    assignment(default_dir_config(s)).or_else(|| default_pool(s).map(Assignment::Pool))
+}
+
+/// The pool that serves what nothing is assigned for, if there is one.
+pub fn default_pool(s: ServerRec<'_>) -> Option<u32> {
+    server_config(s)?.default_pool.get().copied()
 }
 
 fn assignment(config: DirConfig) -> Option<Assignment> {
@@ -287,6 +295,18 @@ pub fn frontend_uid() -> u32 {
     }
 }
 
+/// As whom frontends run.
+fn frontend_identity() -> Identity {
+    let uid = frontend_uid();
+    let gid = match accounts::effective_ids() {
+        // SAFETY: as in frontend_uid.
+        (0, _) => unsafe { ffi::ap_unixd_config.group_id },
+        (_, own) => own,
+    };
+    let user_name = accounts::user_by_uid(uid).ok().flatten().map(|entry| entry.name);
+    Identity { uid, gid, user_name }
+}
+
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
 /// server must not start.
 pub fn check_config(main: ServerRec<'_>) -> bool {
@@ -301,8 +321,18 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         // SAFETY: httpd's variable, written while the configuration is read, on this thread.
         core_dumps: unsafe { ffi::ap_coredumpdir_configured } != 0,
     };
-    let reading = config.reading.borrow();
+    let mut reading = config.reading.borrow_mut();
+    let wants_default = mpm::is_ours() && classes::php_is_loaded() && reading.assigned.is_empty();
+    if wants_default {
+        reading.builder.ensure_default(frontend_identity());
+    }
     let (tree, mut findings) = reading.builder.finish();
+    if wants_default {
+        match tree.assignable(DEFAULT_POOL) {
+            Ok(index) => drop(config.default_pool.set(index)),
+            Err(what) => findings.errors.push(format!("{what} (nothing is assigned, so this pool serves everything)")),
+        }
+    }
     findings.append(tree.check(&around));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {

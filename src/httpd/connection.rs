@@ -9,6 +9,7 @@ use crate::ffi;
 use crate::policy::habit::Habit;
 use crate::sys::{socket, wait};
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
@@ -31,7 +32,7 @@ pub struct Connection<'r> {
 }
 
 /// What this module keeps with a connection. `Cell`s, as one thread has the connection at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     /// What `frontend_tls` keeps, in the connection's pool.
     pub(super) tls: Cell<Option<NonNull<super::frontend_tls::Kept>>>,
@@ -39,6 +40,45 @@ pub struct State {
     pub requests: Habit,
     /// The response is written, and the thread is to wait for what the client does.
     pub wanted: Cell<bool>,
+    /// What mod_pool as the MPM knows of the connection; null under another MPM.
+    pub(super) mpm: Cell<*mut c_void>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            tls: Cell::default(),
+            requests: Habit::default(),
+            wanted: Cell::default(),
+            mpm: Cell::new(ptr::null_mut()),
+        }
+    }
+}
+
+/// What this module keeps with a connection of any kind; null when there is nothing yet.
+///
+/// # Safety
+/// `c` is live.
+pub(super) unsafe fn kept_with<'c>(c: *mut ffi::conn_rec) -> Option<&'c State> {
+    // SAFETY: the caller's promise; what is in this module's slot was put there by `keep_with`.
+    unsafe { ffi::ap_get_module_config((*c).conn_config, config::module()).cast::<State>().as_ref() }
+}
+
+/// The same; made when there is none yet.
+///
+/// # Safety
+/// `c` is live, and only the calling thread uses it.
+pub(super) unsafe fn keep_with<'c>(c: *mut ffi::conn_rec) -> &'c State {
+    // SAFETY: the caller's promise.
+    if let Some(state) = unsafe { kept_with(c) } {
+        return state;
+    }
+    // SAFETY: the connection is live, and its pool lives as long; the slot is this module's.
+    unsafe {
+        let state = AprPool::from_raw((*c).pool).place(State::default());
+        ffi::ap_set_module_config((*c).conn_config, config::module(), ptr::from_ref(state).cast_mut().cast());
+        state
+    }
 }
 
 impl<'r> Connection<'r> {
@@ -64,29 +104,16 @@ impl<'r> Connection<'r> {
         unsafe { AprPool::from_raw(self.raw.as_ref().pool) }
     }
 
-    fn slot(self) -> *mut State {
-        // SAFETY: the connection is live; what is in this module's slot was put there by `state`.
-        unsafe { ffi::ap_get_module_config(self.raw.as_ref().conn_config, config::module()).cast() }
-    }
-
     /// What is kept, if anything.
     pub fn kept(self) -> Option<&'r State> {
-        // SAFETY: null, or a State in the connection's pool, which lives longer than the request.
-        unsafe { self.slot().as_ref() }
+        // SAFETY: the connection is live, longer than the request.
+        unsafe { kept_with(self.raw.as_ptr()) }
     }
 
     /// What is kept; made when there is none yet.
     pub fn state(self) -> &'r State {
-        if let Some(state) = self.kept() {
-            return state;
-        }
-        let state = self.pool().place(State::default());
-        // SAFETY: this thread has the connection; the slot is this module's.
-        unsafe {
-            let config = self.raw.as_ref().conn_config;
-            ffi::ap_set_module_config(config, config::module(), ptr::from_ref(state).cast_mut().cast());
-        }
-        state
+        // SAFETY: the connection is live, longer than the request, and this thread has it.
+        unsafe { keep_with(self.raw.as_ptr()) }
     }
 
     /// What becomes of it after this request.

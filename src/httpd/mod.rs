@@ -13,6 +13,7 @@ pub mod frontend_tls;
 pub mod hooks;
 pub mod image;
 pub mod log;
+pub mod mpm;
 pub mod php;
 pub mod rebuild;
 pub mod request;

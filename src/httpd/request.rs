@@ -233,6 +233,26 @@ impl<'r> RequestRec<'r> {
     }
 
     /// Names the handler.
+    /// The handler that `SetHandler` forces, by the sections merged so far; empty for none.
+    pub fn forced_handler(self) -> &'r [u8] {
+        let rec = self.as_ptr();
+        let mut error = std::ptr::null();
+        // SAFETY: the request is live; the core has a directory record for each request. The result lives in the
+        // request's pool or in the configuration.
+        unsafe {
+            let config = ffi::ap_get_core_module_config((*rec).per_dir_config).cast::<ffi::core_dir_config>();
+            if config.is_null() || (*config).expr_handler.is_null() {
+                return &[];
+            }
+            let handler = ffi::ap_expr_str_exec(rec, (*config).expr_handler, &raw mut error);
+            if error.is_null() {
+                bytes(handler)
+            } else {
+                &[]
+            }
+        }
+    }
+
     pub fn set_handler(self, name: &'static CStr) {
         // SAFETY: the request is live; the name lives for ever.
         unsafe { (*self.as_ptr()).handler = name.as_ptr() };

@@ -122,6 +122,18 @@ pub unsafe fn at_exit(pool: AprPool<'static>, stop: unsafe extern "C" fn(*mut c_
     });
 }
 
+/// As [`at_exit`], for the MPM.
+///
+/// # Safety
+/// `end` stays mapped.
+pub unsafe fn at_end_of_process(pool: AprPool<'static>, end: unsafe extern "C" fn(*mut c_void) -> ffi::apr_status_t) {
+    static ONCE: OnceCell<()> = OnceCell::new();
+    ONCE.get_or_init(|| {
+        // SAFETY: the pool lives as long as the process.
+        unsafe { ffi::apr_pool_pre_cleanup_register(pool.as_ptr(), ptr::null(), Some(end)) };
+    });
+}
+
 type RequestHook = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
 
 /// Calls a hook's function on a request.

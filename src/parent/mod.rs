@@ -33,6 +33,8 @@ struct State {
     configuration: Option<Configuration>,
     /// The MPM's children, and where a new controller hears them. Dropped in the parent only.
     children: BTreeMap<u32, Kept>,
+    /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
+    seed_ready: Option<OwnedFd>,
 }
 
 /// The parent keeps `listen` too, so that a new controller can listen where the old did. No child gets either.
@@ -79,8 +81,20 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     state.send_configuration(Some(there))?;
     if started {
         wait::readable_or_writable(here.as_fd(), false, None, SEED_PATIENCE)?;
+    } else {
+        state.seed_ready = Some(here);
     }
     Ok(started.then_some(state.controller).flatten())
+}
+
+/// After a reload: waits until the new seed can fork, or has failed to get ready, or a signal comes. Frontends of the
+/// configuration before serve meanwhile.
+pub fn wait_for_seed() {
+    let ready = state().seed_ready.take();
+    if let Some(ready) = ready {
+        // Without it the new frontends' requests wait for the seed.
+        let _ = wait::readable_or_writable(ready.as_fd(), false, None, SEED_PATIENCE);
+    }
 }
 
 /// The generation that frontends forked from now on belong to, and this child's connector.

@@ -9,6 +9,7 @@ mod account;
 mod generation;
 pub mod habit;
 mod lending;
+pub mod mpm;
 mod state;
 mod timer;
 mod worker;

@@ -8,8 +8,8 @@
 use super::check::Findings;
 use super::{values, Accounts, Identity, Limits, ModuleRole, Place, PoolTree, ServerPool, ROOT};
 use super::{
-    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT,
-    DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
+    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES,
+    DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
 };
 use std::collections::HashMap;
 use std::io;
@@ -242,6 +242,23 @@ impl PoolTreeBuilder {
         self.roles.retain(|(name, _)| name != module);
         self.roles.push((module.to_owned(), role));
         Ok(())
+    }
+
+    /// The pool `default`, for a configuration that assigns nothing: as a block defines it, or else as `identity` and
+    /// with all the processes that there may be.
+    pub fn ensure_default(&mut self, identity: Identity) {
+        if self.by_name.contains_key(DEFAULT_POOL) {
+            return;
+        }
+        self.by_name.insert(DEFAULT_POOL.to_owned(), self.blocks.len());
+        let all = self.blocks[0].max_processes.unwrap_or(DEFAULT_ROOT_MAX_PROCESSES);
+        self.blocks.push(Block {
+            name: DEFAULT_POOL.to_owned(),
+            parent: Some(ROOT),
+            identity: Some(identity),
+            max_processes: Some(all),
+            ..Block::default()
+        });
     }
 
     /// The tree with defaults and inheritance worked in, and what can be said of it without looking around.

@@ -2,7 +2,7 @@
 //!
 //! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
 
-use super::{DirectiveAt, PoolTree, ServerPool};
+use super::{DirectiveAt, Place, PoolTree, ServerPool};
 use std::collections::BTreeMap;
 
 /// How many pool names an error lists.
@@ -59,13 +59,19 @@ impl PoolTree {
         }
         for (uid, sharers) in by_uid {
             let names = listed(sharers.iter().map(|pool| pool.name.as_str()));
-            if uid == around.frontend_uid {
-                let no_cores = if around.core_dumps {
-                    "; while it has none, frontends leave no core in CoreDumpDirectory: who may write one may read \
-                     the memory"
-                } else {
-                    ""
-                };
+            let no_cores = if around.core_dumps {
+                "; while it has none, frontends leave no core in CoreDumpDirectory: who may write one may read the memory"
+            } else {
+                ""
+            };
+            if uid == around.frontend_uid && sharers[0].defined_at == Place::default() {
+                findings.warnings.push(format!(
+                    "nothing is assigned to a server pool, so the pool {} serves every request, as the frontends' own \
+                     user (User, uid {uid}): whoever breaks into a script can disturb every connection; define \
+                     <ServerPool {0}> with a PoolUser of its own{no_cores}",
+                    sharers[0].name
+                ));
+            } else if uid == around.frontend_uid {
                 findings.warnings.push(format!(
                     "PoolUser of <ServerPool {}> at {}: uid {uid} is that of the frontends (User), so whoever breaks \
                      into {names} can disturb every connection; give the pool a user of its own{no_cores}",

@@ -7,12 +7,14 @@
 mod builder;
 mod check;
 mod logged;
+mod mpm;
 mod ssl;
 mod values;
 
 pub use builder::PoolTreeBuilder;
 pub use check::{Findings, Surroundings};
 pub use logged::LoggedNames;
+pub use mpm::{MpmLimits, MpmSettings, ScoreboardSize};
 pub use ssl::{SslDirRecord, SslOptions};
 
 use crate::wire::control::{PoolRow, PoolTable};
@@ -50,6 +52,9 @@ pub const BLOCK_DIRECTIVES: [&str; 11] = [
     "PoolEnv",
     "PoolUmask",
 ];
+
+/// The pool that serves every request where PHP is loaded, mod_pool is the MPM and nothing is assigned.
+pub const DEFAULT_POOL: &str = "default";
 
 /// Index of the implicit pool that holds all others.
 pub const ROOT: u32 = 0;

@@ -2,7 +2,7 @@
 
 use super::{
     Account, Accounts, DirectiveAt, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord,
-    Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
+    Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
 };
 use std::io;
 use std::time::Duration;
@@ -461,4 +461,28 @@ fn ssl_requirements_add_up() {
     outer.require_expression();
     assert!(outer.merged(SslDirRecord::default()).effective().ssl_expression);
     assert!(!outer.effective().ssl_verify_in_dir);
+}
+
+#[test]
+fn the_default_pool_is_made_or_found() {
+    let www = Identity { uid: 33, gid: 33, user_name: Some("www-data".into()) };
+    let mut builder = PoolTreeBuilder::default();
+    builder.ensure_default(www.clone());
+    let (tree, findings) = builder.finish();
+    assert_eq!(findings, Findings::default());
+    let made = tree.get(tree.assignable(DEFAULT_POOL).expect("assignable")).expect("there");
+    assert_eq!((made.user.as_ref(), made.limits.max_processes), (Some(&www), DEFAULT_ROOT_MAX_PROCESSES));
+    let found = tree.check(&Surroundings { unprivileged: None, frontend_uid: 33 });
+    assert_eq!(found.warnings.len(), 1);
+    assert!(found.warnings[0].contains("define <ServerPool default> with a PoolUser of its own"), "{found:?}");
+
+    let mut builder = PoolTreeBuilder::default();
+    builder.open(DEFAULT_POOL, Place::default()).expect("a good name");
+    builder.set_max_processes("3").expect("a good number");
+    builder.close().expect("open");
+    builder.ensure_default(www);
+    let (tree, _) = builder.finish();
+    let index = tree.find(DEFAULT_POOL).expect("there");
+    assert_eq!(tree.get(index).expect("there").limits.max_processes, 3);
+    assert!(tree.assignable(DEFAULT_POOL).is_err(), "it has no PoolUser");
 }

@@ -1,6 +1,6 @@
-//! fork(2) for seeds and zygotes, whose children belong to the controller, and for the controller's keeper.
+//! fork(2) for seeds and zygotes, whose children belong to the controller, for its keeper, and for httpd's parent.
 //!
-//! Runs in: seed, zygote, keeper (each has one thread).  Trusts: the kernel.  Owns: nothing.
+//! Runs in: seed, zygote, keeper, parent (each has one thread).  Trusts: the kernel.  Owns: nothing.
 //! Never: runs where other threads exist; the child has only the calling one.
 
 use std::io;
@@ -65,6 +65,12 @@ pub fn fork_child() -> io::Result<Forked> {
         0 => Ok(Forked::Child),
         pid => u32::try_from(pid).map(|child| Forked::Parent { child }).map_err(|_| io::Error::last_os_error()),
     }
+}
+
+/// Leaves as C programs do, with the exit handlers that libraries have registered.
+pub fn exit_with_handlers(status: i32) -> ! {
+    // SAFETY: exit does not return; handlers were registered to be run here.
+    unsafe { libc::exit(status) }
 }
 
 /// Leaves at once, without exit handlers: what they would tidy up belongs to the parent process.

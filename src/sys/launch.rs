@@ -113,6 +113,13 @@ pub fn signal_self(signal: i32) {
     unsafe { libc::kill(libc::getpid(), signal) };
 }
 
+/// Sleeps this long, or until a signal is handled.
+pub fn pause(time: std::time::Duration) {
+    let millis = libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: with no entries poll reads and writes nothing.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, millis) };
+}
+
 /// From now on descendants whose parents die become children of this process (prctl(2)).
 pub fn become_subreaper() {
     // SAFETY: takes integers only.

@@ -19,7 +19,7 @@ def pytest_addoption(parser):
                      help="run against stock prefork + mod_php, without mod_pool")
     if importlib.util.find_spec("pytest_timeout") is None:
         parser.addoption("--timeout", type=float, help="seconds for a test that names none itself")
-    parser.addoption("--mpm", help="event (as usual), worker or prefork; a threaded reference has no PHP")
+    parser.addoption("--mpm", help="event (as usual), pool (mod_pool itself), worker or prefork; a threaded reference has no PHP")
 
 
 def pytest_configure(config):

@@ -514,7 +514,7 @@ class Httpd:
             return self.mpm_conf
         if self.mpm == "prefork":
             return "StartServers 4\nMinSpareServers 2\nMaxSpareServers 8\nMaxRequestWorkers 40\n"
-        if self.mpm in ("event", "worker"):
+        if self.mpm in ("event", "worker", "pool"):
             return (
                 "StartServers 1\nMinSpareThreads 8\nMaxSpareThreads 100\nThreadsPerChild 32\n"
                 "MaxRequestWorkers 96\nServerLimit 3\n"
@@ -523,7 +523,7 @@ class Httpd:
 
     def conf_text(self):
         out = []
-        if self.mpm:
+        if self.mpm and self.mpm != "pool":  # mod_pool is the MPM where no other one is loaded
             out.append(_load_line(f"mpm_{self.mpm}"))
         # The order of a2enmod: alphabetical.
         out += [_load_line(n, self.pool_so if n == "pool" else None) for n in sorted(self.modules)]

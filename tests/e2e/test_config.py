@@ -576,9 +576,10 @@ def test_ssl_directives_stay_mod_ssls(conf, directive):
 @pytest.mark.parametrize("order", [["ssl", "pool"], ["pool", "ssl"]])
 def test_ssl_errors_are_mod_ssls(conf, line, says, order):
     c = conf("")
+    # The MPM stays in front: without one before it mod_pool would be the MPM.
     head = c.head.replace(load("pool"), "")
-    for name in reversed(["socache_shmcb", *order]):
-        head = load(name) + head
+    for name in reversed(["mpm_event", "socache_shmcb", *order]):
+        head = load(name) + head.replace(load(name), "")
     c.file.write_text(f"{head}\n<Location />\n{line}\n</Location>\n")
     done = c.test()
     assert done.returncode != 0 and says in done.stderr, done.stderr

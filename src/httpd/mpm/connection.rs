@@ -1,0 +1,606 @@
+//! A client's connection from accept(2) to its end, in steps that do not wait for the client longer than its modules do.
+//!
+//! Runs in: frontend, where mod_pool is the MPM.  Trusts: httpd; the caller, that it uses a connection in one thread at
+//! a time.  Owns: the connection's pool, and with it everything else of it.
+//! Never: decides what comes next (`policy::mpm::connection` does).
+
+use super::score::Seat;
+use super::threads::Thread;
+use crate::httpd::connection::{keep_with, kept_with};
+use crate::apr::AprPool;
+use crate::ffi;
+use crate::policy::mpm::connection::{Left, Processed};
+use crate::sys::events::Interest;
+use std::ffi::{c_int, c_void};
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+/// How long a client that is being sent away may take to hear of it.
+const FLUSH_AT_END: ffi::apr_interval_time_t = 2_000_000;
+/// Bytes of a client that nobody reads any more, in one go.
+const DRAIN: usize = 32 * 1024;
+
+/// The pool of one connection, with memory of its own; used again for the next one.
+#[derive(Debug)]
+pub struct TransactionPool {
+    raw: NonNull<ffi::apr_pool_t>,
+}
+
+// SAFETY: it has an allocator of its own, so that nothing is shared with other pools' threads but its parent's list of
+// children, which APR locks (the configuration's allocator has a mutex in threaded processes).
+unsafe impl Send for TransactionPool {}
+
+impl TransactionPool {
+    /// A new pool; `None` without memory.
+    pub fn new() -> Option<Self> {
+        let mut allocator = ptr::null_mut();
+        let mut pool = ptr::null_mut();
+        // SAFETY: both calls write their pointers; the allocator belongs to the pool from apr_allocator_owner_set on.
+        unsafe {
+            if ffi::apr_allocator_create(&raw mut allocator) != 0 {
+                return None;
+            }
+            ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as ffi::apr_size_t);
+            let parent = ffi::ap_server_conf;
+            let parent = if parent.is_null() { ptr::null_mut() } else { (*(*parent).process).pconf };
+            if ffi::apr_pool_create_ex(&raw mut pool, parent, None, allocator) != 0 {
+                ffi::apr_allocator_destroy(allocator);
+                return None;
+            }
+            ffi::apr_allocator_owner_set(allocator, pool);
+            ffi::apr_pool_tag(pool, c"transaction".as_ptr());
+        }
+        NonNull::new(pool).map(|raw| Self { raw })
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ffi::apr_pool_t {
+        self.raw.as_ptr()
+    }
+
+    /// Destroys it.
+    pub fn discard(self) {
+        // SAFETY: ours alone; nothing of a connection uses it any more.
+        unsafe { ffi::apr_pool_destroy(self.raw.as_ptr()) };
+    }
+
+    /// Ends everything in it and makes it ready for the next connection.
+    fn clear(self) -> Self {
+        // SAFETY: ours alone; cleanups run now.
+        unsafe { ffi::apr_pool_clear(self.raw.as_ptr()) };
+        self
+    }
+}
+
+/// Whether idle pools may be kept without a bound (`MaxMemFree` is not set).
+pub fn keeps_all_memory() -> bool {
+    // SAFETY: reads a variable of httpd's.
+    unsafe { ffi::ap_max_mem_free == ffi::APR_ALLOCATOR_MAX_FREE_UNLIMITED }
+}
+
+/// A socket that was accepted just now.
+#[derive(Debug)]
+pub struct Accepted {
+    pool: TransactionPool,
+    socket: *mut ffi::apr_socket_t,
+}
+
+impl Accepted {
+    pub(super) fn new(pool: TransactionPool, socket: *mut ffi::apr_socket_t) -> Self {
+        Self { pool, socket }
+    }
+
+    /// Closes it without a word.
+    pub fn close(self) -> TransactionPool {
+        // SAFETY: ours alone; the socket lives in the pool.
+        unsafe { ffi::apr_socket_close(self.socket) };
+        self.pool.clear()
+    }
+}
+
+/// What is said when a connection's pool ends, however that comes: the number that it was opened with, and how it was
+/// counted last.
+pub type Ended = fn(token: u64, lingering: bool, suspended: bool);
+
+/// Kept in the connection's pool.
+struct State {
+    /// What modules see as `c->cs`.
+    public: ffi::conn_state_t,
+    c: *mut ffi::conn_rec,
+    socket: *mut ffi::apr_socket_t,
+    fd: c_int,
+    sbh: *mut ffi::ap_sb_handle_t,
+    /// The request that is being handled.
+    request: *mut ffi::request_rec,
+    /// Whose `Timeout` and `KeepAliveTimeout` hold.
+    server: *mut ffi::server_rec,
+    /// Modules were told that no thread has it.
+    away: bool,
+    /// It waits for the client's end.
+    lingering: bool,
+    /// A module has it.
+    suspended: bool,
+    /// The descriptor is in the thread's set of events.
+    watched: bool,
+    token: u64,
+    ended: Ended,
+}
+
+/// An open connection. Whoever has this value is the only one to use the connection.
+#[derive(Debug)]
+pub struct Connection {
+    state: NonNull<State>,
+    pool: TransactionPool,
+}
+
+// SAFETY: all of it is used by one thread at a time, the one that has the value; httpd's connections wander between
+// threads in every MPM of this kind.
+unsafe impl Send for Connection {}
+
+
+/// The state that a connection's modules know as ours.
+fn state_of(c: *mut ffi::conn_rec) -> *mut State {
+    // SAFETY: httpd passes a live connection.
+    unsafe { kept_with(c) }.map_or(ptr::null_mut(), |kept| kept.mpm.get().cast())
+}
+
+/// Runs before any other cleanup of the connection: modules that were told it went away hear that it is back.
+unsafe extern "C" fn before_end(data: *mut c_void) -> ffi::apr_status_t {
+    ffi::guard::guard(0, || {
+        let state = data.cast::<State>();
+        // SAFETY: registered with the state, in the same pool, whose contents still live.
+        unsafe {
+            if (*state).away {
+                (*state).away = false;
+                (*(*state).c).sbh = ptr::null_mut();
+                ffi::ap_run_resume_connection((*state).c, (*state).request);
+            }
+        }
+        0
+    })
+}
+
+unsafe extern "C" fn at_end(data: *mut c_void) -> ffi::apr_status_t {
+    ffi::guard::guard(0, || {
+        // SAFETY: as in before_end.
+        let (ended, token, lingering, suspended) = unsafe {
+            let state = data.cast::<State>();
+            ((*state).ended, (*state).token, (*state).lingering, (*state).suspended)
+        };
+        ended(token, lingering, suspended);
+        0
+    })
+}
+
+impl Connection {
+    /// Makes a connection of a socket, and lets modules prepare it. `Err` when one of them, or httpd, does not want it;
+    /// it is closed then. If `ended` was not told of it by then, it will not be.
+    pub fn open(
+        accepted: Accepted,
+        seat: Seat,
+        thread: Thread,
+        token: u64,
+        ended: Ended,
+    ) -> Result<Self, (TransactionPool, bool)> {
+        let Accepted { pool, socket } = accepted;
+        let p = pool.as_ptr();
+        let mut fd = -1;
+        // SAFETY: the pool is fresh and ours, the socket was accepted into it; what is made here lives in the pool.
+        unsafe {
+            ffi::apr_os_sock_get(&raw mut fd, socket);
+            let state = ffi::apr_palloc(p, size_of::<State>()).cast::<State>();
+            let alloc = ffi::apr_bucket_alloc_create(p);
+            let mut sbh = ptr::null_mut();
+            ffi::ap_create_sb_handle(&raw mut sbh, p, seat.slot, seat.thread);
+            let main = ffi::ap_server_conf;
+            let c = ffi::ap_run_create_connection(p, main, socket, seat.connection_id, sbh.cast(), alloc);
+            if c.is_null() {
+                // The core says so when the client is gone already.
+                ffi::apr_socket_close(socket);
+                return Err((pool.clear(), false));
+            }
+            let mut public: ffi::conn_state_t = std::mem::zeroed();
+            public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
+            public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
+            state.write(State {
+                public,
+                c,
+                socket,
+                fd,
+                sbh,
+                request: ptr::null_mut(),
+                server: main,
+                away: false,
+                lingering: false,
+                suspended: false,
+                watched: false,
+                token,
+                ended,
+            });
+            ffi::apr_pool_cleanup_register(p, state.cast(), Some(at_end), Some(ffi::apr_pool_cleanup_null));
+            ffi::apr_pool_pre_cleanup_register(p, state.cast(), Some(before_end));
+            (*c).current_thread = thread.as_ptr();
+            (*c).cs = &raw mut (*state).public;
+            keep_with(c).mpm.set(state.cast());
+            let connection = Self { state: NonNull::new_unchecked(state), pool };
+            ffi::ap_update_vhost_given_ip(c);
+            let rc = ffi::ap_pre_connection(c, socket.cast());
+            if rc != ffi::HOOK_OK && rc != ffi::HOOK_DONE {
+                return Err((connection.close(), true));
+            }
+            // A module may have put its own there.
+            (*state).public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
+            (*state).public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
+            Ok(connection)
+        }
+    }
+
+    fn state(&self) -> &State {
+        // SAFETY: lives in the pool that this value owns; written through `state_mut` and by modules during calls only.
+        unsafe { self.state.as_ref() }
+    }
+
+    fn at(&mut self) -> *mut State {
+        self.state.as_ptr()
+    }
+
+    fn c(&self) -> *mut ffi::conn_rec {
+        self.state().c
+    }
+
+    pub fn token(&self) -> u64 {
+        self.state().token
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket is open until `close` takes this value.
+        unsafe { BorrowedFd::borrow_raw(self.state().fd) }
+    }
+
+    /// Whether its descriptor was ever watched; it is from now on.
+    pub fn watch(&mut self) -> bool {
+        let state = self.at();
+        // SAFETY: ours alone.
+        unsafe { std::mem::replace(&mut (*state).watched, true) }
+    }
+
+    /// A thread has it again.
+    pub fn resume(&mut self, seat: Seat, thread: Thread) {
+        let state = self.at();
+        // SAFETY: ours alone; modules are called as httpd's contract of these hooks says.
+        unsafe {
+            let c = (*state).c;
+            ffi::ap_update_sb_handle((*state).sbh, seat.slot, seat.thread);
+            (*state).away = false;
+            (*state).suspended = false;
+            (*c).sbh = (*state).sbh.cast();
+            ffi::ap_run_resume_connection(c, (*state).request);
+            (*c).current_thread = thread.as_ptr();
+            (*c).id = seat.connection_id;
+        }
+    }
+
+    /// No thread has it.
+    pub fn leave(&mut self) {
+        let state = self.at();
+        // SAFETY: as in resume.
+        unsafe {
+            let c = (*state).c;
+            ffi::ap_run_suspend_connection(c, (*state).request);
+            (*c).sbh = ptr::null_mut();
+            (*state).away = true;
+        }
+    }
+
+    /// A module has it; it was not left yet.
+    pub fn suspend(&mut self) {
+        let state = self.at();
+        // SAFETY: ours alone.
+        unsafe { (*state).suspended = true };
+        self.leave();
+    }
+
+    /// Filters read ahead without regard to what is there, so that it must be processed after each event.
+    pub fn is_clogging(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { (*self.c()).clogging_input_filters() != 0 }
+    }
+
+    /// Lets modules read and answer what there is: a request, usually.
+    pub fn process(&mut self) -> Processed {
+        let state = self.at();
+        // SAFETY: ours alone; process_connection is called on this thread, as each MPM does.
+        unsafe {
+            (*state).public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
+            let rc = ffi::ap_run_process_connection((*state).c);
+            Processed {
+                ok: rc == ffi::HOOK_OK || rc == ffi::HOOK_DONE,
+                left: left((*state).public.state),
+                aborted: (*(*state).c).aborted != 0,
+            }
+        }
+    }
+
+    /// What mod_status shows while the connection waits.
+    pub fn show(&self, waits: Waits) {
+        let status = match waits {
+            Waits::Read => ffi::SERVER_BUSY_READ,
+            Waits::Write => ffi::SERVER_BUSY_WRITE,
+            Waits::KeepAlive => ffi::SERVER_BUSY_KEEPALIVE,
+        };
+        // SAFETY: the handle lives as long as the connection.
+        unsafe { ffi::ap_update_child_status(self.state().sbh, status.cast_signed(), ptr::null_mut()) };
+    }
+
+    /// Asks the output filters to send what they hold. Whether none failed.
+    pub fn flush(&mut self) -> bool {
+        let state = self.at();
+        // SAFETY: ours alone; the last filter is the core's, which takes "no brigade" as this request (core_filters.c).
+        unsafe {
+            (*state).public.state = ffi::conn_state_e_CONN_STATE_WRITE_COMPLETION;
+            let mut filter = (*(*state).c).output_filters;
+            while !(*filter).next.is_null() {
+                filter = (*filter).next;
+            }
+            match (*(*filter).frec).filter_func.out_func {
+                Some(send) => send(filter, ptr::null_mut()) == 0,
+                None => false,
+            }
+        }
+    }
+
+    /// What [`flush`](Self::flush) has left behind, and what else there is to do.
+    pub fn outlook(&self) -> Outlook {
+        let state = self.state();
+        // SAFETY: a live connection.
+        let c = unsafe { &*state.c };
+        Outlook {
+            output_left: c.data_in_output_filters != 0,
+            wants_read: state.public.sense == ffi::conn_sense_e_CONN_SENSE_WANT_READ,
+            keep_alive: c.keepalive == ffi::ap_conn_keepalive_e_AP_CONN_KEEPALIVE,
+            aborted: c.aborted != 0,
+            input_waits: c.data_in_input_filters != 0,
+        }
+    }
+
+    /// What modules want to wait for, or else `default`; they are asked once.
+    pub fn take_interest(&mut self, default: Interest) -> Interest {
+        let state = self.at();
+        // SAFETY: ours alone.
+        let sense = unsafe { std::mem::replace(&mut (*state).public.sense, ffi::conn_sense_e_CONN_SENSE_DEFAULT) };
+        match sense {
+            ffi::conn_sense_e_CONN_SENSE_WANT_READ => Interest::Read,
+            ffi::conn_sense_e_CONN_SENSE_WANT_WRITE => Interest::Write,
+            _ => default,
+        }
+    }
+
+    /// The state that modules see while it waits for the next request.
+    pub fn mark_keep_alive(&mut self) {
+        let state = self.at();
+        // SAFETY: ours alone.
+        unsafe {
+            (*state).public.state = ffi::conn_state_e_CONN_STATE_KEEPALIVE;
+            (*state).public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
+        }
+    }
+
+    /// A module that had it has finished with it.
+    pub fn is_given_back(&self) -> bool {
+        self.state().suspended && self.state().public.state != ffi::conn_state_e_CONN_STATE_SUSPENDED
+    }
+
+    /// `Timeout` of the server that serves it.
+    pub fn timeout(&self) -> Duration {
+        // SAFETY: a server of the configuration, which lives as long as this process.
+        duration(unsafe { (*self.state().server).timeout })
+    }
+
+    /// `KeepAliveTimeout` of the server that serves it.
+    pub fn keep_alive_timeout(&self) -> Duration {
+        // SAFETY: as above.
+        duration(unsafe { (*self.state().server).keep_alive_timeout })
+    }
+
+    /// It is to be ended soon, whatever the client still sends.
+    pub fn shorten_end(&mut self) {
+        // SAFETY: ours alone; both strings are static.
+        unsafe { ffi::apr_table_setn((*self.c()).notes, c"short-lingering-close".as_ptr(), c"1".as_ptr()) };
+    }
+
+    /// Sends what is left and our end, waiting for the client up to 2 s if `may_wait`. `None` if there is nothing to
+    /// wait for any more; else whether the client gets the short time only.
+    pub fn start_end(&mut self, may_wait: bool) -> Option<bool> {
+        let state = self.at();
+        // SAFETY: ours alone; this is what httpd has these functions for.
+        unsafe {
+            (*state).lingering = true;
+            (*state).public.state = ffi::conn_state_e_CONN_STATE_LINGER;
+            let c = (*state).c;
+            let socket = ffi::ap_get_conn_socket(c);
+            ffi::apr_socket_timeout_set(socket, if may_wait { FLUSH_AT_END } else { 0 });
+            if ffi::ap_start_lingering_close(c) != 0 {
+                return None;
+            }
+            ffi::apr_socket_timeout_set(socket, 0);
+            ffi::apr_socket_opt_set(socket, ffi::APR_INCOMPLETE_READ.cast_signed(), 0);
+            let short = !ffi::apr_table_get((*c).notes, c"short-lingering-close".as_ptr()).is_null();
+            (*state).public.state = if short {
+                ffi::conn_state_e_CONN_STATE_LINGER_SHORT
+            } else {
+                ffi::conn_state_e_CONN_STATE_LINGER_NORMAL
+            };
+            (*state).public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
+            Some(short)
+        }
+    }
+
+    /// It was told its end already.
+    pub fn is_ending(&self) -> bool {
+        self.state().lingering
+    }
+
+    /// Drops what the client still sends. Whether more may come.
+    pub fn drain(&mut self) -> bool {
+        let mut buffer = [0u8; DRAIN];
+        loop {
+            let mut n = buffer.len();
+            // SAFETY: the socket is open and does not wait; at most `n` bytes are written to the buffer.
+            let rc = unsafe { ffi::apr_socket_recv(self.state().socket, buffer.as_mut_ptr().cast(), &raw mut n) };
+            if rc != 0 {
+                return rc == libc::EAGAIN;
+            }
+        }
+    }
+
+    /// Closes it, without waiting, and gives its pool back.
+    pub fn close(self) -> TransactionPool {
+        let Self { state, pool } = self;
+        // SAFETY: ours alone; the state lives until the pool is cleared.
+        unsafe {
+            let socket = (*state.as_ptr()).socket;
+            ffi::apr_socket_timeout_set(socket, 0);
+            // A module may have closed it.
+            let mut fd = -1;
+            if ffi::apr_os_sock_get(&raw mut fd, socket) == 0 && fd >= 0 {
+                ffi::apr_socket_close(socket);
+            }
+        }
+        pool.clear()
+    }
+}
+
+/// What mod_status shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    Read,
+    Write,
+    KeepAlive,
+}
+
+/// See [`Connection::outlook`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlook {
+    pub output_left: bool,
+    pub wants_read: bool,
+    pub keep_alive: bool,
+    pub aborted: bool,
+    pub input_waits: bool,
+}
+
+fn duration(time: ffi::apr_interval_time_t) -> Duration {
+    Duration::from_micros(u64::try_from(time).unwrap_or(0))
+}
+
+fn left(state: ffi::conn_state_e) -> Left {
+    match state {
+        ffi::conn_state_e_CONN_STATE_KEEPALIVE => Left::KeepAlive,
+        ffi::conn_state_e_CONN_STATE_PROCESSING => Left::Processing,
+        ffi::conn_state_e_CONN_STATE_WRITE_COMPLETION => Left::WriteCompletion,
+        ffi::conn_state_e_CONN_STATE_SUSPENDED => Left::Suspended,
+        ffi::conn_state_e_CONN_STATE_LINGER => Left::Linger,
+        ffi::conn_state_e_CONN_STATE_ASYNC_WAITIO => Left::WaitIo,
+        _ => Left::Other,
+    }
+}
+
+// ===== What modules' hooks tell of requests and secondary connections =====
+
+unsafe extern "C" fn request_ends(data: *mut c_void) -> ffi::apr_status_t {
+    // SAFETY: registered with the connection's state, which outlives the request.
+    unsafe { (*data.cast::<State>()).request = ptr::null_mut() };
+    0
+}
+
+/// A request begins on a connection.
+///
+/// # Safety
+/// As httpd calls pre_read_request.
+pub unsafe fn request_begins(r: *mut ffi::request_rec, c: *mut ffi::conn_rec) {
+    let state = state_of(c);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: the connection is this thread's; the request's pool ends before the connection's.
+    unsafe {
+        (*state).request = r;
+        (*state).server = ffi::ap_server_conf;
+        ffi::apr_pool_cleanup_register((*r).pool, state.cast(), Some(request_ends), Some(ffi::apr_pool_cleanup_null));
+    }
+}
+
+/// A request's virtual host is known: its timeouts hold. Without a `KeepAliveTimeout` of its own it is that of the
+/// first host of the address, as with every MPM.
+///
+/// # Safety
+/// As httpd calls post_read_request.
+pub unsafe fn request_is_read(r: *mut ffi::request_rec) {
+    // SAFETY: the request and its connection are live, and this thread's.
+    unsafe {
+        let state = state_of((*r).connection);
+        if !state.is_null() {
+            let own = (*(*r).server).keep_alive_timeout_set() != 0;
+            (*state).server = if own { (*r).server } else { (*(*r).connection).base_server };
+        }
+    }
+}
+
+/// A connection's protocol has changed, and with it the virtual host that it belongs to.
+///
+/// # Safety
+/// As httpd calls protocol_switch.
+pub unsafe fn protocol_changes(c: *mut ffi::conn_rec, r: *mut ffi::request_rec, s: *mut ffi::server_rec) {
+    let state = state_of(c);
+    if r.is_null() && !s.is_null() && !state.is_null() {
+        // SAFETY: the connection is this thread's.
+        unsafe { (*state).server = s };
+    }
+}
+
+/// A secondary connection (a stream of HTTP/2) gets a state of its own: modules change what they find.
+///
+/// # Safety
+/// As httpd calls pre_connection.
+pub unsafe fn pre_connection(c: *mut ffi::conn_rec) {
+    // SAFETY: a live connection of this thread; its master lives longer.
+    unsafe {
+        let master = (*c).master;
+        if master.is_null() || (!(*c).cs.is_null() && (*c).cs != (*master).cs) {
+            return;
+        }
+        let of_master = state_of(master);
+        if of_master.is_null() {
+            return;
+        }
+        let mut public: ffi::conn_state_t = std::mem::zeroed();
+        public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
+        public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
+        let state = ffi::apr_palloc((*c).pool, size_of::<State>()).cast::<State>();
+        state.write(State {
+            public,
+            c,
+            socket: (*of_master).socket,
+            fd: (*of_master).fd,
+            sbh: ptr::null_mut(),
+            request: ptr::null_mut(),
+            server: (*of_master).server,
+            away: false,
+            lingering: false,
+            suspended: false,
+            watched: false,
+            token: 0,
+            ended: |_, _, _| (),
+        });
+        (*c).cs = &raw mut (*state).public;
+        keep_with(c).mpm.set(state.cast());
+    }
+}
+
+/// The pool of this process's configuration, for what lives as long.
+pub fn configuration_pool() -> Option<AprPool<'static>> {
+    // SAFETY: null or httpd's main server, whose process record and configuration live as long as a frontend.
+    unsafe {
+        let main = ffi::ap_server_conf;
+        (!main.is_null()).then(|| AprPool::from_raw((*(*main).process).pconf))
+    }
+}

@@ -1,0 +1,560 @@
+//! httpd's parent as an MPM: forks frontends, keeps their number right, ends and replaces them.
+//!
+//! Runs in: parent (one thread).  Trusts: the kernel's word on its children; of the scoreboard only numbers.
+//! Owns: the frontends.  Never: reads from a client.
+#![forbid(unsafe_code)]
+
+use super::child;
+use crate::apr::AprPool;
+use crate::httpd::log::{self, Level};
+use crate::httpd::mpm::listen::{self, Bucket, End, KeptPipe, OpenError};
+use crate::httpd::mpm::process::{self, Ended, How, Stopped};
+use crate::httpd::mpm::{self, retained, score};
+use crate::httpd::{image, ServerRec};
+use crate::policy::mpm::maintenance::{self, Child, Pace, Report, Totals, HOLD_OFF_AFTER_GRACEFUL};
+use crate::settings::MpmLimits;
+use crate::sys::fork::Forked;
+use crate::sys::launch;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After this many frontends were killed one after the other, the next are replaced at the usual pace only.
+const SUCCESSIVE_KILLS: u32 = 3;
+/// How long no fork is tried after one has failed.
+const FORK_PAUSE: Duration = Duration::from_secs(10);
+/// How often it is looked whether all frontends have ended, while they may take their time.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
+#[derive(Debug)]
+struct State {
+    /// By slot of the scoreboard.
+    rows: Vec<Option<Row>>,
+    buckets: Vec<Bucket>,
+    pace: Pace,
+    /// A frontend has ended for lack of something.
+    sick: bool,
+    /// A frontend of this configuration has had all its threads running.
+    healthy: bool,
+    /// No frontend can work.
+    fatal: bool,
+    forks_after: Option<Instant>,
+    /// To frontends of the configuration before, which serve until this one's are there.
+    leaving: Vec<KeptPipe>,
+}
+
+/// A running frontend, as the parent knows it: nothing of this is in memory that frontends can write.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    pid: u32,
+    generation: i32,
+    quiescing: bool,
+}
+
+static STATE: Mutex<State> = Mutex::new(State {
+    rows: Vec::new(),
+    buckets: Vec::new(),
+    pace: Pace { spawn_rate: Vec::new(), hold_off: 0, said_reached: false, said_near: false },
+    sick: false,
+    healthy: false,
+    fatal: false,
+    forks_after: None,
+    leaving: Vec::new(),
+});
+
+/// Never held while httpd is called: it may call back (`stopped`, `ap_mpm_query`), or fork.
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What httpd is to do when its MPM returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Read the configuration anew and run the MPM again.
+    Restart,
+    Exit,
+    Failed,
+}
+
+/// A configuration is about to be read. False if httpd cannot go on.
+pub fn pre_config(pconf: AprPool<'_>) -> bool {
+    retained::starting();
+    let loads = retained::count_load();
+    let foreground = image::is_defined(c"FOREGROUND") || image::is_defined(c"DEBUG");
+    // httpd reads its configuration twice when it starts: what is wrong is told on the terminal the first time.
+    if loads == 2 && !mpm::is_one_process() && !foreground {
+        process::set_crash_handlers(pconf);
+        if !process::detach(image::is_defined(c"NO_DETACH")) {
+            log::startup(Level::Crit, "httpd cannot leave the terminal (apr_proc_detach failed)");
+            return false;
+        }
+    }
+    mpm::reset_settings();
+    state().healthy = false;
+    true
+}
+
+/// Opens listeners and pipes before the error log is opened, so that a port in use is told on the terminal.
+pub fn open_logs(pconf: AprPool<'_>, main: ServerRec<'_>) -> bool {
+    let one_process = mpm::is_one_process();
+    let keep = match (one_process, retained::was_graceful()) {
+        (true, _) => 1,
+        (false, true) => retained::buckets(),
+        (false, false) => 0,
+    };
+    match listen::open(pconf, main, keep, one_process) {
+        Ok(buckets) => {
+            retained::set_buckets(buckets.len());
+            let mut state = state();
+            state.pace.set_buckets(buckets.len());
+            state.buckets = buckets;
+            true
+        }
+        Err(e) => {
+            let text = match e {
+                OpenError::NoListener => "no listening sockets available, shutting down".to_owned(),
+                OpenError::Duplicate(code) => format!("listeners cannot be made for each bucket (error {code})"),
+                OpenError::Pipe(code) => format!("the pipe to the frontends cannot be made (error {code})"),
+            };
+            if retained::loads() == 1 {
+                log::startup(Level::Crit, text);
+            } else {
+                log::server(Level::Crit, main, format!("POOL211: {text}"));
+            }
+            false
+        }
+    }
+}
+
+/// A frontend has ended, and was reaped by httpd's own functions. Slot -1: one that lost its slot.
+pub fn stopped(main: ServerRec<'_>, slot: i32, pid: i32, generation: i32) {
+    match usize::try_from(slot) {
+        Ok(slot) => note_stopped(main, slot),
+        Err(_) => process::tell_child_status(main, u32::try_from(pid).unwrap_or(0), generation, None, false),
+    }
+}
+
+fn note_stopped(main: ServerRec<'_>, slot: usize) {
+    let row = state().rows.get_mut(slot).and_then(Option::take);
+    score::child_stopped(slot, mpm::limits().thread_limit);
+    if let Some(row) = row {
+        process::tell_child_status(main, row.pid, row.generation, Some(slot), false);
+        log::server(Level::Debug, main, format!("frontend {slot} has ended: pid {}", row.pid));
+    }
+}
+
+fn note_started(main: ServerRec<'_>, slot: usize, pid: u32) {
+    let generation = retained::generation();
+    {
+        let mut state = state();
+        if state.rows.len() <= slot {
+            state.rows.resize(slot + 1, None);
+        }
+        state.rows[slot] = Some(Row { pid, generation, quiescing: false });
+    }
+    score::raise_used_slots(slot + 1);
+    score::child_started(slot, pid, generation);
+    process::tell_child_status(main, pid, generation, Some(slot), true);
+    log::server(Level::Debug, main, format!("frontend {slot} has started: pid {pid}, generation {generation}"));
+}
+
+/// The parent of one configuration.
+#[derive(Debug)]
+struct Parent {
+    pconf: AprPool<'static>,
+    main: ServerRec<'static>,
+    limits: MpmLimits,
+    buckets: Vec<Bucket>,
+    one_process: bool,
+    stopped: Stopped,
+}
+
+/// Tells the frontends that a graceful restart has left serving.
+fn tell_leaving(end: End) {
+    let leaving = std::mem::take(&mut state().leaving);
+    let most = mpm::limits().limits.server_limit;
+    leaving.into_iter().for_each(|pipe| pipe.tell_all(most, end));
+}
+
+/// httpd's parent ends, with a configuration that could not be read, perhaps.
+pub fn at_exit() {
+    tell_leaving(End::Now);
+}
+
+/// What [`run`] calls back.
+#[derive(Debug, Clone, Copy)]
+pub struct Calls {
+    /// Leads to [`stopped`].
+    pub stopped: Stopped,
+    /// Returns when new frontends can serve as the old ones do.
+    pub wait_until_ready: fn(),
+}
+
+/// The MPM, from one reading of the configuration to the next.
+pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>, calls: Calls) -> Verdict {
+    let buckets = state().buckets.clone();
+    let limits = mpm::limits().for_buckets(u32::try_from(buckets.len()).unwrap_or(1));
+    let one_process = mpm::is_one_process();
+    let parent = Parent { pconf, main, limits, buckets, one_process, stopped: calls.stopped };
+    process::write_pid_file(pconf);
+    let graceful = retained::was_graceful();
+    if !graceful {
+        if !process::make_scoreboard(main) {
+            retained::stopping();
+            return Verdict::Failed;
+        }
+        score::set_running_generation(retained::generation());
+    }
+    process::set_signals(pconf, parent.one_process);
+    let mut to_start = limits.start_servers.min(limits.limits.max_children);
+    if graceful {
+        state().pace.hold_off = HOLD_OFF_AFTER_GRACEFUL;
+        (calls.wait_until_ready)();
+    }
+    to_start -= parent.start_children(to_start);
+    if graceful {
+        // Those for which the scoreboard had no room take the place of old ones, most of which end at once.
+        tell_leaving(End::Graceful);
+    } else {
+        to_start = 0;
+    }
+    log::server(Level::Notice, main, format!("{} configured -- resuming normal operations", process::description()));
+    process::log_start(plog, main);
+    retained::running();
+    parent.serve(to_start);
+    retained::stopping();
+    if retained::shutdown_pending() {
+        parent.shut_down(retained::is_ungraceful());
+        return Verdict::Exit;
+    }
+    if parent.one_process {
+        return Verdict::Exit;
+    }
+    parent.restart();
+    Verdict::Restart
+}
+
+impl Parent {
+    fn serve(&self, mut to_start: u32) {
+        let mut kills = 0;
+        while !retained::restart_pending() && !retained::shutdown_pending() {
+            match process::wait_for_child(self.pconf, self.main) {
+                Some(ended) => {
+                    let Some(slot) = self.reap(&ended, &mut to_start) else { continue };
+                    if retained::shutdown_pending() || !ended.killed {
+                        continue;
+                    }
+                    kills += 1;
+                    if kills >= SUCCESSIVE_KILLS {
+                        if kills % 10 == SUCCESSIVE_KILLS {
+                            log::server(
+                                Level::Warning,
+                                self.main,
+                                format!(
+                                    "POOL212: frontends are killed one after the other (slot {slot}, the last one)"
+                                ),
+                            );
+                        }
+                        continue;
+                    }
+                    to_start += 1;
+                }
+                None => kills = 0,
+            }
+            if to_start > 0 {
+                self.start_children(to_start);
+                to_start = 0;
+                // Those that were started now are not ready yet: counting them would start more.
+                continue;
+            }
+            self.maintain();
+        }
+    }
+
+    /// A child was reaped; the slot if it was a frontend.
+    fn reap(&self, ended: &Ended, to_start: &mut u32) -> Option<usize> {
+        let found =
+            {
+                let state = state();
+                state.rows.iter().position(|row| row.is_some_and(|r| r.pid == ended.pid)).zip(Some(&state)).map(
+                    |(slot, state)| (slot, state.rows[slot].is_some_and(|r| r.generation == retained::generation())),
+                )
+            };
+        let Some((slot, current)) = found else {
+            // Nobody's exit status but a frontend's has a meaning for the server.
+            if !process::other_child_ended(ended) && retained::was_graceful() {
+                log::server(
+                    Level::Info,
+                    self.main,
+                    format!("a process that nobody knows has ended: pid {}", ended.pid),
+                );
+            }
+            return None;
+        };
+        match ended.how {
+            How::Normally => {}
+            How::Fatal if current => {
+                state().fatal = true;
+                retained::set_shutdown_pending(true);
+            }
+            How::Fatal | How::Sick => state().sick = true,
+        }
+        note_stopped(self.main, slot);
+        if ended.how == How::Sick {
+            let bucket = slot % self.buckets.len().max(1);
+            if let Some(rate) = state().pace.spawn_rate.get_mut(bucket) {
+                *rate = 1;
+            }
+        } else if *to_start > 0 && !retained::shutdown_pending() {
+            *to_start -= 1;
+            self.start_child(slot);
+        }
+        Some(slot)
+    }
+
+    /// Returns how many were started.
+    fn start_children(&self, count: u32) -> u32 {
+        let mut left = count;
+        for slot in 0..usize::try_from(self.limits.limits.server_limit).unwrap_or(0) {
+            if left == 0 {
+                break;
+            }
+            let taken = state().rows.get(slot).is_some_and(Option::is_some);
+            if !taken {
+                if !self.start_child(slot) {
+                    break;
+                }
+                left -= 1;
+            }
+        }
+        count - left
+    }
+
+    /// Whether a frontend was forked.
+    fn start_child(&self, slot: usize) -> bool {
+        if self.one_process {
+            note_started(self.main, slot, launch::own_pid());
+            self.be_child(slot);
+        }
+        if state().forks_after.is_some_and(|after| Instant::now() < after) {
+            return false;
+        }
+        match process::fork_child() {
+            Ok(Forked::Child) => self.be_child(slot),
+            Ok(Forked::Parent { child }) => {
+                state().forks_after = None;
+                note_started(self.main, slot, child);
+                true
+            }
+            Err(e) => {
+                state().forks_after = Some(Instant::now() + FORK_PAUSE);
+                log::server(
+                    Level::Error,
+                    self.main,
+                    format!(
+                        "POOL213: a frontend cannot be forked: {e}; the next attempt comes in {} s",
+                        FORK_PAUSE.as_secs()
+                    ),
+                );
+                false
+            }
+        }
+    }
+
+    fn be_child(&self, slot: usize) -> ! {
+        // What older frontends are told is the parent's word alone.
+        state().leaving.clear();
+        let (pchild, status) = child::run(&child::Start {
+            slot,
+            buckets: &self.buckets,
+            bucket: slot % self.buckets.len().max(1),
+            limits: self.limits,
+            main: self.main,
+            pconf: self.pconf,
+            one_process: self.one_process,
+        });
+        if self.one_process {
+            note_stopped(self.main, slot);
+        }
+        process::end_child(pchild, status)
+    }
+
+    fn maintain(&self) {
+        let mut used = 0;
+        for bucket in 0..self.buckets.len() {
+            let plan = {
+                let children = self.look_at_children();
+                let mut state = state();
+                let rows = || state.rows.iter().flatten();
+                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                let totals =
+                    Totals { active: count(rows().filter(|r| !r.quiescing).count()), total: count(rows().count()) };
+                maintenance::maintain(bucket, &children, &self.limits.limits, totals, &mut state.pace)
+            };
+            used = used.max(plan.used);
+            if !self.is_well(plan.healthy, bucket + 1 == self.buckets.len()) {
+                continue;
+            }
+            if plan.retire_one {
+                self.buckets[bucket].tell_one(End::Graceful);
+            }
+            if let Some(report) = plan.report {
+                self.report(report);
+            }
+            for slot in plan.spawn {
+                if !self.start_child(slot) {
+                    break;
+                }
+                used = used.max(slot + 1);
+            }
+        }
+        score::set_used_slots(used);
+    }
+
+    /// After a frontend ended for lack of something: if none ever had all its threads, none will. False while that is
+    /// not known.
+    fn is_well(&self, healthy: bool, last_bucket: bool) -> bool {
+        let mut state = state();
+        state.healthy |= healthy;
+        if !state.sick {
+            return true;
+        }
+        if state.healthy {
+            state.sick = false;
+            return true;
+        }
+        if last_bucket {
+            state.fatal = true;
+            drop(state);
+            retained::set_shutdown_pending(true);
+            log::server(
+                Level::Emerg,
+                self.main,
+                "POOL214: no frontend could be set up completely; httpd ends. The lines before say what was lacking",
+            );
+        }
+        false
+    }
+
+    fn look_at_children(&self) -> Vec<Child> {
+        let rows = state().rows.clone();
+        let generation = retained::generation();
+        let threads = self.limits.limits.threads_per_child;
+        let mut children = Vec::new();
+        for slot in 0..usize::try_from(self.limits.limits.server_limit).unwrap_or(0) {
+            let Some(row) = rows.get(slot).copied().flatten() else {
+                children.push(Child::default());
+                continue;
+            };
+            let said = score::said(slot, threads);
+            if said.quiescing && !row.quiescing {
+                score::child_quiescing(slot);
+                if let Some(Some(row)) = state().rows.get_mut(slot) {
+                    row.quiescing = true;
+                }
+            }
+            children.push(Child {
+                alive: true,
+                current: row.generation == generation,
+                quiescing: said.quiescing || row.quiescing,
+                closed: said.closed,
+                idle: said.idle,
+                active: said.active,
+            });
+        }
+        children
+    }
+
+    fn report(&self, report: Report) {
+        let (level, text) = match report {
+            Report::MaxRequestWorkersReached => (
+                Level::Error,
+                format!(
+                    "POOL215: server reached MaxRequestWorkers {}: every thread is busy, and new connections wait; raise \
+                     it, and ServerLimit with it, if the machine bears more",
+                    self.limits.limits.max_request_workers
+                ),
+            ),
+            Report::NearMaxRequestWorkers => (
+                Level::Error,
+                format!(
+                    "POOL216: server is within MinSpareThreads of MaxRequestWorkers {}; raise it, if the machine bears more",
+                    self.limits.limits.max_request_workers
+                ),
+            ),
+            Report::ScoreboardFull => (
+                Level::Error,
+                format!(
+                    "POOL217: the scoreboard is full, while MaxRequestWorkers is not reached: frontends that are ending \
+                     take the rest of ServerLimit {}; raise it (it needs a stop and a start)",
+                    self.limits.limits.server_limit
+                ),
+            ),
+            Report::Busy { spawning, idle_threads } => (
+                Level::Info,
+                format!(
+                    "the server is getting busy: {spawning} more frontends are started, there were {idle_threads} idle \
+                     threads; raise StartServers or MinSpareThreads if this comes often"
+                ),
+            ),
+        };
+        log::server(level, self.main, text);
+    }
+
+    fn tell_all(&self, end: End) {
+        // Those of an older generation have got their word; this one has as many as there may be.
+        for bucket in &self.buckets {
+            bucket.tell_all(self.limits.limits.max_children, end);
+        }
+    }
+
+    fn shut_down(&self, now: bool) {
+        let fatal = state().fatal;
+        if !now {
+            listen::close_all();
+            self.tell_all(End::Graceful);
+            process::relieve_children(self.stopped);
+        }
+        if !fatal {
+            process::remove_pid_file(self.pconf);
+            let text = if now { "caught SIGTERM, shutting down" } else { "caught SIGWINCH, shutting down gracefully" };
+            log::server(Level::Notice, self.main, text);
+        }
+        if !now {
+            self.wait_for_last_connections();
+        }
+        self.tell_all(End::Now);
+        process::reclaim_children(self.stopped);
+    }
+
+    /// Until all have ended, `GracefulShutdownTimeout` is over, or SIGTERM comes.
+    fn wait_for_last_connections(&self) {
+        let end = process::graceful_shutdown_timeout().map(|timeout| Instant::now() + timeout);
+        retained::set_shutdown_pending(false);
+        while state().rows.iter().any(Option::is_some) {
+            if retained::shutdown_pending() || end.is_some_and(|end| Instant::now() >= end) {
+                break;
+            }
+            launch::pause(LOOK);
+            process::relieve_children(self.stopped);
+        }
+    }
+
+    fn restart(&self) {
+        retained::advance_generation();
+        score::set_running_generation(retained::generation());
+        if retained::is_ungraceful() {
+            log::server(Level::Notice, self.main, "SIGHUP received.  Attempting to restart");
+            self.tell_all(End::Now);
+            process::reclaim_children(self.stopped);
+        } else {
+            log::server(Level::Notice, self.main, "SIGUSR1 received.  Doing graceful restart");
+            // They go on until there are others: reading the configuration takes its time.
+            let kept: Option<Vec<KeptPipe>> = self.buckets.iter().map(Bucket::keep_pipe).collect();
+            match kept {
+                Some(pipes) => state().leaving.extend(pipes),
+                None => self.tell_all(End::Graceful),
+            }
+        }
+    }
+}

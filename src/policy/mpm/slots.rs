@@ -1,0 +1,277 @@
+//! What waits, by number: whoever gets a number from the kernel or from the timer wheel takes the thing out, once.
+//!
+//! Runs in: frontend, any thread.  Trusts: nothing; a number may be old.  Owns: what waits.
+//! Never: does I/O (but for what a caller does in `park`), reads a clock.
+//!
+//! A thing has its number for as long as it lives, whether it waits or somebody has it. The number of one that has
+//! ended is not used again for 2^30 others in its place.
+
+use super::super::Millis;
+use super::wheel::TICK;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// A number: place and round.
+pub type Token = u64;
+
+/// No token has one of these bits.
+pub const FREE_BITS: Token = 0xc000_0000_0000_0000;
+const ROUNDS: u32 = 0x3fff_ffff;
+const CHUNK: usize = 1024;
+/// Most places: more than a process may have descriptors.
+const CHUNKS: usize = 1024;
+
+/// Places for things of type `T`.
+#[derive(Debug)]
+pub struct Slots<T> {
+    chunks: Box<[OnceLock<Chunk<T>>]>,
+    free: Mutex<Free>,
+}
+
+/// Made when the first of its places is needed, and kept.
+type Chunk<T> = Box<[Mutex<Slot<T>>]>;
+
+#[derive(Debug, Default)]
+struct Free {
+    places: Vec<u32>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    round: u32,
+    parked: Option<Parked<T>>,
+    /// The wheel has an entry that comes out at this time.
+    timer: Option<Millis>,
+}
+
+#[derive(Debug)]
+struct Parked<T> {
+    what: T,
+    deadline: Option<Millis>,
+}
+
+/// What a number from the wheel stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Look<T> {
+    /// It does not wait now, or has ended.
+    Nothing,
+    /// It was put off: look again then.
+    Later(Millis),
+    /// Its time is over.
+    Due(T),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(), free: Mutex::default() }
+    }
+}
+
+impl<T> Slots<T> {
+    fn slot(&self, place: u32) -> Option<&Mutex<Slot<T>>> {
+        let place = usize::try_from(place).ok()?;
+        let empty = || Mutex::new(Slot { round: 0, parked: None, timer: None });
+        let chunk = self.chunks.get(place / CHUNK)?.get_or_init(|| (0..CHUNK).map(|_| empty()).collect());
+        chunk.get(place % CHUNK)
+    }
+
+    /// The slot of a number that is not old.
+    fn current(&self, token: Token) -> Option<MutexGuard<'_, Slot<T>>> {
+        let place = u32::try_from(token & 0xffff_ffff).ok()?;
+        let slot = lock(self.slot(place)?);
+        (u64::from(slot.round) == token >> 32).then_some(slot)
+    }
+
+    /// A number for a new thing; `None` when there are a million.
+    pub fn reserve(&self) -> Option<Token> {
+        let mut free = lock(&self.free);
+        let place = match free.places.pop() {
+            Some(place) => place,
+            None => {
+                let place = free.next;
+                self.slot(place)?;
+                free.next += 1;
+                place
+            }
+        };
+        drop(free);
+        let round = lock(self.slot(place)?).round;
+        Some(u64::from(round) << 32 | u64::from(place))
+    }
+
+    /// The thing with this number has ended.
+    pub fn release(&self, token: Token) {
+        let Some(mut slot) = self.current(token) else { return };
+        slot.round = (slot.round + 1) & ROUNDS;
+        slot.timer = None;
+        let parked = slot.parked.take();
+        drop(slot);
+        drop(parked);
+        lock(&self.free).places.push(u32::try_from(token & 0xffff_ffff).unwrap_or(u32::MAX));
+    }
+
+    /// Lets a thing wait, until somebody takes it or its deadline is over. `arm` makes it wake somebody; nobody takes
+    /// the thing before `arm` has returned. Answers when the wheel must have an entry for it, if it has none yet.
+    pub fn park<E>(
+        &self,
+        token: Token,
+        mut what: T,
+        deadline: Option<Millis>,
+        arm: impl FnOnce(&mut T) -> Result<(), E>,
+    ) -> Result<Option<Millis>, (T, Option<E>)> {
+        let Some(mut slot) = self.current(token) else { return Err((what, None)) };
+        if let Err(e) = arm(&mut what) {
+            return Err((what, Some(e)));
+        }
+        slot.parked = Some(Parked { what, deadline });
+        let due = deadline.filter(|d| slot.timer.is_none_or(|timer| timer > d + TICK));
+        if due.is_some() {
+            slot.timer = due;
+        }
+        Ok(due)
+    }
+
+    /// Takes what waits under this number.
+    pub fn take(&self, token: Token) -> Option<T> {
+        self.current(token)?.parked.take().map(|parked| parked.what)
+    }
+
+    /// The wheel's entry for this number has come out.
+    pub fn look(&self, token: Token, now: Millis) -> Look<T> {
+        let Some(mut slot) = self.current(token) else { return Look::Nothing };
+        slot.timer = None;
+        let Some(deadline) = slot.parked.as_ref().and_then(|p| p.deadline) else { return Look::Nothing };
+        if deadline > now {
+            slot.timer = Some(deadline);
+            return Look::Later(deadline);
+        }
+        slot.parked.take().map_or(Look::Nothing, |parked| Look::Due(parked.what))
+    }
+
+    /// Takes everything that waits and is wanted.
+    pub fn take_all(&self, mut wanted: impl FnMut(&T) -> bool) -> Vec<T> {
+        let places = lock(&self.free).next;
+        let mut taken = Vec::new();
+        for place in 0..places {
+            let Some(slot) = self.slot(place) else { break };
+            let mut slot = lock(slot);
+            if slot.parked.as_ref().is_some_and(|parked| wanted(&parked.what)) {
+                taken.extend(slot.parked.take().map(|parked| parked.what));
+            }
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn park(slots: &Slots<u32>, token: Token, what: u32, deadline: Option<Millis>) -> Option<Millis> {
+        slots.park(token, what, deadline, |_| Ok::<(), ()>(())).expect("parked")
+    }
+
+    #[test]
+    fn what_waits_is_taken_once() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        assert_eq!(token & FREE_BITS, 0);
+        assert_eq!(slots.take(token), None);
+        park(&slots, token, 7, None);
+        assert_eq!(slots.take(token), Some(7));
+        assert_eq!(slots.take(token), None);
+    }
+
+    #[test]
+    fn an_old_number_finds_nothing() {
+        let slots = Slots::default();
+        let old = slots.reserve().expect("room");
+        slots.release(old);
+        let new = slots.reserve().expect("room");
+        assert_ne!(old, new);
+        assert_eq!(old & 0xffff_ffff, new & 0xffff_ffff, "the place is used again");
+        park(&slots, new, 1, Some(100));
+        assert_eq!(slots.take(old), None);
+        assert_eq!(slots.look(old, 1_000), Look::Nothing);
+        slots.release(old);
+        assert_eq!(slots.park(old, 2, None, |_| Ok::<(), ()>(())), Err((2, None)));
+        assert_eq!(slots.take(new), Some(1));
+    }
+
+    #[test]
+    fn a_deadline_that_is_put_off_needs_no_new_timer() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        assert_eq!(park(&slots, token, 1, Some(5_000)), Some(5_000));
+        assert_eq!(slots.take(token), Some(1));
+        assert_eq!(park(&slots, token, 1, Some(8_000)), None);
+        assert_eq!(slots.look(token, 5_000), Look::Later(8_000));
+        assert_eq!(slots.look(token, 8_000), Look::Due(1));
+        assert_eq!(slots.look(token, 8_000), Look::Nothing);
+    }
+
+    #[test]
+    fn a_deadline_that_comes_closer_does() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        assert_eq!(park(&slots, token, 1, Some(60_000)), Some(60_000));
+        assert_eq!(slots.take(token), Some(1));
+        assert_eq!(park(&slots, token, 1, Some(2_000)), Some(2_000));
+        assert_eq!(slots.look(token, 2_000), Look::Due(1));
+    }
+
+    #[test]
+    fn the_timer_of_a_busy_thing_is_forgotten() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        park(&slots, token, 1, Some(5_000));
+        slots.take(token);
+        assert_eq!(slots.look(token, 5_000), Look::Nothing);
+        assert_eq!(park(&slots, token, 1, Some(9_000)), Some(9_000));
+    }
+
+    #[test]
+    fn what_cannot_be_armed_stays_with_its_owner() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        assert_eq!(slots.park(token, 3, Some(1), |_| Err("no")), Err((3, Some("no"))));
+        assert_eq!(slots.take(token), None);
+    }
+
+    #[test]
+    fn all_that_is_wanted_is_taken() {
+        let slots = Slots::default();
+        for n in 0..3_000 {
+            let token = slots.reserve().expect("room");
+            park(&slots, token, n, None);
+        }
+        assert_eq!(slots.take_all(|n| n % 1_000 == 0), [0, 1_000, 2_000]);
+        assert_eq!(slots.take_all(|_| true).len(), 2_997);
+    }
+
+    #[test]
+    fn one_of_many_threads_gets_it() {
+        let slots: Slots<u32> = Slots::default();
+        let token = slots.reserve().expect("room");
+        for round in 0..200 {
+            park(&slots, token, round, Some(1));
+            let taken: usize = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4)
+                    .map(|i| {
+                        let slots = &slots;
+                        scope.spawn(move || match i {
+                            0 => usize::from(slots.look(token, 2) == Look::Due(round)),
+                            _ => usize::from(slots.take(token).is_some()),
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|t| t.join().expect("no panic")).sum()
+            });
+            assert_eq!(taken, 1);
+        }
+    }
+}

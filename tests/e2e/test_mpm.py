@@ -1,0 +1,645 @@
+"""mod_pool as the MPM: what mpm_event does, done by it. Pools behind it are the other files' matter (`--mpm=pool`)."""
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import ALICE, HTTPD, REPO, Broken, H2, Site, eventually, in_threads, module_so
+from test_config import conf  # noqa: F401 - conf is a fixture
+
+pytestmark = pytest.mark.pool_only
+
+STATUS = "<Location /server-status>\nSetHandler server-status\nRequire all granted\n</Location>\nExtendedStatus on\n"
+ONE_CHILD = "StartServers 1\nServerLimit 1\n"
+BIG = 24 * 1024 * 1024  # more than the sockets of both sides hold
+
+
+def threads(n, more=""):
+    return f"{ONE_CHILD}ThreadsPerChild {n}\nMaxRequestWorkers {n}\nMinSpareThreads 1\n{more}"
+
+
+def make(httpd, mode="foreground", sites=None, files=(), **kw):
+    """A server whose one site is served by the frontends themselves, and nothing of pools runs."""
+    sites = sites or [Site("alice", pool=None)]
+    # With PHP the pool `default` would serve.
+    without = ["php", *kw.pop("without", [])]
+    server = httpd(mpm="pool", sites=sites, without=without, **{"conf": STATUS, **kw})
+    for name, content in {"text.txt": "text", **dict(files)}.items():
+        for site in sites:
+            site.write(name, content, mode=0o644)
+    return server.start(mode) if mode else server
+
+
+def status(server):
+    """mod_status's numbers."""
+    with server.connect() as c:
+        c.request("GET", "/server-status?auto", headers=[("Connection", "close")])
+        text = c.response().text
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+
+
+def frontends(server):
+    return sorted(p.pid for p in server.processes("frontend"))
+
+
+# --- which MPM it is ----------------------------------------------------------------------------------
+
+
+def version_of(conf):
+    return subprocess.run([HTTPD, "-V", "-f", conf.file], capture_output=True, text=True, timeout=30).stdout
+
+
+def test_alone_it_is_the_mpm_and_beside_another_one_it_is_not(conf):
+    alone = conf("", mpm="pool")
+    alone.file.write_text(alone.head.split("\n", 1)[1])  # its LoadModule line once
+    assert re.search(r"Server MPM:\s+pool\n\s+threaded:\s+yes .*\n\s+forked:\s+yes", version_of(alone))
+    assert re.search(r"Server MPM:\s+event\n", version_of(conf("")))
+
+
+def alone(conf, text):
+    made = conf(text, mpm="pool")
+    made.file.write_text(made.file.read_text().split("\n", 1)[1])
+    return made
+
+
+def test_pool_mpm_on_refuses_another_mpm_with_the_remedy(conf):
+    said = conf("PoolMPM on\n").test()
+    assert said.returncode != 0
+    assert "PoolMPM on: the MPM event is loaded too" in said.stderr and "a2dismod mpm_event" in said.stderr
+    assert alone(conf, "PoolMPM on\n").test().returncode == 0
+    said = alone(conf, "PoolMPM off\n").test()
+    assert said.returncode != 0 and "PoolMPM off: no other MPM is loaded" in said.stderr
+    assert conf("PoolMPM off\n").test().returncode == 0
+
+
+def test_directives_of_the_mpm_belong_to_it_or_to_the_other_one(conf):
+    mpm_event_conf = """
+        StartServers 2
+        MinSpareThreads 25
+        MaxSpareThreads 75
+        ThreadLimit 64
+        ThreadsPerChild 25
+        MaxRequestWorkers 150
+        MaxConnectionsPerChild 0
+        AsyncRequestWorkerFactor 2
+        ListenBacklog 511
+        GracefulShutdownTimeout 5
+        ThreadStackSize 262144
+        MaxMemFree 2048
+    """
+    for made in (alone(conf, mpm_event_conf), conf(mpm_event_conf)):
+        said = made.test()
+        assert (said.returncode, said.stderr) == (0, "Syntax OK\n")
+    said = conf("ThreadsPerChild 5\n", mpm="mpm_prefork").test()
+    assert said.returncode != 0 and "Invalid command 'ThreadsPerChild'" in said.stderr
+
+
+@pytest.mark.parametrize("line, words", [
+    ("ThreadsPerChild many", "ThreadsPerChild many: not a whole number"),
+    ("AsyncRequestWorkerFactor 0", "AsyncRequestWorkerFactor 0: not a number above 0"),
+    ("<VirtualHost *:1>\nStartServers 1\n</VirtualHost>", "StartServers cannot occur within <VirtualHost> section"),
+    ("Listen 127.0.0.1", "Port must be specified"),
+])
+def test_bad_values_are_refused(conf, line, words):
+    said = alone(conf, line + "\n").test()
+    assert said.returncode != 0 and words in said.stderr, said.stderr
+
+
+def test_values_that_do_not_fit_are_changed_and_told(conf):
+    said = alone(conf, "ThreadsPerChild 30\nMaxRequestWorkers 100\n").test()
+    assert said.returncode == 0
+    assert "MaxRequestWorkers 100: not a multiple of ThreadsPerChild 30; taken as 90" in said.stderr
+
+
+# --- connections --------------------------------------------------------------------------------------
+
+
+def test_requests_on_one_connection_one_by_one_and_pipelined(httpd):
+    server = make(httpd)
+    for tls in (False, True):
+        with server.connect(tls=tls) as c:
+            for _ in range(5):
+                assert c.get("/text.txt").text == "text"
+            c.send(b"GET /text.txt HTTP/1.1\r\nHost: alice.test\r\n\r\n" * 20)
+            for _ in range(20):
+                assert c.response().text == "text"
+    for tls in (False, True):
+        with H2(server, tls=tls) as h2:
+            streams = [h2.start("/text.txt") for _ in range(10)]
+            assert [h2.wait(s).text for s in streams] == ["text"] * 10
+
+
+def test_idle_connections_hold_no_thread(httpd):
+    server = make(httpd, mpm_conf=threads(2, "AsyncRequestWorkerFactor 40\n"))
+    idle = [server.connect() for _ in range(30)]
+    for c in idle:
+        assert c.get("/text.txt").status == 200
+    for c in reversed(idle):
+        assert c.get("/text.txt").status == 200
+    eventually(lambda: int(status(server)["ConnsAsyncKeepAlive"]) == 30, what="30 idle connections in mod_status")
+
+
+def test_keep_alive_timeout_of_each_virtual_host_ends_idle_connections(httpd):
+    quick = Site("quick", pool=None, conf="KeepAliveTimeout 1\n")
+    slow = Site("slow", pool=None, conf="KeepAliveTimeout 30\n")
+    server = make(httpd, sites=[slow, quick])
+    with server.connect() as a, server.connect() as b:
+        assert a.get("/text.txt", host="quick.test").status == 200
+        assert b.get("/text.txt", host="slow.test").status == 200
+        began = time.monotonic()
+        assert a.is_closed(timeout=10)
+        assert 0.9 < time.monotonic() - began
+        assert b.get("/text.txt", host="slow.test").status == 200
+
+
+def test_a_connection_that_goes_on_outlives_its_timeout(httpd):
+    server = make(httpd, conf=STATUS + "KeepAliveTimeout 1\n")
+    with server.connect() as c:
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            assert c.get("/text.txt").status == 200
+            time.sleep(0.2)
+
+
+def test_slow_readers_hold_no_thread(httpd):
+    # What is no file any more (mmap, TLS) beyond FlushMaxThreshold holds a thread in the core's filter, with any MPM.
+    server = make(httpd, files={"big": b"x" * BIG}, conf=STATUS + "EnableSendfile on\n", mpm_conf=threads(2, "AsyncRequestWorkerFactor 20\n"))
+    slow = [server.connect(rcvbuf=4096) for _ in range(6)]
+    for c in slow:
+        c.request("GET", "/big")
+    for _ in range(10):
+        assert server.get("/text.txt").text == "text"
+    eventually(lambda: int(status(server)["ConnsAsyncWriting"]) == 6, what="6 connections that write")
+    for c in slow:
+        found = c.response()
+        assert found.complete and len(found.body) == BIG
+        c.close()
+
+
+def test_a_client_that_takes_nothing_is_sent_away_after_timeout(httpd):
+    server = make(httpd, files={"big": b"x" * BIG}, conf=STATUS + "Timeout 1\nEnableSendfile on\n")
+    with server.connect(rcvbuf=4096) as c:
+        c.request("GET", "/big")
+        eventually(lambda: status(server)["ConnsAsyncWriting"] == "1", what="one that writes")
+        eventually(lambda: status(server)["ConnsAsyncWriting"] == "0", 15, what="none that writes")
+        assert len(c.read_all()) < BIG
+
+
+def test_the_end_of_a_connection_waits_for_the_client(httpd):
+    server = make(httpd)
+    with server.connect() as c:
+        c.request("GET", "/text.txt", headers=[("Connection", "close")])
+        assert c.response().text == "text"
+        assert c.is_closed()
+        eventually(lambda: status(server)["ConnsAsyncClosing"] == "1", what="one that lingers")
+        # What is still sent is read, so that no reset destroys what the client has not read yet.
+        c.send(b"x" * 100_000)
+        c.send(b"x" * 100_000)
+    eventually(lambda: status(server)["ConnsAsyncClosing"] == "0", what="none that lingers")
+
+
+def test_a_full_process_takes_no_more_connections_than_it_may_and_loses_none(httpd):
+    server = make(httpd, mpm_conf=threads(4, "AsyncRequestWorkerFactor 1\n"), conf=STATUS + "KeepAliveTimeout 20\n")
+    # A place for each thread, and one for each idle one.
+    held = []
+    while len(held) < 10:
+        c = server.connect(timeout=20)
+        c.request("GET", "/text.txt")
+        c.sock.settimeout(1)
+        try:
+            assert c.response().text == "text"
+        except TimeoutError:
+            break
+        held.append(c)
+    assert 6 <= len(held) <= 9
+    for kept in held[:4]:
+        kept.close()
+    c.sock.settimeout(20)
+    assert c.response().text == "text"
+    c.close()
+
+
+def test_more_connections_at_once_than_threads_are_all_served(httpd):
+    server = make(httpd, mpm_conf="StartServers 2\nServerLimit 2\nThreadsPerChild 4\nMaxRequestWorkers 8\n")
+
+    def client(_):
+        for _ in range(10):
+            assert server.get("/text.txt").text == "text"
+
+    in_threads(60, client)
+
+
+def test_a_secondary_protocol_through_mod_proxy(httpd):
+    """WebSocket: an upgrade that mod_proxy passes on, then bytes both ways."""
+    backend = socket.socket()
+    backend.bind(("127.0.0.1", 0))
+    backend.listen()
+
+    def serve():
+        connection, _ = backend.accept()
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while piece := connection.recv(4096):
+            connection.sendall(piece.upper())
+        connection.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    port = backend.getsockname()[1]
+    server = make(httpd, modules=["proxy", "proxy_http", "proxy_wstunnel"],
+                  conf=STATUS + f"ProxyPass /ws ws://127.0.0.1:{port}/\n")
+    with server.connect() as c:
+        c.request("GET", "/ws", headers=[
+            ("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")])
+        assert c.response().status == 101
+        for word in (b"one", b"two", b"three"):
+            c.send(word)
+            assert c.exactly(len(word)) == (word.upper(), True)
+    thread.join(10)
+    backend.close()
+
+
+def test_modules_that_want_to_be_called_at_a_time(httpd):
+    """mod_dialup suspends the request and sends a piece each second from a timed callback."""
+    body = os.urandom(20_000)
+    server = make(httpd, files={"big": body}, modules=["dialup"], mpm_conf=threads(1, "AsyncRequestWorkerFactor 20\n"),
+                  conf=STATUS + '<Location /big>\nModemStandard "V.92"\n</Location>\n')
+    with server.connect() as slow:
+        slow.request("GET", "/big")
+        eventually(lambda: server.get("/text.txt").text == "text", what="the one thread is free meanwhile")
+        found = slow.response()
+        assert found.complete and found.body == body
+        # The connection came back from the module.
+        assert slow.get("/text.txt").text == "text"
+
+
+def test_modules_with_work_of_their_own(httpd):
+    """mod_watchdog's threads, in the parent and in frontends: a health check finds a backend."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        dead = s.getsockname()[1]
+    server = make(httpd, modules=["watchdog", "proxy", "proxy_http", "proxy_balancer", "proxy_hcheck",
+                                  "slotmem_shm", "lbmethod_byrequests"],
+                  conf=STATUS + f"""
+        <Proxy balancer://b>
+            BalancerMember http://127.0.0.1:@PORT@ hcmethod=GET hcuri=/text.txt hcinterval=1
+            BalancerMember http://127.0.0.1:{dead} hcmethod=GET hcuri=/ hcinterval=1
+        </Proxy>
+        ProxyPass /b balancer://b
+        LogLevel proxy_hcheck:info
+        """)
+    server.wait_for_log(rf"Health check DISABLING http://127.0.0.1:{dead}", timeout=15)
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def test_frontends_are_forked_while_threads_are_busy_and_ended_after(httpd):
+    conf = "StartServers 1\nServerLimit 4\nThreadsPerChild 2\nMaxRequestWorkers 8\nMinSpareThreads 1\nMaxSpareThreads 3\n"
+    server = make(httpd, mpm_conf=conf, without=["reqtimeout"])
+    busy = [server.connect() for _ in range(5)]
+    for c in busy:
+        c.send(b"GET /text.txt HTTP/1.1\r\nHost: alice")  # a request half sent takes a thread
+    eventually(lambda: len(frontends(server)) >= 3, 15, what="more frontends")
+    for c in busy:
+        c.send(b".test\r\n\r\n")
+        assert c.response().text == "text"
+        c.close()
+    eventually(lambda: len(frontends(server)) <= 2, 20, what="fewer frontends")
+
+
+def test_max_connections_per_child_replaces_a_frontend_without_loss(httpd):
+    server = make(httpd, conf=STATUS + "MaxConnectionsPerChild 20\n", mpm_conf="StartServers 2\nThreadsPerChild 4\n")
+    before = frontends(server)
+    for _ in range(100):
+        assert server.get("/text.txt").text == "text"
+    eventually(lambda: not set(before) & set(frontends(server)), 15, what="new frontends")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_frontend_that_is_killed_is_replaced(httpd, number):
+    server = make(httpd, mpm_conf="StartServers 2\nThreadsPerChild 4\n")
+    victim = frontends(server)[0]
+    os.kill(victim, number)
+    eventually(lambda: victim not in frontends(server) and len(frontends(server)) >= 2, 10, what="another frontend")
+    for _ in range(20):
+        assert server.get("/text.txt").text == "text"
+
+
+def test_out_of_descriptors_it_serves_what_it_has_and_recovers(httpd):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))  # it is inherited
+    try:
+        server = make(httpd, mpm_conf=threads(4, "AsyncRequestWorkerFactor 50\n"),
+                      conf=STATUS + "KeepAliveTimeout 60\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    pid = frontends(server)[0]
+    held = []
+    for _ in range(60):
+        c = server.connect()
+        c.request("GET", "/text.txt")
+        held.append(c)
+    eventually(lambda: server.count_log("POOL207"), 10, what="a line about the shortage")
+    served = 0
+    for c in held:
+        c.sock.settimeout(0.1)
+        try:
+            served += c.response().status in (200, 403, 500)
+        except (TimeoutError, Broken):
+            pass
+    assert served >= 4
+    for c in held:
+        c.close()
+    eventually(lambda: _answers(server), 20, what="an answer again")
+    assert frontends(server) == [pid]
+    assert server.count_log("POOL207") == 1
+
+
+def _answers(server):
+    try:
+        with server.connect(timeout=2) as c:
+            return c.get("/text.txt").text == "text"
+    except (OSError, Broken):
+        return False
+
+
+def test_threads_that_cannot_be_started_end_the_server_with_the_reason(httpd):
+    server = make(httpd, mode=None, conf=STATUS + f"ThreadStackSize {1 << 46}\n")
+    server.write_conf()
+    done = subprocess.run(server.argv("-D", "FOREGROUND"), capture_output=True, text=True, timeout=30,
+                          env=server._environment())
+    assert done.returncode is not None
+    assert server.count_log("POOL204") and server.count_log("POOL214")
+
+
+def test_buckets_of_listeners(httpd):
+    server = make(httpd, mpm_conf="ListenCoresBucketsRatio 1\nStartServers 2\nThreadsPerChild 4\n")
+    for _ in range(40):
+        assert server.get("/text.txt").text == "text"
+    server.graceful()
+    for _ in range(40):
+        assert server.get("/text.txt").text == "text"
+
+
+# --- restart and stop ---------------------------------------------------------------------------------
+
+
+def half_a_request(server):
+    c = server.connect()
+    c.send(b"GET /text.txt HTTP/1.1\r\nHost: alice")
+    return c
+
+
+def finish(c):
+    c.send(b".test\r\n\r\n")
+    return c.response()
+
+
+def wait_for_a_reader(server):
+    eventually(lambda: "R" in status(server)["Scoreboard"], what="a thread that reads")
+
+
+def test_graceful_replaces_frontends_and_lets_requests_finish(httpd):
+    server = make(httpd, without=["reqtimeout"])
+    before = frontends(server)
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    idle = server.connect()
+    assert idle.get("/text.txt").status == 200
+    server.graceful()
+    assert idle.is_closed()
+    eventually(lambda: set(frontends(server)) - set(before), what="a new frontend")
+    assert server.get("/text.txt").text == "text"
+    found = finish(running)
+    assert found.text == "text" and found.closes
+    eventually(lambda: not set(before) & set(frontends(server)), 10, what="the end of the old ones")
+
+
+def test_graceful_under_load_loses_nothing(httpd):
+    server = make(httpd, mpm_conf="StartServers 2\nThreadsPerChild 8\nMaxRequestWorkers 64\nServerLimit 16\n")
+    stop = threading.Event()
+    lost, done = [], [0]
+
+    def client(keep_alive):
+        while not stop.is_set():
+            try:
+                with server.connect() as c:
+                    for i in range(20):
+                        try:
+                            found = c.get("/text.txt")
+                        except (OSError, Broken) as e:
+                            # A connection that was kept alive may end before any byte of an answer.
+                            if i == 0 or c.buffer:
+                                lost.append(repr(e))
+                            break
+                        if found.status != 200 or found.text != "text":
+                            lost.append(found)
+                        done[0] += 1
+                        if not keep_alive or found.closes:
+                            break
+            except OSError as e:
+                lost.append(repr(e))
+
+    clients = [threading.Thread(target=client, args=(i % 2 == 0,), daemon=True) for i in range(6)]
+    for t in clients:
+        t.start()
+    for _ in range(8):
+        server.graceful()
+        served = done[0]
+        eventually(lambda: done[0] > served + 20, what="requests between two reloads")
+    stop.set()
+    for t in clients:
+        t.join(20)
+    assert lost == [] and done[0] > 200
+
+
+def test_restart_does_not_wait(httpd):
+    server = make(httpd, without=["reqtimeout"])
+    before = frontends(server)
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    server.signal(signal.SIGHUP)
+    eventually(lambda: frontends(server) and not set(before) & set(frontends(server)), 15, what="new frontends")
+    eventually(lambda: _answers(server), what="an answer")
+    with pytest.raises((Broken, OSError)):
+        finish(running)
+
+
+def test_stop_ends_all_at_once(httpd):
+    server = make(httpd, mode="daemon", without=["reqtimeout"])
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    server.wait_for_end(15)
+    assert time.monotonic() - began < 8
+    assert not server.pid_file.exists()
+    assert "caught SIGTERM" in server.error_log()
+    running.close()
+
+
+def test_graceful_stop_waits_for_requests(httpd):
+    server = make(httpd, without=["reqtimeout"])
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    server.signal(signal.SIGWINCH)
+    eventually(lambda: not _answers(server), what="no new connection")
+    assert server.is_running()
+    assert finish(running).text == "text"
+    running.close()
+    assert server.wait_for_end(15) == 0
+
+
+def test_graceful_shutdown_timeout_ends_the_wait(httpd):
+    server = make(httpd, conf=STATUS + "GracefulShutdownTimeout 1\n", without=["reqtimeout"])
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    began = time.monotonic()
+    server.signal(signal.SIGWINCH)
+    assert server.wait_for_end(15) == 0
+    assert time.monotonic() - began > 0.9
+    running.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_process(httpd, number):
+    server = make(httpd, mode="single")
+    assert frontends(server) == []
+    with server.connect() as c:
+        for _ in range(5):
+            assert c.get("/text.txt").text == "text"
+    server.signal(number)
+    server.wait_for_end(10)
+
+
+def test_k_words_of_apachectl(httpd):
+    server = make(httpd, mode="daemon")
+    for word in ("graceful", "restart"):
+        before = frontends(server)
+        assert server.command(word).returncode == 0
+        eventually(lambda: frontends(server) and not set(before) & set(frontends(server)), 15, what=word)
+        eventually(lambda: _answers(server), what="an answer")
+    assert server.command("graceful-stop").returncode == 0
+    server.wait_for_end(15)
+
+
+# --- the pool `default` -------------------------------------------------------------------------------
+
+
+WHO = "<?php echo posix_geteuid(), ' ', $_SERVER['SERVER_PROTOCOL'], ' ', $_SERVER['HTTPS'] ?? 'off', ' ', php_sapi_name();"
+
+
+def plain(httpd, **kw):
+    """Stock mod_php, and no word of pools."""
+    site = Site("alice", pool=None)
+    server = httpd(mpm="pool", sites=[site], **{"conf": STATUS, **kw})
+    site.write("who.php", WHO, mode=0o644)
+    site.write("text.txt", "text", mode=0o644)
+    for directory in (site.docroot, site.home):
+        directory.chmod(0o755)
+    return server
+
+
+def test_with_php_and_nothing_assigned_the_pool_default_serves(httpd):
+    server = plain(httpd)
+    said = server.configtest()
+    assert said.returncode == 0
+    assert "the pool default serves every request" in said.stderr
+    assert "define <ServerPool default> with a PoolUser of its own" in said.stderr
+    server.start()
+    assert server.get("/who.php").text == "33 HTTP/1.1 off apache2handler"
+    for tls in (False, True):
+        with H2(server, tls=tls) as h2:
+            streams = [h2.start("/who.php") for _ in range(6)]
+            assert {h2.wait(s).text for s in streams} == {f"33 HTTP/2.0 {'on' if tls else 'off'} apache2handler"}
+    assert server.get("/text.txt").text == "text"
+    assert [p.pool for p in server.processes("zygote")] == ["default"]
+    # What shows the server's own state is no pool's matter.
+    assert status(server)["ServerMPM"] == "pool"
+    server.graceful()
+    assert server.get("/who.php").text == "33 HTTP/1.1 off apache2handler"
+
+
+def test_the_pool_default_can_have_a_user_of_its_own(httpd):
+    server = plain(httpd, global_pool_conf=f"<ServerPool default>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n",
+                   conf=STATUS + "<Location /here>\nAssignServerPool none\n</Location>\nAlias /here @ROOT@/sites/alice\n")
+    said = server.configtest()
+    assert (said.returncode, said.stderr) == (0, "Syntax OK\n")
+    server.start()
+    assert server.get("/who.php").text == f"{ALICE} HTTP/1.1 off apache2handler"
+    assert server.get("/here/text.txt").text == "text"
+    assert server.get("/here/who.php").status == 500  # PHP never runs in a frontend
+    assert server.count_log("POOL112")
+
+
+def test_a_default_without_a_user_is_refused(httpd):
+    said = plain(httpd, global_pool_conf="<ServerPool default>\nPoolMaxProcesses 3\n</ServerPool>\n").configtest()
+    assert said.returncode != 0 and "the pool has no PoolUser" in said.stderr
+
+
+def test_what_is_assigned_decides_where_anything_is(httpd):
+    server = plain(httpd, global_pool_conf=f"<ServerPool p>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n",
+                   conf=STATUS + "<Location /p>\nAssignServerPool p\n</Location>\nAlias /p @ROOT@/sites/alice\n").start()
+    assert server.get("/p/who.php").text == f"{ALICE} HTTP/1.1 off apache2handler"
+    assert server.get("/who.php").status == 500
+    assert server.get("/text.txt").text == "text"
+
+
+# --- Debian -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/a2enmod").exists() or not Path("/etc/apache2/mods-available/php8.2.load").exists(),
+                    reason="no a2enmod with mod_php 8.2 here")
+def test_the_steps_of_docs_debian(tmp_path):
+    """docs/debian.md, on a copy of /etc/apache2."""
+    etc, state = tmp_path / "apache2", tmp_path / "state"
+    shutil.copytree("/etc/apache2", etc, symlinks=True)
+    shutil.copytree("/var/lib/apache2", state, symlinks=True)
+    for name in ("pool", "pool_mpm", "pool_php"):
+        for end in ("load", "conf"):
+            text = (REPO / "conf" / f"{name}.{end}").read_text()
+            text = text.replace("/usr/lib/apache2/modules/mod_pool.so", str(module_so()))
+            (etc / "mods-available" / f"{name}.{end}").write_text(text)
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "APACHE_CONFDIR": str(etc), "APACHE_STATE_DIRECTORY": str(state)}
+
+    def a2(*words):
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def apache(*words):
+        line = f". {etc}/envvars; exec {HTTPD} -d {etc} {' '.join(words)}"
+        return subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True, timeout=30)
+
+    # What this machine happens to have enabled beside stock mod_php.
+    subprocess.run(["a2dismod", "-q", "-f", "mpm_itk", "mpm_event", "wsgi", "fcgid"], env=env, capture_output=True,
+                   timeout=30)
+    a2("a2enmod", "mpm_prefork", "php8.2")
+    before = sorted(p.name for p in (etc / "mods-enabled").iterdir())
+    a2("a2dismod", "php8.2", "mpm_prefork")
+    a2("a2enmod", "pool_mpm", "pool_php")
+    assert "Syntax OK" in apache("-t").stderr
+    assert re.search(r"Server MPM:\s+pool", apache("-V").stdout)
+
+    a2("a2enmod", "mpm_prefork")
+    said = apache("-t")
+    assert said.returncode != 0 and "PoolMPM on: the MPM prefork is loaded too" in said.stderr
+    a2("a2dismod", "-f", "mpm_prefork")
+    assert "Syntax OK" in apache("-t").stderr
+
+    a2("a2dismod", "-f", "pool")
+    a2("a2enmod", "mpm_prefork", "php8.2")
+    assert sorted(p.name for p in (etc / "mods-enabled").iterdir()) == before
+    assert re.search(r"Server MPM:\s+prefork", apache("-V").stdout)
