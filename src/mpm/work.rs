@@ -101,7 +101,8 @@ impl Frontend {
                 Waits::Write if held.connection.is_clogging() => Stage::Process,
                 Waits::Write => Stage::Flush,
                 Waits::Linger => return self.linger(held),
-                Waits::Module => return,
+                // It is not watched; whatever this number was for, the module goes on with it.
+                Waits::Module => return self.leave_to_module(held),
             };
             held.connection.resume(hand.seat, hand.thread);
             self.go_on(held, stage, hand);
@@ -322,7 +323,7 @@ impl Frontend {
                     }
                 }
                 Stage::End => {
-                    self.end(held, true);
+                    self.end(held, !self.ends_now());
                     break;
                 }
             };
@@ -397,6 +398,15 @@ impl Frontend {
         // The process may have begun to end after it was looked at last.
         if waits == Waits::KeepAlive && self.is_ending() {
             self.end_keep_alive();
+        }
+    }
+
+    fn leave_to_module(&self, held: Held) {
+        let token = held.connection.token();
+        self.count(Waits::Module);
+        if let Err((held, _)) = self.held.park(token, held, None, |_| Ok::<(), ()>(())) {
+            self.uncount(Waits::Module);
+            self.keep_pool(held.connection.close());
         }
     }
 
@@ -497,7 +507,7 @@ impl Frontend {
                 self.give(Task::End(held));
             }
             Waits::Linger => self.keep_pool(held.connection.close()),
-            Waits::Module => {}
+            Waits::Module => self.leave_to_module(held),
         }
     }
 

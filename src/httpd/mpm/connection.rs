@@ -387,7 +387,10 @@ impl Connection {
 
     /// A module that had it has finished with it.
     pub fn is_given_back(&self) -> bool {
-        self.state().suspended && self.state().public.state != ffi::conn_state_e_CONN_STATE_SUSPENDED
+        let state = self.state.as_ptr();
+        // SAFETY: lives in the pool that this value owns. The module writes its last word there from its own thread.
+        let said = unsafe { (&raw const (*state).public.state).read_volatile() };
+        self.state().suspended && said != ffi::conn_state_e_CONN_STATE_SUSPENDED
     }
 
     /// `Timeout` of the server that serves it.
