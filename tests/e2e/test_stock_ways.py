@@ -28,6 +28,10 @@ def server(shared_httpd):
         <Location /mirror>
             SetHandler reflector
         </Location>
+        LogLevel log_debug:info
+        <Location /text.txt>
+            LogMessage "served %{REQUEST_URI}"
+        </Location>
     """, tls_conf="""
         Header set X-Names "expr=%{SSL_SERVER_S_DN_CN}|%{SSL_SERVER_S_DN_CN_RAW}|%{SSL_SERVER_S_DN_CN_0_RAW}"
     """)
@@ -104,6 +108,18 @@ def test_broken_chunks_of_a_script_are_seen_to_be_broken(server, script):
         except Broken:
             return
         assert not found.complete or found.status == 502
+
+
+# --- loggers ----------------------------------------------------------------------------------------
+
+
+def test_what_a_logger_logs_is_the_requests_own_line(server):
+    """Modules that work in a pool log at the end of a request, too: mod_log_debug, ModSecurity's phase 5."""
+    line = r"\[log_debug:info\] .*\[client 127\.0\.0\.1:\d+\] \[pool alice pid \d+\] served /text\.txt"
+    before = server.count_log(line)
+    for n in range(3):
+        assert server.get("/text.txt").status == 200
+    assert server.count_log(line) == before + 3
 
 
 # --- TLS --------------------------------------------------------------------------------------------
