@@ -5,13 +5,14 @@ CARGO = scripts/cargo
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo demo-check test check bench fuzz install uninstall clean
+.PHONY: help deps build demo demo-check test suite check bench fuzz install uninstall clean
 
 help:
 	@echo "make build      compile build/mod_pool.so"
 	@echo "make demo       run a server with two pools on 127.0.0.1:8080 (as root; DEMO_PORT, DEMO_TLS_PORT, DEMO_ADDRESS)"
 	@echo "make demo-check start the demo, run the commands it prints, compare, stop"
 	@echo "make test       everything: unit, layering, end to end (as root)"
+	@echo "make suite      httpd's own test suite, in pools and beside them (as root; SUITE=options of tests/suite/run)"
 	@echo "make check      formatting, lints, documentation, without warnings"
 	@echo "make bench      measure beside php-fpm, prefork and mpm_itk (as root)"
 	@echo "make fuzz       fuzz the decoders and the settings (FUZZ_SECONDS each)"
@@ -41,6 +42,13 @@ demo-check:
 test:
 	@scripts/deps build demo test
 	@exec tests/run
+
+# SUITE="--mpm pool": with mod_pool as the MPM.
+suite:
+	@scripts/deps build suite
+	@$(MAKE) --no-print-directory build
+	@tests/suite/fetch
+	@exec tests/suite/run $(SUITE)
 
 check:
 	@scripts/deps build check

@@ -108,6 +108,11 @@ impl Hook {
         self.entries().iter().map(module_name).collect()
     }
 
+    /// All functions, in the order they run.
+    pub fn functions(self) -> Vec<*const c_void> {
+        self.entries().iter().map(|e| e.function).collect()
+    }
+
     /// The function that this module registered, if it is there: the first when it registered several.
     pub fn function_of(self, module: &str) -> Option<*const c_void> {
         self.entries().iter().find(|e| module_name(e) == module).map(|e| e.function)

@@ -6,10 +6,12 @@
 //! Runs in: worker.  Trusts: the frontend's description.  Owns: the worker's bucket allocator and its dummy socket.
 //! Never: reads from the network.
 
-use super::{RequestRec, ServerRec};
+use super::{hooks, RequestRec, ServerRec};
 use crate::apr::{sockaddr, AprPool, Table};
 use crate::ffi;
+use once_cell::sync::OnceCell;
 use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 use std::net::IpAddr;
 use std::ptr::{self, NonNull};
 
@@ -29,6 +31,33 @@ pub fn with_current<T>(body: impl FnOnce(RequestRec<'_>) -> T) -> Option<T> {
 /// The current request is about to be destroyed.
 pub fn request_ends() {
     CURRENT.set(None);
+}
+
+type Logger = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
+
+/// The functions of httpd's log_transaction hook.
+static LOGGERS: OnceCell<Vec<Logger>> = OnceCell::new();
+
+/// In a worker, before its first request: takes the loggers of modules out of their hook. httpd would run them while it
+/// destroys the request, behind the end of the response, and what they log would belong to no request.
+pub fn take_loggers() {
+    LOGGERS.get_or_init(|| {
+        let functions = hooks::log_transaction.functions();
+        hooks::log_transaction.retain(|_| false);
+        // SAFETY: the functions of this hook take a request and return an int (http_protocol.h).
+        functions.into_iter().map(|f| unsafe { std::mem::transmute::<*const c_void, Logger>(f) }).collect()
+    });
+}
+
+/// Runs the loggers, as httpd does: until one refuses.
+pub fn run_loggers(r: RequestRec<'_>) {
+    for logger in LOGGERS.get().into_iter().flatten() {
+        // SAFETY: a live request whose response is complete, on this thread.
+        let answer = unsafe { logger(r.as_ptr()) };
+        if answer != ffi::HOOK_OK && answer != ffi::HOOK_DECLINED {
+            break;
+        }
+    }
 }
 
 /// Whether httpd reads and drops a body that a handler does not want (`ap_discard_request_body`). It does so before the

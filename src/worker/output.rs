@@ -36,6 +36,7 @@ pub fn network(mut brigade: Brigade<'_>) -> Result<(), Status> {
         let result = worker.network(&mut brigade);
         if result.is_err() {
             if brigade.kinds().any(|kind| kind == Kind::EndOfRequest) {
+                rebuild::with_current(rebuild::run_loggers);
                 rebuild::request_ends();
             }
             brigade.clear();
@@ -129,7 +130,10 @@ impl Worker {
                 Kind::Error(BAD_GATEWAY) => self.response.broken.set(true),
                 Kind::Error(_) | Kind::Other => {}
                 Kind::EndOfRequest => {
-                    rebuild::with_current(|r| self.finish(r));
+                    rebuild::with_current(|r| {
+                        rebuild::run_loggers(r);
+                        self.finish(r);
+                    });
                     rebuild::request_ends();
                 }
             }

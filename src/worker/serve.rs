@@ -57,6 +57,7 @@ pub fn run(start: WorkerStart) -> ! {
     }
     super::tls::adopt_access_checker();
     classes::silence_what_frontends_did();
+    rebuild::take_loggers();
     let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];

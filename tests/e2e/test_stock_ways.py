@@ -28,6 +28,10 @@ def server(shared_httpd):
         <Location /mirror>
             SetHandler reflector
         </Location>
+        LogLevel log_debug:info
+        <Location /text.txt>
+            LogMessage "served %{REQUEST_URI}"
+        </Location>
     """, tls_conf="""
         Header set X-Names "expr=%{SSL_SERVER_S_DN_CN}|%{SSL_SERVER_S_DN_CN_RAW}|%{SSL_SERVER_S_DN_CN_0_RAW}"
     """)
@@ -82,7 +86,9 @@ def test_a_bad_response_field_is_a_whole_500(server):
     assert "not shown" not in found.text
 
 
+@pytest.mark.pool_only
 def test_folded_fields_of_a_script(server):
+    """Stock httpd sends them as the script wrote them, which clients need not take."""
     found = server.get("/nph-folded.cgi")
     assert (found.status, found.get("X-A"), found.get("X-C"), found.text) == (200, "b", "d e f", "body")
 
@@ -104,6 +110,19 @@ def test_broken_chunks_of_a_script_are_seen_to_be_broken(server, script):
         except Broken:
             return
         assert not found.complete or found.status == 502
+
+
+# --- loggers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.pool_only
+def test_what_a_logger_logs_is_the_requests_own_line(server):
+    """Modules that work in a pool log at the end of a request, too: mod_log_debug, ModSecurity's phase 5."""
+    line = r"\[log_debug:info\] .*\[client 127\.0\.0\.1:\d+\] \[pool alice pid \d+\] served /text\.txt"
+    before = server.count_log(line)
+    for n in range(3):
+        assert server.get("/text.txt").status == 200
+    assert server.count_log(line) == before + 3
 
 
 # --- TLS --------------------------------------------------------------------------------------------
