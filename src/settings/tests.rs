@@ -472,7 +472,7 @@ fn the_default_pool_is_made_or_found() {
     assert_eq!(findings, Findings::default());
     let made = tree.get(tree.assignable(DEFAULT_POOL).expect("assignable")).expect("there");
     assert_eq!((made.user.as_ref(), made.limits.max_processes), (Some(&www), DEFAULT_ROOT_MAX_PROCESSES));
-    let found = tree.check(&Surroundings { unprivileged: None, frontend_uid: 33 });
+    let found = tree.check(&around(None));
     assert_eq!(found.warnings.len(), 1);
     assert!(found.warnings[0].contains("define <ServerPool default> with a PoolUser of its own"), "{found:?}");
 

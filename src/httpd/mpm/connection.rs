@@ -6,9 +6,9 @@
 
 use super::score::Seat;
 use super::threads::Thread;
-use crate::httpd::connection::{keep_with, kept_with};
 use crate::apr::AprPool;
 use crate::ffi;
+use crate::httpd::connection::{keep_with, kept_with};
 use crate::policy::mpm::connection::{Left, Processed};
 use crate::sys::events::Interest;
 use std::ffi::{c_int, c_void};
@@ -136,7 +136,6 @@ pub struct Connection {
 // SAFETY: all of it is used by one thread at a time, the one that has the value; httpd's connections wander between
 // threads in every MPM of this kind.
 unsafe impl Send for Connection {}
-
 
 /// The state that a connection's modules know as ours.
 fn state_of(c: *mut ffi::conn_rec) -> *mut State {
