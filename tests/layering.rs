@@ -10,7 +10,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ffi", &[]),
     ("apr", &["ffi"]),
     // Its `config` turns directives into settings: those are below it, and pure.
-    ("httpd", &["ffi", "apr", "sys", "policy", "settings"]),
+    ("httpd", &["ffi", "apr", "sys", "settings", "policy"]),
     ("sys", &[]),
     ("wire", &[]),
     ("policy", &["wire"]),

@@ -1,9 +1,10 @@
-//! The connector: the parent's messages, and the hellos of frontends.
+//! The connectors: the parent's messages, and the hellos of frontends.
 //!
 //! Runs in: controller.  Trusts: `SCM_CREDENTIALS`; the parent's messages once they prove to be its own.
-//! Owns: the list of announced children.  Never: believes what a message says about its sender.
+//! Owns: the controller's ends of all connectors.  Never: believes what a message says about its sender.
 
 use super::frontends::Frontend;
+use super::keeper::Kept;
 use super::{log, Controller, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::privileges::duplicate_to;
@@ -14,65 +15,88 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Most messages read before others get their turn.
+/// Most messages read from one connector before others get their turn.
 const BATCH: usize = 64;
-/// Hellos kept that came before the parent's word about their sender, and for how long: a child may speak before the
-/// parent's fork has returned.
-const MAX_EARLY: usize = 1024;
-const EARLY_LIFE: Millis = 5_000;
 /// At most one refusal is logged in this time.
 const REFUSAL_INTERVAL: Millis = 1_000;
 /// Buffer of a frontend's channel: some thousand grants and obituaries between two looks of a busy frontend.
 const CHANNEL_BUFFER: i32 = 1 << 20;
 
-/// A hello that waits for the parent to announce its sender.
-#[derive(Debug)]
-pub(super) struct EarlyHello {
-    hello: Hello,
-    channel: OwnedFd,
-    sender: Credentials,
-    came: Millis,
-}
-
 impl Controller {
+    /// The parent's own connector: nobody else has its other end.
     pub(super) fn read_connector(&mut self) {
-        let mut buf = [0; MAX_CONTROL_MESSAGE];
         for _ in 0..BATCH {
-            let received = match socket::receive(self.start.connector.as_fd(), &mut buf, Blocking::No) {
+            let Some((message, fds, sender)) = self.next_message(None) else {
+                return;
+            };
+            match message {
+                _ if sender.pid != self.start.parent => self.note_refusal(sender, "not of httpd's parent"),
+                ConnectorMessage::Parent(message) => self.parent_says(&message, fds),
+                // With -X.
+                ConnectorMessage::Hello(hello) => self.hello(hello, fds, sender),
+            }
+        }
+    }
+
+    /// The connector of one child of the MPM.
+    pub(super) fn read_child(&mut self, pid: u32) {
+        for _ in 0..BATCH {
+            let Some((message, fds, sender)) = self.next_message(Some(pid)) else {
+                return;
+            };
+            match message {
+                ConnectorMessage::Hello(hello) if sender.pid == pid => self.hello(hello, fds, sender),
+                _ => self.note_refusal(sender, "not the hello of the child that has this connector"),
+            }
+        }
+    }
+
+    /// The next message of the parent's connector, or of a child's. `None` when there is none now.
+    fn next_message(&mut self, child: Option<u32>) -> Option<(ConnectorMessage, Vec<OwnedFd>, Credentials)> {
+        let mut buf = [0; MAX_CONTROL_MESSAGE];
+        loop {
+            let connector = match child {
+                None => self.start.connector.as_fd(),
+                Some(pid) => self.children.get(&pid)?.what.as_fd(),
+            };
+            let received = match socket::receive(connector, &mut buf, Blocking::No) {
                 Ok(received) => received,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
                 Err(e) => {
-                    log::error(&format!("mod_pool: reading the connector: {e}"));
-                    return;
+                    log::error(&format!("mod_pool: reading a connector: {e}"));
+                    self.close_connector(child);
+                    return None;
                 }
             };
             let Some(sender) = received.credentials else {
                 if received.len == 0 {
-                    // Nobody holds the other end. The parent's pidfd says when to end.
-                    self.sources.remove(&self.connector_token);
-                    self.poller.remove(self.start.connector.as_fd());
+                    // Nobody holds the other end. Of the parent, its pidfd says when to end.
+                    self.close_connector(child);
                 }
-                return;
+                return None;
             };
-            let bytes = buf.get(..received.len).unwrap_or_default();
-            if received.truncated {
-                continue;
-            }
-            match ConnectorMessage::decode(bytes) {
-                Ok(ConnectorMessage::Parent(message)) if sender.pid == self.start.parent => {
-                    self.parent_says(&message, received.fds);
-                }
-                Ok(ConnectorMessage::Hello(hello)) => {
-                    let mut fds = received.fds.into_iter();
-                    match (fds.next(), fds.next()) {
-                        (Some(channel), None) => self.hello(hello, channel, sender),
-                        _ => self.note_refusal(sender, "without its channel"),
-                    }
-                }
-                Ok(ConnectorMessage::Parent(_)) => self.note_refusal(sender, "speaks as the parent"),
+            match ConnectorMessage::decode(buf.get(..received.len).unwrap_or_default()) {
+                Ok(message) if !received.truncated => return Some((message, received.fds, sender)),
+                Ok(_) => self.note_refusal(sender, "too long"),
                 Err(e) => self.note_refusal(sender, &e.to_string()),
             }
         }
+    }
+
+    fn close_connector(&mut self, child: Option<u32>) {
+        let Some(pid) = child else {
+            self.sources.remove(&self.connector_token);
+            self.poller.remove(self.start.connector.as_fd());
+            return;
+        };
+        if let Some(connector) = self.children.remove(&pid) {
+            self.unwatch(connector.token, &connector.what);
+        }
+    }
+
+    /// What a keeper has heard of httpd's parent.
+    pub(super) fn resume(&mut self, kept: Kept) {
+        self.parent_says(&kept.message, kept.fds);
     }
 
     /// Whoever holds the other end can have us refuse messages as fast as he sends them: one line a second is enough.
@@ -98,24 +122,42 @@ impl Controller {
                 Err(e) => log::error(&format!("mod_pool: the configuration did not arrive: {e}")),
             },
             ParentMessage::ChildStarted { pid } => {
-                self.announced.insert(pid);
+                self.close_connector(Some(pid));
+                if let Err(e) = self.child_started(pid, fds) {
+                    log::error(&format!("mod_pool: frontend {pid} cannot be heard: {e}"));
+                }
             }
-            ParentMessage::ChildGone { pid } => {
-                self.announced.remove(&pid);
-                return;
-            }
-            ParentMessage::Stop => return self.feed(Event::Stop),
-        }
-        for early in std::mem::take(&mut self.early) {
-            self.hello_or_keep(early);
+            ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
+            ParentMessage::Stop => self.feed(Event::Stop),
         }
     }
 
-    fn hello(&mut self, hello: Hello, channel: OwnedFd, sender: Credentials) {
-        let build_differs = hello.build_id != self.start.build_id;
-        self.hello_or_keep(EarlyHello { hello, channel, sender, came: self.now() });
-        if build_differs {
+    fn child_started(&mut self, pid: u32, fds: Vec<OwnedFd>) -> io::Result<()> {
+        let what = fds.into_iter().next().ok_or(ErrorKind::InvalidInput)?;
+        let token = self.watch(what.as_fd(), Source::ChildConnector(pid))?;
+        self.children.insert(pid, Watched { token, what });
+        Ok(())
+    }
+
+    /// A child of the MPM, or with -X the parent, wants to be served.
+    fn hello(&mut self, hello: Hello, fds: Vec<OwnedFd>, sender: Credentials) {
+        let Ok([channel]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return self.note_refusal(sender, "without its channel");
+        };
+        if hello.build_id != self.start.build_id {
             self.note_replaced();
+        }
+        let allowed = self.tables.get(&hello.generation).map(|table| table.frontend_uid);
+        let uid_fits = if self.root { allowed == Some(sender.uid) } else { sender.uid == process::own_uid() };
+        // With -X the parent itself is the frontend, and may not have changed its user.
+        if !uid_fits && sender.pid != self.start.parent {
+            return self.note_refusal(sender, "a frontend of another user");
+        }
+        if !self.policy.generation_open(hello.generation) {
+            return self.note_refusal(sender, "a frontend of a configuration that has ended");
+        }
+        if let Err(e) = self.accept(hello, channel, sender.pid) {
+            log::error(&format!("mod_pool: frontend {} cannot be served: {e}", sender.pid));
         }
     }
 
@@ -127,62 +169,34 @@ impl Controller {
         }
     }
 
-    fn hello_or_keep(&mut self, early: EarlyHello) {
-        let pid = early.sender.pid;
-        let generation = early.hello.generation;
-        if !self.announced.contains(&pid) || !self.tables.contains_key(&generation) {
-            // One for each sender: nobody can push the others out by repeating himself.
-            self.early.retain(|other| other.sender.pid != pid);
-            if self.early.len() >= MAX_EARLY {
-                self.early.pop_front();
-            }
-            self.early.push_back(early);
-            return;
-        }
-        let allowed = self.tables.get(&generation).map(|table| table.frontend_uid);
-        let uid_fits =
-            if self.root { allowed == Some(early.sender.uid) } else { early.sender.uid == process::own_uid() };
-        // With -X the parent itself is the frontend, and may not have changed its user.
-        if !uid_fits && pid != self.start.parent {
-            return self.note_refusal(early.sender, "a frontend of another user");
-        }
-        if !self.policy.generation_open(generation) {
-            return self.note_refusal(early.sender, "a frontend of a configuration that has ended");
-        }
-        if let Err(e) = self.accept(early) {
-            log::error(&format!("mod_pool: frontend {pid} cannot be served: {e}"));
-        }
-    }
-
-    fn accept(&mut self, early: EarlyHello) -> io::Result<()> {
-        let pid = early.sender.pid;
+    fn accept(&mut self, hello: Hello, channel: OwnedFd, pid: u32) -> io::Result<()> {
         let process = PidFd::open(pid)?;
         let again: Vec<FrontendId> = self.frontends.iter().filter(|(_, f)| f.pid == pid).map(|(id, _)| *id).collect();
         for id in again {
             self.close_frontend(id);
         }
-        socket::buffer_size(early.channel.as_fd(), CHANNEL_BUFFER)?;
+        socket::buffer_size(channel.as_fd(), CHANNEL_BUFFER)?;
         let id = FrontendId(self.number());
-        let channel_token = self.watch(early.channel.as_fd(), Source::FrontendChannel(id))?;
+        let channel_token = self.watch(channel.as_fd(), Source::FrontendChannel(id))?;
         let process_token = match self.watch(process.as_fd(), Source::FrontendProcess(id)) {
             Ok(token) => token,
             Err(e) => {
-                self.unwatch(channel_token, &early.channel);
+                self.unwatch(channel_token, &channel);
                 return Err(e);
             }
         };
-        let generation = early.hello.generation;
+        let generation = hello.generation;
         self.frontends.insert(
             id,
             Frontend {
                 pid,
                 generation,
-                channel: Watched { token: channel_token, what: early.channel },
+                channel: Watched { token: channel_token, what: channel },
                 process: Watched { token: process_token, what: process },
             },
         );
         self.feed(Event::FrontendCame { frontend: id, generation });
-        for entry in early.hello.in_flight {
+        for entry in hello.in_flight {
             self.foreign_worker(entry.pid, entry.pool);
         }
         Ok(())
@@ -209,19 +223,6 @@ impl Controller {
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {
             self.foreign.insert(pid, Watched { token, what: process });
             self.feed(Event::ForeignCame { pid, pool });
-        }
-    }
-
-    pub(super) fn early_deadline(&self) -> Option<Millis> {
-        self.early.front().map(|early| early.came + EARLY_LIFE)
-    }
-
-    pub(super) fn forget_early_hellos(&mut self) {
-        let now = self.now();
-        while self.early.front().is_some_and(|early| early.came + EARLY_LIFE <= now) {
-            if let Some(early) = self.early.pop_front() {
-                self.note_refusal(early.sender, "the parent announced neither this frontend nor its configuration");
-            }
         }
     }
 }

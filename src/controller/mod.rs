@@ -9,6 +9,7 @@
 mod act;
 mod connector;
 mod frontends;
+mod keeper;
 mod log;
 mod orphans;
 mod pool_errors;
@@ -30,18 +31,21 @@ use std::time::{Duration, Instant};
 /// What httpd's parent gives its controller.
 #[derive(Debug)]
 pub struct ControllerStart {
-    /// Socket (`SOCK_SEQPACKET`) on which the parent and the frontends speak; every httpd child holds its other end.
+    /// Socket (`SOCK_SEQPACKET`) on which the parent speaks; with it come those of the frontends.
     pub connector: OwnedFd,
     /// Process id of httpd's parent.
     pub parent: u32,
     /// Build of this module, compared with that of frontends and seeds.
     pub build_id: u64,
+    /// Nobody else restarts a controller that dies: httpd runs as one process (`-X`).
+    pub keep: bool,
 }
 
 /// What a number in the poller stands for.
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Connector,
+    ChildConnector(u32),
     Signal,
     Parent,
     FrontendChannel(FrontendId),
@@ -77,8 +81,8 @@ struct Controller {
     policy: State,
     events: VecDeque<Event>,
     tables: HashMap<u64, PoolTable>,
-    announced: HashSet<u32>,
-    early: VecDeque<connector::EarlyHello>,
+    /// Connectors of the MPM's children, by pid.
+    children: HashMap<u32, Watched<OwnedFd>>,
     frontends: HashMap<FrontendId, frontends::Frontend>,
     seeds: HashMap<u64, seeds::Seed>,
     /// Closed when the seed of the generation is ready, or has failed: httpd's start waits for that.
@@ -101,9 +105,13 @@ pub fn run(start: ControllerStart) -> ! {
     poller::ignore_group_signals();
     launch::become_subreaper();
     title::init();
+    let kept = if start.keep { keeper::keep(&start).map(Some) } else { Ok(None) };
     title::set("mod_pool: controller");
-    let status = match Controller::new(start) {
-        Ok(mut controller) => {
+    let status = match kept.and_then(|kept| Ok((kept, Controller::new(start)?))) {
+        Ok((kept, mut controller)) => {
+            if let Some(kept) = kept {
+                controller.resume(kept);
+            }
             let status = controller.serve();
             controller.end_all();
             status
@@ -135,8 +143,7 @@ impl Controller {
             policy: State::new(),
             events: VecDeque::new(),
             tables: HashMap::new(),
-            announced: HashSet::new(),
-            early: VecDeque::new(),
+            children: HashMap::new(),
             frontends: HashMap::new(),
             seeds: HashMap::new(),
             until_ready: HashMap::new(),
@@ -188,7 +195,6 @@ impl Controller {
                 }
             }
             self.feed(Event::Tick);
-            self.forget_early_hellos();
             self.report_dropped_lines();
             self.sweep_orphans();
             if self.done {
@@ -200,6 +206,7 @@ impl Controller {
     fn readable(&mut self, source: Source) {
         match source {
             Source::Connector => self.read_connector(),
+            Source::ChildConnector(pid) => self.read_child(pid),
             Source::Signal => {
                 if self.signal.came() {
                     self.feed(Event::Stop);
@@ -247,7 +254,7 @@ impl Controller {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.now();
-        [self.policy.next_deadline(), self.early_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
+        [self.policy.next_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
             .into_iter()
             .flatten()
             .min()

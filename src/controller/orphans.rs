@@ -89,19 +89,24 @@ impl Controller {
         for process in known.chain(self.seeds.values().map(Seed::pidfd)) {
             process.kill();
         }
-        let began = Instant::now();
-        while let Ok(children) = process::children() {
-            if children.is_empty() || began.elapsed() > LAST_LOOK {
-                return;
-            }
-            for pid in children {
-                if !process::reap_pid(pid) {
-                    if let Ok(process) = PidFd::open(pid) {
-                        process.kill();
-                    }
+        end_children();
+    }
+}
+
+/// Ends and reaps every child, and what becomes a child meanwhile.
+pub(super) fn end_children() {
+    let began = Instant::now();
+    while let Ok(children) = process::children() {
+        if children.is_empty() || began.elapsed() > LAST_LOOK {
+            return;
+        }
+        for pid in children {
+            if !process::reap_pid(pid) {
+                if let Ok(process) = PidFd::open(pid) {
+                    process.kill();
                 }
             }
-            std::thread::sleep(Duration::from_millis(5));
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -7,6 +7,7 @@ use super::{log, Controller, Source, Watched};
 use crate::policy::{Millis, PoolKey};
 use crate::sys::descriptor;
 use crate::wire::control::{ControllerMessage, MAX_LOG_LINE};
+use crate::wire::plain_log::PlainLine;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -190,6 +191,7 @@ impl Controller {
             return sent;
         }
         if let ControllerMessage::Log { line, .. } = &message {
+            let line = PlainLine::decode(line).map_or(line.as_slice(), |line| line.text);
             let text = String::from_utf8_lossy(line);
             log::notice(&format!("mod_pool: pool {} pid {pid}: {text}", self.pool_name(key)));
         }

@@ -11,8 +11,9 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, RequestRec, ServerRec};
+use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, Connection, RequestRec, ServerRec};
 use crate::parent;
+use crate::sys::{fork, privileges};
 use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,13 +37,14 @@ pub fn register() {
         ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
         ffi::ap_hook_check_config(Some(check_config), none, none, last);
         ffi::ap_hook_post_config(Some(post_config), none, none, last);
-        ffi::ap_hook_optional_fn_retrieve(Some(before_mpm), none, none, last);
         ffi::ap_hook_child_status(Some(child_status), none, none, first);
         ffi::ap_hook_child_init(Some(child_init), none, none, first);
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
         ffi::ap_hook_map_to_storage(Some(map_to_storage), none, none, first);
         ffi::ap_hook_access_checker_ex(Some(access_checker_ex), none, none, first);
         ffi::ap_hook_handler(Some(handler), none, none, first);
+        ffi::ap_hook_log_transaction(Some(log_transaction), none, none, last);
+        ffi::ap_hook_pre_close_connection(Some(pre_close_connection), none, none, last);
     }
 }
 
@@ -64,15 +66,7 @@ unsafe extern "C" fn pre_config(
     _ptemp: *mut ffi::apr_pool_t,
 ) -> c_int {
     HIDES_THREADS.store(false, Ordering::Relaxed);
-    guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
-        parent::reading_configuration();
-        HOOK_OK
-    })
-}
-
-/// httpd runs this hook between the modules' start-up and the MPM (main.c).
-unsafe extern "C" fn before_mpm() {
-    guard((), parent::serving);
+    HOOK_OK
 }
 
 unsafe extern "C" fn check_config(
@@ -171,6 +165,14 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         frontend_tls::prepare(main, pchild);
         if let Some((generation, connector)) = parent::frontend_start() {
             let tree = config::pool_tree(main);
+            // A pool of the frontends' own user must not read the TLS keys in their memory, which httpd allows it where
+            // CoreDumpDirectory is set or httpd never was root.
+            if tree.uses_uid(config::frontend_uid()) {
+                if let Err(e) = privileges::not_dumpable() {
+                    log::server(log::Level::Emerg, main, format!("POOL115: PR_SET_DUMPABLE: {e}: this process ends"));
+                    fork::exit_now(1);
+                }
+            }
             let start = FrontendStart { connector, generation, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
@@ -274,5 +276,24 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
         }
         HOOK_DECLINED
+    })
+}
+
+/// Every logger has run; what the client sends next is not this request's any more.
+unsafe extern "C" fn log_transaction(raw: *mut ffi::request_rec) -> c_int {
+    guard(HOOK_DECLINED, || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        frontend::wait_for_next_request(unsafe { RequestRec::from_raw(raw) });
+        HOOK_DECLINED
+    })
+}
+
+unsafe extern "C" fn pre_close_connection(raw: *mut ffi::conn_rec) -> c_int {
+    guard(HOOK_OK, || {
+        // SAFETY: httpd calls the hook with a live connection on this thread.
+        if let Some(connection) = unsafe { Connection::from_raw(raw) } {
+            frontend::part(connection);
+        }
+        HOOK_OK
     })
 }

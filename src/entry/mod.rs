@@ -90,6 +90,7 @@ fn control() -> ! {
         connector,
         parent: launch::parent_pid(),
         build_id: crate::sys::image::build_id(),
+        keep: image::is_defined(c"POOL_KEEP"),
     })
 }
 

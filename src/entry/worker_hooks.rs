@@ -195,11 +195,23 @@ unsafe extern "C" fn fixups(r: *mut ffi::request_rec) -> c_int {
     })
 }
 
-/// A handler whose module works in the frontends only: the default handler would send the script's own text.
+/// What only a frontend can do: mod_proxy would say no more than that there is no handler, and in the place of a handler
+/// whose module works in the frontends the default handler would send the script's own text.
 unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
     guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
         // SAFETY: httpd passes a live request.
         let r = unsafe { RequestRec::from_raw(raw) };
+        if let Some(scheme) = classes::unreachable_backend(r) {
+            log::request(
+                log::Level::Error,
+                r,
+                format!(
+                    "POOL116: a server pool cannot send a request on to {scheme}:// (RewriteRule with [P]): use ProxyPass, \
+                     which the frontend follows, or AssignServerPool none in a <Location> for this URL"
+                ),
+            );
+            return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
+        }
         let Some(module) = classes::left_to_frontends(r.handler()) else { return HOOK_DECLINED };
         log::request(
             log::Level::Error,

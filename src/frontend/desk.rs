@@ -7,6 +7,7 @@ use super::channel::Channel;
 use crate::sys::socket::{self, PeerState};
 use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
 use crate::wire::frame::Exchange;
+use once_cell::sync::OnceCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,6 +26,17 @@ const CLIENT_CHECK: Duration = Duration::from_millis(200);
 /// A client that only stopped sending may want its answer nevertheless (`nc -N`); one that has waited this long is
 /// more likely gone, and would have the pool work for nobody.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+/// While more requests wait than the pool has workers, a lease goes from hand to hand in this process for so long after
+/// it was granted; then the controller gives it to whoever's turn it is.
+const SLICE: Duration = Duration::from_millis(20);
+/// How long a request waits for a lease that this process has before it asks the controller for another.
+const LOCAL_PATIENCE: Duration = Duration::from_millis(10);
+/// A pool that was contended so recently has no worker to spare.
+const STILL_CONTENDED: Duration = Duration::from_millis(100);
+/// A request that took longer makes the pool slow for [`SLOW_FOR`]: its leases go back after each request then, as
+/// whoever is passed over would wait for long.
+const BRISK: Duration = Duration::from_millis(50);
+const SLOW_FOR: Duration = Duration::from_millis(500);
 /// Obituaries kept for requests that have not asked yet.
 const MAX_OBITUARIES: usize = 1024;
 
@@ -43,6 +55,8 @@ pub struct Lease {
     pub exchange: Exchange,
     /// Receive timeout that the socket has, to set it only when it changes.
     pub timeout: Duration,
+    /// When the controller granted it.
+    granted: Instant,
 }
 
 /// Why there is no lease.
@@ -52,6 +66,10 @@ pub struct NoLease {
     pub retry_after_s: u32,
     pub text: String,
 }
+
+/// The client did not wait.
+#[derive(Debug)]
+struct ClientGone;
 
 /// How waiting for a lease ended without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +94,34 @@ struct PoolDesk {
     /// The one used last is at the back.
     idle: VecDeque<(Instant, Lease)>,
     contended: bool,
+    /// Until when it counts as contended although nobody waits at the controller.
+    contended_until: Option<Instant>,
+    slow_until: Option<Instant>,
+    /// Leases that carry a request.
+    busy: usize,
+    /// Requests without a lease, the oldest first.
+    waiting: VecDeque<Arc<Waiter>>,
     recalled: HashSet<LeaseId>,
+}
+
+impl PoolDesk {
+    /// A lease is likely to come free here before the controller has one to grant.
+    fn may_wait_here(&self, now: Instant) -> bool {
+        self.busy > 0 && is_ahead(self.contended_until, now) && self.is_brisk(now)
+    }
+
+    /// A lease that has come free may go to the next request of this process.
+    fn may_hand_over(&self, granted: Instant, now: Instant) -> bool {
+        !self.contended || (now.duration_since(granted) < SLICE && self.is_brisk(now))
+    }
+
+    fn is_brisk(&self, now: Instant) -> bool {
+        !is_ahead(self.slow_until, now)
+    }
+}
+
+fn is_ahead(time: Option<Instant>, now: Instant) -> bool {
+    time.is_some_and(|time| time > now)
 }
 
 #[derive(Debug)]
@@ -91,8 +136,23 @@ enum Answer {
 #[derive(Debug)]
 struct Waiter {
     pool: u32,
+    /// Its Want, once that is sent.
+    want: OnceCell<WantId>,
     answer: Mutex<Answer>,
     answered: Condvar,
+}
+
+impl Waiter {
+    /// Ends its waiting; gives the answer back when it waits no more.
+    fn answer(&self, with: Answer) -> Result<(), Answer> {
+        let mut answer = lock(&self.answer);
+        if !matches!(*answer, Answer::Open) {
+            return Err(with);
+        }
+        *answer = with;
+        self.answered.notify_one();
+        Ok(())
+    }
 }
 
 /// A lease that carries a request.
@@ -101,6 +161,7 @@ struct Busy {
     socket: Arc<OwnedFd>,
     pid: u32,
     pool: u32,
+    since: Instant,
 }
 
 /// All pools of one frontend process.
@@ -153,80 +214,171 @@ impl Desk {
                 PeerState::Gone => self.release(lease, Returned::Dead),
             }
         }
-        let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
-        let waiter = Arc::new(Waiter { pool, answer: Mutex::new(Answer::Open), answered: Condvar::new() });
-        lock(&self.wants).insert(want, Arc::clone(&waiter));
-        // Not sent: the helper thread sends every open Want again when it has a controller.
-        self.channel.send(&FrontendMessage::Want { want, pool });
+        let now = Instant::now();
+        let waiter = Arc::new(Waiter {
+            pool,
+            want: OnceCell::new(),
+            answer: Mutex::new(Answer::Open),
+            answered: Condvar::new(),
+        });
+        let here = self.pool(pool).is_some_and(|mut p| {
+            p.waiting.push_back(Arc::clone(&waiter));
+            p.may_wait_here(now)
+        });
+        let answer = self.wait(&waiter, now, if here { LOCAL_PATIENCE } else { Duration::ZERO }, patience, has_left);
+        if let Some(want) = waiter.want.get() {
+            lock(&self.wants).remove(want);
+        }
+        if let Some(mut p) = self.pool(pool) {
+            p.waiting.retain(|other| !Arc::ptr_eq(other, &waiter));
+        }
+        match answer {
+            Ok(Answer::Granted(leased)) => {
+                if !leased.granted {
+                    self.cancel(&waiter);
+                }
+                Ok(leased)
+            }
+            Ok(Answer::Refused(why)) => Err(Unserved::Refused(why)),
+            Ok(Answer::Open | Answer::Withdrawn) => {
+                self.cancel(&waiter);
+                let text = "the controller did not answer".to_owned();
+                Err(Unserved::Refused(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text }))
+            }
+            Err(ClientGone) => {
+                self.cancel(&waiter);
+                Err(Unserved::ClientGone)
+            }
+        }
+    }
 
-        let began = Instant::now();
+    /// Until the waiter has an answer, or is withdrawn. Its Want is sent once it has waited for `here`.
+    fn wait(
+        &self,
+        waiter: &Arc<Waiter>,
+        began: Instant,
+        here: Duration,
+        patience: Duration,
+        has_left: &dyn Fn(bool) -> bool,
+    ) -> Result<Answer, ClientGone> {
         let deadline = began + patience + REFUSAL_PATIENCE;
-        let mut gone = false;
         let mut answer = lock(&waiter.answer);
         while matches!(*answer, Answer::Open) {
+            let waited = began.elapsed();
+            if waiter.want.get().is_none() && waited >= here {
+                // The answer may come before the lock is taken again.
+                drop(answer);
+                self.send_want(waiter);
+                answer = lock(&waiter.answer);
+                continue;
+            }
+            let until = if waiter.want.get().is_none() { here - waited } else { CLIENT_CHECK };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             let (again, timeout) =
-                waiter.answered.wait_timeout(answer, left.min(CLIENT_CHECK)).unwrap_or_else(PoisonError::into_inner);
+                waiter.answered.wait_timeout(answer, left.min(until)).unwrap_or_else(PoisonError::into_inner);
             answer = again;
-            if timeout.timed_out() && has_left(began.elapsed() >= HALF_CLOSED_PATIENCE) {
-                gone = true;
-                break;
+            let open = matches!(*answer, Answer::Open);
+            if open && timeout.timed_out() && until == CLIENT_CHECK && has_left(began.elapsed() >= HALF_CLOSED_PATIENCE)
+            {
+                *answer = Answer::Withdrawn;
+                return Err(ClientGone);
             }
         }
-        let answer = std::mem::replace(&mut *answer, Answer::Withdrawn);
-        lock(&self.wants).remove(&want);
-        match answer {
-            Answer::Granted(leased) => Ok(leased),
-            Answer::Refused(why) => Err(Unserved::Refused(why)),
-            Answer::Open | Answer::Withdrawn => {
-                self.channel.send(&FrontendMessage::Cancel { want });
-                if gone {
-                    return Err(Unserved::ClientGone);
-                }
-                let text = "the controller did not answer".to_owned();
-                Err(Unserved::Refused(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text }))
-            }
+        Ok(std::mem::replace(&mut *answer, Answer::Withdrawn))
+    }
+
+    fn send_want(&self, waiter: &Arc<Waiter>) {
+        let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
+        if waiter.want.set(want).is_ok() {
+            lock(&self.wants).insert(want, Arc::clone(waiter));
+            // Not sent: the helper thread sends every open Want again when it has a controller.
+            self.channel.send(&FrontendMessage::Want { want, pool: waiter.pool });
+        }
+    }
+
+    fn cancel(&self, waiter: &Waiter) {
+        if let Some(want) = waiter.want.get() {
+            self.channel.send(&FrontendMessage::Cancel { want: *want });
         }
     }
 
     /// The lease carries a request from now on.
     pub fn begin(&self, lease: &Lease) {
-        lock(&self.busy).insert(
-            (lease.era, lease.id),
-            Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool },
-        );
+        if let Some(mut pool) = self.pool(lease.pool) {
+            pool.busy += 1;
+        }
+        let busy = Busy { socket: Arc::clone(&lease.socket), pid: lease.pid, pool: lease.pool, since: Instant::now() };
+        lock(&self.busy).insert((lease.era, lease.id), busy);
     }
 
-    /// The request is over; the lease goes back, or stays here for the next one.
+    /// The request is over; the lease goes back, to another request, or stays here for the next one.
     pub fn release(&self, lease: Lease, how: Returned) {
-        lock(&self.busy).remove(&(lease.era, lease.id));
+        let now = Instant::now();
+        let was_busy = lock(&self.busy).remove(&(lease.era, lease.id));
+        if let (Some(busy), Some(mut pool)) = (was_busy, self.pool(lease.pool)) {
+            pool.busy = pool.busy.saturating_sub(1);
+            if now.duration_since(busy.since) > BRISK {
+                pool.slow_until = Some(now + SLOW_FOR);
+            }
+        }
         if lease.era != self.era.load(Ordering::Relaxed) {
             // Its controller has died, and the next one gives the number to another worker. This one ends.
             return;
         }
         if how != Returned::Idle {
-            lock(&self.obituaries).remove(&lease.id);
-            if let Some(mut pool) = self.pool(lease.pool) {
-                pool.recalled.remove(&lease.id);
-            }
-            let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
-            drop(lease);
-            self.channel.send(&message);
-            return;
+            self.give_up(lease, how);
+        } else if let Some(lease) = self.hand_over(lease, now) {
+            self.give_back(lease);
         }
+    }
+
+    fn give_up(&self, lease: Lease, how: Returned) {
+        lock(&self.obituaries).remove(&lease.id);
         if let Some(mut pool) = self.pool(lease.pool) {
-            if lease.era != self.era.load(Ordering::Relaxed) {
-                return;
-            }
-            if !pool.contended && !pool.recalled.remove(&lease.id) {
-                pool.idle.push_back((Instant::now(), lease));
-                return;
+            pool.recalled.remove(&lease.id);
+        }
+        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+        drop(lease);
+        self.channel.send(&message);
+    }
+
+    /// Gives a free lease to the request here that has waited longest; with none, keeps it. Returns it when the
+    /// controller is to have it.
+    fn hand_over(&self, lease: Lease, now: Instant) -> Option<Lease> {
+        let Some(mut pool) = self.pool(lease.pool) else { return Some(lease) };
+        if lease.era != self.era.load(Ordering::Relaxed) {
+            return None;
+        }
+        if pool.recalled.remove(&lease.id) || !pool.may_hand_over(lease.granted, now) {
+            return Some(lease);
+        }
+        if !pool.waiting.is_empty() {
+            let how = match socket::peer_state(lease.socket.as_fd()) {
+                PeerState::Quiet => None,
+                PeerState::Speaks => Some(Returned::Violation),
+                PeerState::Gone => Some(Returned::Dead),
+            };
+            if let Some(how) = how {
+                drop(pool);
+                self.give_up(lease, how);
+                return None;
             }
         }
-        self.give_back(lease);
+        let mut leased = Leased { lease, cold: false, granted: false };
+        while let Some(waiter) = pool.waiting.pop_front() {
+            match waiter.answer(Answer::Granted(leased)) {
+                Err(Answer::Granted(back)) => leased = back,
+                _ => return None,
+            }
+        }
+        if pool.contended {
+            return Some(leased.lease);
+        }
+        pool.idle.push_back((now, leased.lease));
+        None
     }
 
     fn give_back(&self, lease: Lease) {
@@ -281,37 +433,33 @@ impl Desk {
         let (cold, contended) = how;
         let socket = Arc::new(socket);
         let era = self.era.load(Ordering::Relaxed);
-        let Some(waiter) = lock(&self.wants).get(&want).cloned() else {
-            // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
-            let lease =
-                Lease { era, id, lend, pool: u32::MAX, pid, socket, exchange: Exchange(1), timeout: Duration::ZERO };
-            self.give_back(lease);
-            return;
-        };
-        if contended {
-            if let Some(mut pool) = self.pool(waiter.pool) {
-                pool.contended = true;
-            }
-        }
+        let now = Instant::now();
+        let waiter = lock(&self.wants).get(&want).cloned();
         // Each lending counts from another number, so that frames of an earlier one are recognised.
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
-        let lease = Lease { era, id, lend, pool: waiter.pool, pid, socket, exchange, timeout: Duration::ZERO };
-        let mut answer = lock(&waiter.answer);
-        if matches!(*answer, Answer::Open) {
-            *answer = Answer::Granted(Leased { lease, cold, granted: true });
-            waiter.answered.notify_one();
-        } else {
-            drop(answer);
-            self.give_back(lease);
+        // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
+        let pool = waiter.as_ref().map_or(u32::MAX, |w| w.pool);
+        let lease = Lease { era, id, lend, pool, pid, socket, exchange, timeout: Duration::ZERO, granted: now };
+        let Some(waiter) = waiter else { return self.give_back(lease) };
+        if contended {
+            if let Some(mut pool) = self.pool(pool) {
+                pool.contended = true;
+                pool.contended_until = Some(now + STILL_CONTENDED);
+            }
+        }
+        if let Err(Answer::Granted(Leased { lease, .. })) =
+            waiter.answer(Answer::Granted(Leased { lease, cold, granted: true }))
+        {
+            if let Some(lease) = self.hand_over(lease, now) {
+                self.give_back(lease);
+            }
         }
     }
 
     fn refuse(&self, want: WantId, why: NoLease) {
-        let Some(waiter) = lock(&self.wants).get(&want).cloned() else { return };
-        let mut answer = lock(&waiter.answer);
-        if matches!(*answer, Answer::Open) {
-            *answer = Answer::Refused(why);
-            waiter.answered.notify_one();
+        if let Some(waiter) = lock(&self.wants).get(&want).cloned() {
+            // One that waits no more does not need it.
+            let _ = waiter.answer(Answer::Refused(why));
         }
     }
 
@@ -335,6 +483,7 @@ impl Desk {
     fn contended(&self, index: u32, on: bool) {
         let Some(mut pool) = self.pool(index) else { return };
         pool.contended = on;
+        pool.contended_until = Some(Instant::now() + STILL_CONTENDED);
         let back: Vec<_> = if on { pool.idle.drain(..).collect() } else { Vec::new() };
         drop(pool);
         for (_, lease) in back {
@@ -392,6 +541,7 @@ impl Desk {
             pool.idle.clear();
             pool.recalled.clear();
             pool.contended = false;
+            pool.contended_until = None;
         }
         lock(&self.busy).values().map(|b| (b.pid, b.pool)).collect()
     }

@@ -6,17 +6,21 @@
 
 mod channel;
 mod desk;
+mod encore;
 mod exchange;
 mod request;
 
 use crate::httpd::client::{self, set_error_header};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{conftree, log, RequestRec, ServerRec};
+use crate::httpd::{conftree, hooks, log, RequestRec, ServerRec};
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
+use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
 use desk::{Desk, Lease, Leased, NoLease, Unserved};
+use encore::Occupied;
+pub use encore::{part, wait as wait_for_next_request};
 use exchange::Outcome;
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -147,9 +151,15 @@ impl Frontend {
 
     fn log_line(&self, pool: u32, pid: u32, line: &[u8]) {
         let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
-        let mut text = format!("[pool {name} pid {pid}] ").into_bytes();
-        text.extend_from_slice(line);
-        log::server(log::Level::Error, self.logs.get(&pool).copied().unwrap_or(self.main), text);
+        let front = format!("[pool {name} pid {pid}] ");
+        let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+        match PlainLine::decode(line) {
+            Some(line) => {
+                let module = hooks::module_index_of(line.module);
+                log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
+            }
+            None => log::server(log::Level::Error, server, [front.as_bytes(), line].concat()),
+        }
     }
 }
 
@@ -174,6 +184,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         log::request(log::Level::Error, r, "POOL107: the request's virtual host is not in the configuration");
         return Handled::Status(500);
     };
+    let _occupied = Occupied::new();
     r.note(c"pool-name", facts.name.as_bytes());
     let began = Instant::now();
     let mut cold = false;
@@ -206,6 +217,8 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 desk.release(lease, if last { Returned::Last } else { Returned::Idle });
                 if body_left {
                     client::discard_body(r);
+                } else {
+                    encore::offer(r);
                 }
                 return Handled::Done;
             }
@@ -263,11 +276,8 @@ fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> Stri
 }
 
 fn complain(r: RequestRec<'_>, tag: &str, pool: &str, pid: u32, why: &str) {
-    let mut text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}, for ").into_bytes();
-    text.extend_from_slice(r.method());
-    text.push(b' ');
-    text.extend_from_slice(r.unparsed_uri());
-    log::request(log::Level::Error, r, text);
+    let text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}");
+    log::request(log::Level::Error, r, request::naming(r, text));
 }
 
 fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
@@ -283,11 +293,8 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     // Why processes fail to start is logged once for each attempt, by the controller.
     let told = why.text.is_empty() || why.reason == Refusal::Throttled;
     let detail = if told { String::new() } else { format!(" ({})", why.text) };
-    let mut text = format!("POOL106: [pool {pool}] 503: {reason}{detail}, for ").into_bytes();
-    text.extend_from_slice(r.method());
-    text.push(b' ');
-    text.extend_from_slice(r.unparsed_uri());
-    log::request(log::Level::Error, r, text);
+    let text = format!("POOL106: [pool {pool}] 503: {reason}{detail}");
+    log::request(log::Level::Error, r, request::naming(r, text));
     r.note(FAILED, b"1");
     exchange::retry_after(r, why.retry_after_s);
     Handled::Status(503)

@@ -81,6 +81,11 @@ pub fn put(
     result
 }
 
+/// A line for the log, with the request that it is about.
+pub fn naming(r: RequestRec<'_>, text: String) -> Vec<u8> {
+    [text.as_bytes(), b", for ", r.method(), b" ", r.unparsed_uri()].concat()
+}
+
 /// What the worker is asked for. After a redirect, and in a subrequest, that is not what the client asked for: its line
 /// would lead the worker to a place that this process has not checked.
 fn request_line(r: RequestRec<'_>) -> Cow<'_, [u8]> {

@@ -3,7 +3,7 @@
 //! Runs in: seed (takes frontend modules out), parent (takes PHP out of threaded frontends).  Trusts: nothing.
 //! Owns: the written list of classes.  Never: runs while threads exist.
 
-use super::hooks;
+use super::{hooks, RequestRec};
 use crate::settings::{ModuleRole, PoolTree};
 
 /// Modules whose work belongs to the client's connection or to the whole server. A module that is not listed works in
@@ -108,6 +108,25 @@ pub fn left_to_frontends(handler: &[u8]) -> Option<&'static str> {
     }
     let loaded = hooks::loaded_modules();
     modules.iter().copied().find(|m| loaded.iter().any(|l| l == m))
+}
+
+/// In a worker: the scheme of a backend that mod_proxy cannot speak to from here. TLS is mod_ssl's, which starts in the
+/// frontends only; a WebSocket needs the client's own connection.
+pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
+    let target = r.filename().strip_prefix(b"proxy:").filter(|_| r.is_proxied())?;
+    let socket = target.starts_with(b"unix:").then(|| memchr::memchr(b'|', target)).flatten();
+    let url = socket.map_or(target, |at| &target[at + 1..]);
+    let scheme = ["https", "wss", "h2", "ws", "balancer"].into_iter().find(|scheme| {
+        url.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme.as_bytes()))
+            && url.get(scheme.len()..).is_some_and(|rest| rest.starts_with(b"://"))
+    })?;
+    let possible = match scheme {
+        // Without a wish to upgrade it is a request like others.
+        "ws" => r.headers_in().get(c"Upgrade").is_none(),
+        "balancer" => hooks::handler.modules().iter().any(|m| m == "mod_proxy_balancer.c"),
+        _ => false,
+    };
+    (!possible).then_some(scheme)
 }
 
 /// PHP, which must not run where there are threads.

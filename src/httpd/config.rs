@@ -5,7 +5,7 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
 use super::log::{self, Level};
-use super::{RequestRec, ServerRec};
+use super::{conftree, RequestRec, ServerRec};
 use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::{
@@ -27,6 +27,9 @@ unsafe extern "C" {
 
 /// Where `AssignServerPool` can stand, besides the server config itself.
 const ASSIGNABLE_SECTIONS: [&str; 6] = ["<VirtualHost", "<Location", "<LocationMatch", "<If", "<ElseIf", "<Else"];
+
+/// mod_unixd's and mod_security's: they change the root directory of the frontends, or of httpd's parent.
+const CHROOT_DIRECTIVES: [&str; 2] = ["ChrootDir", "SecChrootDir"];
 
 /// The names that mod_php has had.
 const PHP_MODULES: [&CStr; 3] = [c"mod_php.c", c"mod_php7.c", c"mod_php5.c"];
@@ -291,7 +294,13 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         return false;
     };
     let own = accounts::effective_ids();
-    let around = Surroundings { unprivileged: (own.0 != 0).then_some(own), frontend_uid: frontend_uid() };
+    let around = Surroundings {
+        unprivileged: (own.0 != 0).then_some(own),
+        frontend_uid: frontend_uid(),
+        chroot: conftree::find(&CHROOT_DIRECTIVES),
+        // SAFETY: httpd's variable, written while the configuration is read, on this thread.
+        core_dumps: unsafe { ffi::ap_coredumpdir_configured } != 0,
+    };
     let reading = config.reading.borrow();
     let (tree, mut findings) = reading.builder.finish();
     findings.append(tree.check(&around));

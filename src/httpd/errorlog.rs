@@ -17,6 +17,8 @@ pub struct LogEvent<'e> {
     pub text: &'e [u8],
     /// The APR status that it is about; 0 for none.
     pub status: i32,
+    /// It is about a server, and so in that server's log; otherwise httpd writes it to standard error.
+    pub has_server: bool,
 }
 
 impl<'e> LogEvent<'e> {
@@ -31,6 +33,7 @@ impl<'e> LogEvent<'e> {
             // SAFETY: the caller's promise.
             text: unsafe { bytes(text) },
             status: info.status,
+            has_server: !info.s.is_null(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Runs in: frontend; looked up by the parent, before there are threads.  Trusts: mod_ssl.
 //! Owns: the list of variables, kept with the connection.  Never: shows a private key (mod_ssl has no variable of it).
 
-use super::{hooks, RequestRec, ServerRec};
+use super::{hooks, Connection, RequestRec, ServerRec};
 use crate::apr::{AprPool, Table};
 use crate::ffi;
 use once_cell::sync::OnceCell;
@@ -69,7 +69,7 @@ pub fn check_access(r: RequestRec<'_>) -> Result<(), i32> {
 
 /// What is kept with a connection.
 #[derive(Debug)]
-struct Kept {
+pub(super) struct Kept {
     /// SSL_CLIENT_VERIFY and SSL_CLIENT_M_SERIAL when the list was made: they change with a new handshake.
     client: (Vec<u8>, Vec<u8>),
     list: Vec<u8>,
@@ -78,42 +78,22 @@ struct Kept {
 /// The variables `HTTPS` and `SSL_*`, in the form that `encode` gives them; `None` for a connection without TLS.
 pub fn variables<'r>(r: RequestRec<'r>, encode: impl Fn(Table<'r>) -> Vec<u8>) -> Option<&'r [u8]> {
     let ssl = mod_ssl()?;
-    let rec = r.as_ptr();
-    // SAFETY: a live request on this thread, and its connection.
-    let c = unsafe {
-        let c = (*rec).connection;
-        if (*c).master.is_null() {
-            c
-        } else {
-            (*c).master
-        }
-    };
-    // SAFETY: the connection is live.
-    if unsafe { ffi::ap_ssl_conn_is_ssl((*rec).connection) } == 0 {
+    // SAFETY: a live request has a live connection.
+    if unsafe { ffi::ap_ssl_conn_is_ssl(r.connection_ptr()) } == 0 {
         return None;
     }
     let client = (lookup(r, c"SSL_CLIENT_VERIFY"), lookup(r, c"SSL_CLIENT_M_SERIAL"));
     // An HTTP/2 connection's streams run on several threads: what they share is not written by any of them.
-    // SAFETY: the connection is live.
-    let own = unsafe { (*(*rec).connection).master.is_null() };
-    if own {
-        // SAFETY: the slot of this module in a live connection; what is in it was put there below.
-        let kept =
-            unsafe { ffi::ap_get_module_config((*c).conn_config, super::config::module()).cast::<Kept>().as_ref() };
-        if let Some(kept) = kept.filter(|k| k.client == client) {
-            return Some(&kept.list);
-        }
+    let Some(connection) = Connection::of(r) else {
+        return Some(&r.pool().place(Kept { client, list: encode(make_table(ssl, r)) }).list);
+    };
+    let state = connection.state();
+    // SAFETY: put there below; it lives in the connection's pool, longer than the request.
+    if let Some(kept) = state.tls.get().map(|kept| unsafe { kept.as_ref() }).filter(|kept| kept.client == client) {
+        return Some(&kept.list);
     }
-    let kept = Kept { client, list: encode(make_table(ssl, r)) };
-    if !own {
-        return Some(&r.pool().place(kept).list);
-    }
-    // SAFETY: the connection's pool lives as long as the connection, which is longer than the request.
-    let kept: &'r Kept = unsafe { AprPool::from_raw((*c).pool) }.place(kept);
-    // SAFETY: this thread has the connection; the slot is this module's.
-    unsafe {
-        ffi::ap_set_module_config((*c).conn_config, super::config::module(), ptr::from_ref(kept).cast_mut().cast());
-    }
+    let kept = connection.pool().place(Kept { client, list: encode(make_table(ssl, r)) });
+    state.tls.set(Some(kept.into()));
     Some(&kept.list)
 }
 

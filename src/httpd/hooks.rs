@@ -6,7 +6,7 @@
 
 use crate::apr::pool::bytes;
 use crate::ffi;
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void, CString};
 
 /// What every `ap_LINK_*_t` looks like.
 #[repr(C)]
@@ -174,4 +174,11 @@ pub fn module_index(name: &std::ffi::CStr) -> i32 {
     }
     // SAFETY: not null, so a live module record.
     unsafe { (*module).module_index }
+}
+
+/// As [`module_index`], for a module's source file or its short name in the error log; -1 when there is none.
+pub fn module_index_of(name: &[u8]) -> i32 {
+    let files: [(&[u8], &[u8]); 3] = [(b"", b""), (b"mod_", b".c"), (b"", b".c")];
+    let index = |(front, back): (&[u8], &[u8])| CString::new([front, name, back].concat()).map(|f| module_index(&f));
+    files.into_iter().filter_map(|ends| index(ends).ok()).find(|i| *i >= 0).unwrap_or(-1)
 }

@@ -25,6 +25,11 @@ pub fn is_defined(name: &std::ffi::CStr) -> bool {
     unsafe { ffi::ap_exists_config_define(name.as_ptr()) != 0 }
 }
 
+/// This httpd has no children: `-X`, or what the MPMs take for the same.
+pub fn is_one_process() -> bool {
+    is_defined(c"DEBUG") || is_defined(c"ONE_PROCESS")
+}
+
 /// A shared mapping that could be written: two pools would share it. Returns the line of /proc/self/maps.
 pub fn writable_shared_mapping() -> io::Result<Option<String>> {
     let maps = fs::read_to_string("/proc/self/maps")?;
@@ -142,8 +147,26 @@ pub fn is_dry_pass() -> bool {
 
 /// The MPM that runs has threads.
 pub fn is_threaded() -> bool {
+    query(ffi::AP_MPMQ_IS_THREADED) != ffi::AP_MPMQ_NOT_SUPPORTED
+}
+
+/// The MPM that runs lets connections wait without a thread.
+pub fn is_async() -> bool {
+    query(ffi::AP_MPMQ_IS_ASYNC) > 0
+}
+
+/// Threads that one child of the MPM that runs has for requests.
+pub fn threads_per_child() -> u32 {
+    query(ffi::AP_MPMQ_MAX_THREADS)
+}
+
+fn query(code: u32) -> u32 {
     let mut answer = 0;
     // SAFETY: httpd writes the answer to the place given.
-    let rc = unsafe { ffi::ap_mpm_query(ffi::AP_MPMQ_IS_THREADED.cast_signed(), &raw mut answer) };
-    rc == 0 && answer != ffi::AP_MPMQ_NOT_SUPPORTED.cast_signed()
+    let rc = unsafe { ffi::ap_mpm_query(code.cast_signed(), &raw mut answer) };
+    if rc == 0 {
+        u32::try_from(answer).unwrap_or(0)
+    } else {
+        0
+    }
 }

@@ -7,6 +7,7 @@ pub mod client;
 pub mod command;
 pub mod config;
 pub mod conftree;
+pub mod connection;
 pub mod errorlog;
 pub mod frontend_tls;
 pub mod hooks;
@@ -22,5 +23,6 @@ pub mod supervise;
 pub mod tls;
 pub mod worker_filters;
 
+pub use connection::Connection;
 pub use request::RequestRec;
 pub use server::ServerRec;

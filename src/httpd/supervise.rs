@@ -3,7 +3,7 @@
 //! Runs in: parent; `proxy_translate` and `upgrade` in frontends.  Trusts: httpd.
 //! Owns: the record of the watched process.  Never: sends a signal.
 
-use super::{hooks, RequestRec, ServerRec};
+use super::{hooks, image as httpd_image, RequestRec, ServerRec};
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::sys::image;
@@ -31,6 +31,9 @@ pub fn controller_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     let load = [b"LoadModule pool_module \"".as_slice(), own.as_os_str().as_bytes(), b"\""].concat();
     let mut argv = vec![program];
     argv.extend(words(&[b"-D", b"POOL_CONTROLLER", b"-f", b"/dev/null", b"-C", &load]));
+    if httpd_image::is_one_process() {
+        argv.extend(words(&[b"-D", b"POOL_KEEP"]));
+    }
     argv.extend(title_room());
     argv
 }

@@ -1,18 +1,18 @@
 //! httpd's parent: starts the controller, gives it each configuration, tells it which children are frontends.
 //!
 //! Runs in: the process that reads the configuration (root, one thread).  Trusts: httpd, its own configuration.
-//! Owns: both ends of the connector, the controller's process, the list of announced children.
+//! Owns: both ends of its connector, the controller's process, the controller's end of each child's connector.
 //! Never: reads what a frontend, a tenant or the controller sent.
 #![forbid(unsafe_code)]
 
 use crate::settings::PoolTree;
-use crate::sys::heritage;
+use crate::sys::heritage::{self, Kept};
 use crate::sys::launch::{self, ChildState};
 use crate::sys::socket::{self, Blocking};
 use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
 use once_cell::sync::Lazy;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,11 +31,11 @@ struct State {
     owner: u32,
     generation: u64,
     configuration: Option<Configuration>,
-    children: BTreeSet<u32>,
+    /// The MPM's children, and where a new controller hears them. Dropped in the parent only.
+    children: BTreeMap<u32, Kept>,
 }
 
-/// Frontends inherit `speak`; the parent keeps `listen` too, so that a new controller can listen where the old did.
-/// Nobody forked from the parent gets `listen`: who has it can take the place of the controller.
+/// The parent keeps `listen` too, so that a new controller can listen where the old did. No child gets either.
 #[derive(Debug)]
 struct Connector {
     speak: OwnedFd,
@@ -83,27 +83,14 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     Ok(started.then_some(state.controller).flatten())
 }
 
-/// A configuration is being read: what is forked now is a daemon of some module, and cannot speak to the controller.
-pub fn reading_configuration() {
-    if let Some(connector) = &state().connector {
-        // The first time made room for it.
-        let _ = heritage::hide(connector.speak.as_fd());
-    }
-}
-
-/// The MPM is about to run: its children are frontends. A daemon that a module starts anew from now on can say hello,
-/// which counts only from a child that the MPM has announced.
-pub fn serving() {
-    if let Some(connector) = &state().connector {
-        heritage::show(connector.speak.as_fd());
-    }
-}
-
-/// The generation that frontends forked from now on belong to, and the connector's number in them.
+/// The generation that frontends forked from now on belong to, and this child's connector.
 pub fn frontend_start() -> Option<(u64, OwnedFd)> {
     let state = state();
     let connector = state.connector.as_ref()?;
-    Some((state.generation, connector.speak.try_clone().ok()?))
+    // With -X the parent itself is the frontend.
+    let own =
+        if state.owner == launch::own_pid() { connector.speak.try_clone().ok()? } else { heritage::own_connector()? };
+    Some((state.generation, own))
 }
 
 /// The process that frontends forked from now on belong to; `None` in that process itself.
@@ -121,8 +108,8 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     }
     state.ensure_controller()?;
     state.send_configuration(None)?;
-    for pid in state.children.clone() {
-        state.send(&ParentMessage::ChildStarted { pid }, &[])?;
+    for (pid, connector) in &state.children {
+        state.send(&ParentMessage::ChildStarted { pid: *pid }, &[connector.as_fd()])?;
     }
     Ok(state.controller)
 }
@@ -135,18 +122,21 @@ pub fn controller() -> Option<u32> {
 /// httpd's `child_status` hook: a child of the MPM started, or is gone.
 pub fn child_status(pid: u32, started: bool) {
     let mut state = state();
-    if state.configuration.is_none() {
+    // With -X this process is its own child, and nothing was forked for it.
+    if state.configuration.is_none() || pid == state.owner {
         return;
     }
-    let message = if started {
-        state.children.insert(pid);
-        ParentMessage::ChildStarted { pid }
-    } else {
-        state.children.remove(&pid);
-        ParentMessage::ChildGone { pid }
-    };
     // A controller that is gone learns it from controller_died's next one.
-    let _ = state.send(&message, &[]);
+    if !started {
+        state.children.remove(&pid);
+        let _ = state.send(&ParentMessage::ChildGone { pid }, &[]);
+    } else if let Some(connector) = heritage::connector_of_last_child() {
+        // The MPM says so right after its fork: no other has come between.
+        let _ = state.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()]);
+        if let Some(kept) = heritage::keep(connector) {
+            state.children.insert(pid, kept);
+        }
+    }
 }
 
 /// httpd ends: the controller ends every process of every pool, and is waited for.
@@ -183,6 +173,7 @@ impl State {
             socket::send_timeout(speak.as_fd(), Duration::from_secs(2))?;
             heritage::hide(listen.as_fd())?;
             heritage::hide(speak.as_fd())?;
+            heritage::give_connectors()?;
             self.connector = Some(Connector { speak, listen });
         }
         let Some(connector) = &self.connector else { return Ok(false) };

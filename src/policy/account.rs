@@ -113,6 +113,11 @@ impl Accounts {
     }
 
     #[cfg(test)]
+    pub(super) fn idle_of(&self, name: &str) -> BTreeSet<(Millis, LeaseId)> {
+        self.map.get(name).map(|account| account.idle.clone()).unwrap_or_default()
+    }
+
+    #[cfg(test)]
     pub(super) fn names(&self) -> impl Iterator<Item = &Rc<str>> {
         self.map.keys()
     }

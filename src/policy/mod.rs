@@ -7,6 +7,7 @@
 
 mod account;
 mod generation;
+pub mod habit;
 mod lending;
 pub mod mpm;
 mod state;
@@ -63,6 +64,9 @@ pub const SEED_DEADLINE: Millis = 120_000;
 pub const FIRST_DELAY: Millis = 1_000;
 /// See [`FIRST_DELAY`].
 pub const LONGEST_DELAY: Millis = 60_000;
+/// So many workers in a row may die unused, where others of the same zygote have served, before that counts as a failed
+/// start: all of an ordinary pool's at once.
+pub const UNUSED_DEATHS: u32 = 8;
 /// A pool that failed and was not asked for again is forgotten after this time, its delay with it.
 pub const FORGET_AFTER: Millis = 60_000;
 /// A seed that was ready for this long starts again with the first delay.

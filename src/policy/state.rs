@@ -73,7 +73,7 @@ pub struct State {
     pub(super) timers: Timers,
     /// Pools with a Want.
     pub(super) waiting: BTreeSet<PoolKey>,
-    /// Pools that lack spare workers only because a cap is reached.
+    /// Pools that may lack spare workers only because a cap is reached.
     pub(super) hungry: HashSet<PoolKey>,
     pub(super) numbers: u64,
     pub(super) stopping: bool,
@@ -168,10 +168,10 @@ impl State {
             self.end_worker(lease, ORPHANED_GRACE, None);
             touched.insert(key);
         }
+        for pool in self.pools.values_mut() {
+            pool.told.remove(&frontend);
+        }
         for key in touched {
-            if let Some(pool) = self.pools.get_mut(&key) {
-                pool.told.remove(&frontend);
-            }
             self.serve(key);
         }
         if let Some(g) = self.generations.get_mut(&f.generation) {
@@ -193,6 +193,10 @@ impl State {
             if pool.wants.is_empty() {
                 self.waiting.remove(&w.key);
                 self.timers.disarm(TimerKey::Pressure(w.key));
+                if self.min_spare(w.key) > 0 {
+                    // It may still lack spare workers, and nobody waits any more who would say so.
+                    self.hungry.insert(w.key);
+                }
             }
         }
         Some(w)

@@ -7,7 +7,7 @@ use super::account::Chain;
 use super::state::State;
 use super::timer::TimerKey;
 use super::{describe_status, Action, FrontendId, Millis, PoolKey, ZygoteId};
-use super::{ABANDONED_GRACE, DEAD_GRACE, FORK_DEADLINE, LAST_GRACE, RETIRE_GRACE, STOP_GRACE};
+use super::{ABANDONED_GRACE, DEAD_GRACE, FORK_DEADLINE, LAST_GRACE, RETIRE_GRACE, STOP_GRACE, UNUSED_DEATHS};
 use crate::wire::control::{LeaseId, LendCount, Returned};
 
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub(super) struct WorkerSlot {
     pub pid: u32,
     pub lend: u32,
     pub ever_lent: bool,
+    /// When it was forked, its zygote had workers that served.
+    pub proven: bool,
     pub state: WorkerState,
 }
 
@@ -63,7 +65,8 @@ impl State {
             g.workers += 1;
         }
         let state = WorkerState::Forking { zygote };
-        self.workers.insert(lease, WorkerSlot { key, chain, zygote, pid: 0, lend: 0, ever_lent: false, state });
+        let proven = self.zygotes.get(&zygote).is_some_and(|z| z.proven);
+        self.workers.insert(lease, WorkerSlot { key, chain, zygote, pid: 0, lend: 0, ever_lent: false, proven, state });
         self.timers.arm(TimerKey::Worker(lease), self.now + FORK_DEADLINE);
         self.out.push(Action::Fork { lease, zygote, key });
     }
@@ -171,6 +174,7 @@ impl State {
             let zygote = worker.zygote;
             if let Some(z) = self.zygotes.get_mut(&zygote) {
                 z.proven = true;
+                z.unused_deaths = 0;
             }
             if let Some(pool) = self.pools.get_mut(&key) {
                 pool.failures = 0;
@@ -289,6 +293,17 @@ impl State {
         Some(worker)
     }
 
+    /// Whether the death of a worker that has served nothing tells nothing of how the next one will start: somebody
+    /// killed it. A few times in a row, lest a pool whose database is down forks without end.
+    fn is_accident(&mut self, worker: &WorkerSlot) -> bool {
+        let Some(zygote) = self.zygotes.get_mut(&worker.zygote) else {
+            // The next one starts from another zygote, which has to prove itself.
+            return worker.proven;
+        };
+        zygote.unused_deaths = zygote.unused_deaths.saturating_add(1);
+        zygote.proven && zygote.unused_deaths <= UNUSED_DEATHS
+    }
+
     pub(super) fn worker_gone(&mut self, lease: LeaseId, wait_status: i32) {
         let holder = self.take_back(lease);
         if let Some(frontend) = holder {
@@ -308,7 +323,9 @@ impl State {
                     wait_status,
                 });
             }
-            WorkerState::Idle { .. } | WorkerState::Forking { .. } if !worker.ever_lent && !self.stopping => {
+            WorkerState::Idle { .. } | WorkerState::Forking { .. }
+                if !worker.ever_lent && !self.stopping && !self.is_accident(&worker) =>
+            {
                 let text = format!("a worker died before its first request: {}", describe_status(wait_status));
                 self.fail_pool(key, &text);
             }

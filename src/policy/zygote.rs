@@ -25,6 +25,8 @@ pub(super) struct Zygote {
     pub state: ZygoteState,
     /// A worker of it has served a request: its later death is an accident, not a failed start.
     pub proven: bool,
+    /// Workers of it that died without having served, since one did.
+    pub unused_deaths: u32,
 }
 
 impl State {
@@ -38,7 +40,7 @@ impl State {
             return None;
         }
         let id = ZygoteId(self.number());
-        self.zygotes.insert(id, Zygote { key, state: ZygoteState::Starting, proven: false });
+        self.zygotes.insert(id, Zygote { key, state: ZygoteState::Starting, proven: false, unused_deaths: 0 });
         if let Some(g) = self.generations.get_mut(&key.generation) {
             g.zygotes += 1;
         }
@@ -140,6 +142,10 @@ impl State {
         }
         self.drop_forking(id);
         if proven {
+            // Without its zygote the pool needs the seed, which may be throttled itself.
+            if let Some((left, reason)) = self.throttled(key) {
+                self.refuse_all(key, Refusal::Throttled, left, &reason);
+            }
             self.serve(key);
             self.relieve();
         } else {

@@ -2,7 +2,7 @@
 //!
 //! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
 
-use super::{PoolTree, ServerPool};
+use super::{DirectiveAt, PoolTree, ServerPool};
 use std::collections::BTreeMap;
 
 /// How many pool names an error lists.
@@ -24,12 +24,16 @@ impl Findings {
 }
 
 /// What the process that reads the configuration is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surroundings {
     /// Effective uid and gid where they are not root's: then no pool can have others.
     pub unprivileged: Option<(u32, u32)>,
     /// The uid of the frontends: `User`, or one's own where that cannot be had.
     pub frontend_uid: u32,
+    /// What gives the frontends another root directory.
+    pub chroot: Option<DirectiveAt>,
+    /// `CoreDumpDirectory` is set.
+    pub core_dumps: bool,
 }
 
 impl PoolTree {
@@ -38,6 +42,14 @@ impl PoolTree {
         let mut findings = Findings::default();
         if let Some(own) = around.unprivileged {
             findings.errors.extend(self.pools().iter().filter_map(|pool| unattainable(pool, own)));
+        }
+        if let (Some(at), false) = (&around.chroot, self.is_empty()) {
+            findings.errors.push(format!(
+                "{} {} at {}: pools' processes do not change their root directory, so a pool would see more than the \
+                 frontends, and other files under the same names; remove it, and give httpd as a whole another root \
+                 (RootDirectory= of its systemd unit, or a container), or define no <ServerPool>",
+                at.name, at.value, at.place
+            ));
         }
         let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
         for pool in self.pools() {
@@ -48,9 +60,15 @@ impl PoolTree {
         for (uid, sharers) in by_uid {
             let names = listed(sharers.iter().map(|pool| pool.name.as_str()));
             if uid == around.frontend_uid {
+                let no_cores = if around.core_dumps {
+                    "; while it has none, frontends leave no core in CoreDumpDirectory: who may write one may read \
+                     the memory"
+                } else {
+                    ""
+                };
                 findings.warnings.push(format!(
                     "PoolUser of <ServerPool {}> at {}: uid {uid} is that of the frontends (User), so whoever breaks \
-                     into {names} can disturb every connection; give the pool a user of its own",
+                     into {names} can disturb every connection; give the pool a user of its own{no_cores}",
                     sharers[0].name, sharers[0].defined_at
                 ));
             }
@@ -63,6 +81,11 @@ impl PoolTree {
             }
         }
         findings
+    }
+
+    /// Whether processes of some pool run as this user.
+    pub fn uses_uid(&self, uid: u32) -> bool {
+        self.pools().iter().any(|pool| pool.user.as_ref().is_some_and(|user| user.uid == uid))
     }
 
     /// The index of the pool that `AssignServerPool name` means.

@@ -69,6 +69,14 @@ impl fmt::Display for Place {
     }
 }
 
+/// A directive of any module, as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectiveAt {
+    pub name: String,
+    pub value: String,
+    pub place: Place,
+}
+
 /// A user as the system's databases know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {

@@ -1,8 +1,8 @@
 //! Tables of what is accepted and refused, and what the tree makes of it.
 
 use super::{
-    Account, Accounts, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord, Surroundings,
-    DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
+    Account, Accounts, DirectiveAt, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord,
+    Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
 };
 use std::io;
 use std::time::Duration;
@@ -313,10 +313,33 @@ const TWO_POOLS: &str = "<ServerPool p>
       </ServerPool>
     </ServerPool>";
 
+/// Frontends as uid 33, and nothing unusual.
+fn around(unprivileged: Option<(u32, u32)>) -> Surroundings {
+    Surroundings { unprivileged, frontend_uid: 33, chroot: None, core_dumps: false }
+}
+
+#[test]
+fn another_root_directory_is_refused_where_there_are_pools() {
+    let mut jailed = around(None);
+    jailed.chroot = Some(DirectiveAt { name: "ChrootDir".into(), value: "/srv/jail".into(), place: at(9) });
+    let errors = tree(TWO_POOLS).0.check(&jailed).errors;
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].starts_with("ChrootDir /srv/jail at pools.conf:9: "), "{errors:?}");
+    assert_eq!(PoolTree::default().check(&jailed).errors, Vec::<String>::new());
+}
+
+#[test]
+fn a_pool_of_the_frontends_user_is_known_and_costs_their_cores() {
+    let (tree, _) = tree(TWO_POOLS);
+    assert!(tree.uses_uid(1001) && !tree.uses_uid(33));
+    let cores = Surroundings { frontend_uid: 1001, core_dumps: true, ..around(None) };
+    assert!(tree.check(&cores).warnings[0].contains("frontends leave no core in CoreDumpDirectory"));
+}
+
 #[test]
 fn shared_uids_are_warned_of() {
     let (tree, _) = tree(TWO_POOLS);
-    let mut around = Surroundings { unprivileged: None, frontend_uid: 33 };
+    let mut around = around(None);
     let apart = tree.check(&around);
     assert_eq!((apart.errors.len(), apart.warnings.len()), (0, 1));
     assert!(apart.warnings[0]
@@ -330,7 +353,7 @@ fn shared_uids_are_warned_of() {
 #[test]
 fn without_root_only_ones_own_id_is_had() {
     let (tree, _) = tree(TWO_POOLS);
-    let errors = |own| tree.check(&Surroundings { unprivileged: Some(own), frontend_uid: 33 }).errors;
+    let errors = |own| tree.check(&around(Some(own))).errors;
     assert_eq!(errors((1001, 1001)), Vec::<String>::new());
     assert_eq!(errors((1002, 1002)).len(), 2);
     assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 of <ServerPool a>"));

@@ -1,6 +1,6 @@
-//! fork(2) for seeds and zygotes, whose children belong to the controller, and for httpd's parent.
+//! fork(2) for seeds and zygotes, whose children belong to the controller, for its keeper, and for httpd's parent.
 //!
-//! Runs in: seed, zygote, parent (each has one thread).  Trusts: the kernel.  Owns: nothing.
+//! Runs in: seed, zygote, keeper, parent (each has one thread).  Trusts: the kernel.  Owns: nothing.
 //! Never: runs where other threads exist; the child has only the calling one.
 
 use std::io;
@@ -56,11 +56,9 @@ pub fn fork_as_sibling() -> io::Result<Forked> {
     }
 }
 
-/// fork(2) as httpd's MPMs do it, with libc's atfork handlers.
-///
-/// For a process with one thread only. Errors: `EAGAIN`, `ENOMEM`.
-pub fn fork_child() -> io::Result<Forked> {
-    // SAFETY: the caller's process has one thread, so that no lock is held by a thread that the child lacks.
+/// Forks a child of this process (fork(2)). Errors: `EAGAIN` and `ENOMEM` above all.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: the module's own images have one thread, so no lock of another one is left behind in the child.
     match unsafe { libc::fork() } {
         0 => Ok(Forked::Child),
         pid => u32::try_from(pid).map(|child| Forked::Parent { child }).map_err(|_| io::Error::last_os_error()),

@@ -50,6 +50,11 @@ impl PidFd {
         };
     }
 
+    /// Whether it has ended, as a child of ours or anybody's.
+    pub fn has_ended(&self) -> bool {
+        super::descriptor::is_readable(&self.fd)
+    }
+
     /// Reaps it if it has ended and is our child: its status as waitpid(2) writes it.
     pub fn reap(&self) -> Option<i32> {
         status_of(waitid(Id::PIDFd(self.fd.as_fd()), ANY_END))

@@ -120,6 +120,8 @@ pub fn peer_state(fd: BorrowedFd<'_>) -> PeerState {
     match unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) } {
         1.. => PeerState::Speaks,
         n if n < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => PeerState::Quiet,
+        // A message without a byte.
+        0 if !super::wait::is_hung_up(fd, false) => PeerState::Speaks,
         _ => PeerState::Gone,
     }
 }
@@ -128,6 +130,12 @@ pub fn peer_state(fd: BorrowedFd<'_>) -> PeerState {
 pub fn shutdown(fd: BorrowedFd<'_>) {
     // SAFETY: shutdown takes two ints and touches no memory of ours.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+/// The peer reads the end; what it sends can still be received.
+pub fn shutdown_sending(fd: BorrowedFd<'_>) {
+    // SAFETY: shutdown takes two ints and touches no memory of ours.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
 }
 
 /// Bytes sent here that the peer has not received yet, the kernel's bookkeeping included (unix(7), `SIOCOUTQ`).
@@ -336,6 +344,10 @@ mod tests {
         assert_eq!(peer_state(a.as_fd()), PeerState::Speaks);
         let mut buf = [0; 16];
         assert_eq!(receive(a.as_fd(), &mut buf, Blocking::Yes).expect("receive").len, 7);
+        send(b.as_fd(), b"", &[], Blocking::Yes).expect("send");
+        assert_eq!(peer_state(a.as_fd()), PeerState::Speaks, "an empty message is not the end");
+        assert_eq!(receive(a.as_fd(), &mut buf, Blocking::Yes).expect("receive").len, 0);
+        assert_eq!(peer_state(a.as_fd()), PeerState::Quiet);
         drop(b);
         assert_eq!(peer_state(a.as_fd()), PeerState::Gone);
     }

@@ -56,3 +56,11 @@ pub fn readable_or_writable(
     }
     Ok(())
 }
+
+/// Waits until there is something to read, or the end; false when neither has come within `patience` (milliseconds).
+pub fn readable_within(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: poll reads and writes the one entry.
+    unsafe { libc::poll(&raw mut set, 1, millis) > 0 }
+}

@@ -84,7 +84,7 @@ impl FrameKind {
 pub const FLAG_MORE: u8 = 1;
 /// The client shall see what was sent so far at once (Head, Data, File).
 pub const FLAG_FLUSH: u8 = 2;
-/// The worker takes no further request (End).
+/// The worker takes no further request (End, Abort).
 pub const FLAG_LAST: u8 = 4;
 const KNOWN_FLAGS: u8 = FLAG_MORE | FLAG_FLUSH | FLAG_LAST;
 

@@ -8,5 +8,6 @@ pub mod codec;
 pub mod control;
 pub mod frame;
 pub mod interim;
+pub mod plain_log;
 pub mod request;
 pub mod response;

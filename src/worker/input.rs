@@ -50,6 +50,9 @@ impl Worker {
                 return self.bad_body(r, status);
             }
         }
+        if let Some(status) = self.exchange.borrow().body.failed {
+            return Err(status);
+        }
         if self.exchange.borrow().body.ended {
             brigade.push_end();
             return Ok(());
@@ -71,7 +74,7 @@ impl Worker {
                 brigade.push_end();
                 return Ok(());
             }
-            Step::Bad(REQUEST_TIMEOUT) => return Err(Status::TIMED_OUT),
+            Step::Bad(REQUEST_TIMEOUT) => return Err(self.fail_body(Status::TIMED_OUT)),
             Step::Bad(status) => return self.bad_body(r, status),
         }
         self.take_bytes(r, brigade, mode)
@@ -95,6 +98,11 @@ impl Worker {
             _ => {}
         }
         None
+    }
+
+    fn fail_body(&self, status: Status) -> Status {
+        self.exchange.borrow_mut().body.failed = Some(status);
+        status
     }
 
     fn bad_body(&self, r: RequestRec<'_>, status: i32) -> Result<(), Status> {
@@ -154,7 +162,7 @@ impl Worker {
                     let short = matches!(current.body.length, BodyLength::Known(n) if n > current.body.read);
                     drop(current);
                     if short {
-                        return Err(Status::INCOMPLETE);
+                        return Err(self.fail_body(Status::INCOMPLETE));
                     }
                     self.take_trailers(r, &frame);
                     return Ok(Step::End);

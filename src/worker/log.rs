@@ -7,6 +7,7 @@ use super::escape::unescape;
 use super::state::with;
 use crate::httpd::errorlog::{self, LogEvent};
 use crate::wire::frame::FrameKind;
+use crate::wire::plain_log::PlainLine;
 use crate::wire::response::LogLine;
 use std::io::Write;
 use std::time::Duration;
@@ -51,12 +52,13 @@ pub fn error_line(event: LogEvent<'_>) {
         }
         true
     });
-    if handled != Some(true) {
-        // Between requests: standard error is the controller's pipe, which takes whole lines. Nobody is left to
-        // tell when it fails.
+    if handled != Some(true) && event.has_server {
+        // At the start and between requests: standard error is the controller's pipe, which takes whole lines. Nobody is left to
+        // tell when it fails. Lines of no server are there already: httpd writes them itself.
         text.retain(|b| *b != b'\n');
         text.truncate(1000);
-        text.push(b'\n');
-        let _ = std::io::stderr().write_all(&text);
+        let mut line = PlainLine { level: event.level, module: event.module, text: &text }.encode();
+        line.push(b'\n');
+        let _ = std::io::stderr().write_all(&line);
     }
 }

@@ -10,7 +10,7 @@ use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
-use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_MORE, MAX_REQUEST_HEAD};
+use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
@@ -185,8 +185,7 @@ impl Worker {
             self.busy.set(false);
             return;
         };
-        let server = usize::try_from(request.head.server_index).ok().and_then(|i| servers.get(i));
-        let Some((server, _)) = server.filter(|(_, hash)| *hash == request.head.server_hash) else {
+        let Some(server) = find(servers, request.head.server_index, request.head.server_hash) else {
             drop(inbox);
             self.abort(AbortReason::ServerMismatch, b"this virtual host is not in the worker's configuration");
             self.busy.set(false);
@@ -206,11 +205,12 @@ impl Worker {
         let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
         let all = own.chain(request.env.iter());
-        let (r, head) = connection.request(*server, &description, request.headers.iter(), all);
+        let (r, head) = connection.request(server, &description, request.headers.iter(), all);
         drop(inbox);
         connection.process(r, head);
         if !self.response.finished.get() {
             // The end of the request did not come through the filters: they stopped when the client had gone.
+            self.exchange.borrow_mut().last = true;
             self.abort(AbortReason::Failed, b"the request ended without a response");
         }
         connection.destroy();
@@ -222,7 +222,8 @@ impl Worker {
         self.response.finished.set(true);
         self.outbox.borrow_mut().take_back();
         // When it cannot be sent, the loop finds the lease's end.
-        let _ = self.frame(FrameKind::Abort, 0, |out| Abort { reason, text }.encode(out));
+        let flags = if self.exchange.borrow().last { FLAG_LAST } else { 0 };
+        let _ = self.frame(FrameKind::Abort, flags, |out| Abort { reason, text }.encode(out));
         let _ = self.send(super::outbox::Outbox::send);
     }
 
@@ -231,11 +232,14 @@ impl Worker {
         if self.response.finished.replace(true) {
             return;
         }
-        if !self.response.head_sent.get() {
-            return self.abort(AbortReason::Failed, b"the handler sent no response");
-        }
-        if self.response.broken.get() || !self.response.complete.get() {
+        // What an application has spoilt says nothing of this process. httpd itself gives each request an answer: where
+        // there is none, something is broken here, and another worker does better.
+        if self.response.broken.get() {
             return self.abort(AbortReason::Failed, b"the response was not completed");
+        }
+        if !self.response.head_sent.get() || !self.response.complete.get() {
+            self.exchange.borrow_mut().last = true;
+            return self.abort(AbortReason::Failed, b"there was no response, or only its beginning");
         }
         if self.response.remaining.get().is_some_and(|left| left > 0) {
             return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
@@ -244,10 +248,24 @@ impl Worker {
         let _ = self.send(|outbox, lease| {
             let current = self.exchange.borrow();
             outbox.frame(lease, FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))?;
-            let flags = if last { crate::wire::frame::FLAG_LAST } else { 0 };
+            let flags = if last { FLAG_LAST } else { 0 };
             outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
             outbox.send(lease)
         });
+    }
+}
+
+/// The virtual host that the frontend means: the one at its place; or, where a file with others was added or removed
+/// between the two readings of the configuration, the only one that is defined alike.
+fn find<S: Copy>(servers: &[(S, u64)], index: u32, hash: u64) -> Option<S> {
+    let at = usize::try_from(index).ok().and_then(|i| servers.get(i));
+    if let Some((server, _)) = at.filter(|(_, h)| *h == hash) {
+        return Some(*server);
+    }
+    let mut alike = servers.iter().filter(|(_, h)| *h == hash);
+    match (alike.next(), alike.next()) {
+        (Some((server, _)), None) => Some(*server),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::tls::Tls;
+use crate::apr::brigade::Status;
 use crate::httpd::rebuild::{self, BodyLength};
 use crate::wire::frame::{Exchange, FrameKind};
 use once_cell::unsync::OnceCell;
@@ -91,6 +92,8 @@ pub(super) struct BodyState {
     pub(super) ask: bool,
     pub(super) started: bool,
     pub(super) ended: bool,
+    /// The body will not be completed: what every further read is told.
+    pub(super) failed: Option<Status>,
     pub(super) limit: Option<u64>,
     pub(super) read: u64,
     /// Unread bytes of the inbox's current message.
@@ -99,7 +102,16 @@ pub(super) struct BodyState {
 
 impl Default for BodyState {
     fn default() -> Self {
-        Self { length: BodyLength::None, ask: false, started: false, ended: false, limit: None, read: 0, piece: 0..0 }
+        Self {
+            length: BodyLength::None,
+            ask: false,
+            started: false,
+            ended: false,
+            failed: None,
+            limit: None,
+            read: 0,
+            piece: 0..0,
+        }
     }
 }
 

@@ -5,8 +5,10 @@ mod cast;
 mod stage;
 
 use cast::{become_seed, Behaviour};
+use mod_pool::sys::socket::Blocking;
 use mod_pool::wire::control::{ControllerMessage, FrontendMessage, Refusal, Returned, WantId};
 use stage::{alive, children_of, eventually, Frontend, Stage};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 fn main() {
@@ -19,6 +21,7 @@ fn main() {
         ("a_lease_works_and_is_lent_again", a_lease_works_and_is_lent_again),
         ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
         ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
+        ("a_child_that_floods_its_connector_holds_up_nobody", a_child_that_floods_its_connector_holds_up_nobody),
         ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
         ("many_frontends_share_few_workers", many_frontends_share_few_workers),
         ("a_stopped_zygote_holds_up_its_pool_only", a_stopped_zygote_holds_up_its_pool_only),
@@ -62,25 +65,28 @@ fn a_lease_works_and_is_lent_again() {
 
 fn who_was_not_announced_is_not_served() {
     let stage = Stage::open(Behaviour::Good, 4, 30_000);
-    let status = stage::in_a_child(|| {
-        // Not announced: the hello is kept for a while, and nothing it asks for is answered.
-        let mut f = Frontend::hello(&stage, 1, vec![]);
+    let asks_in_vain = |connector: &OwnedFd| {
+        let mut f = Frontend::hello(connector, 1, vec![]);
         f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
-        f.receive(Duration::from_millis(300)).is_none()
-    });
-    assert!(status, "a stranger was served");
+        f.receive(Duration::from_millis(300)).is_none_or(|m| m.0.is_none())
+    };
+    let child = stage.fork(asks_in_vain);
+    assert_eq!(stage::wait(child.pid), 0, "a stranger was served");
+    // Somebody else with the connector of an announced child, or with the parent's.
+    let child = stage.fork(|own| stage::in_a_child(|| asks_in_vain(own)));
+    stage.announce(&child);
+    assert_eq!(stage::wait(child.pid), 0, "a child of a frontend was served");
+    assert!(stage::in_a_child(|| asks_in_vain(stage.connector())), "who speaks at the parent's place was served");
     // Another uid is refused even when announced.
     if stage.root {
-        let status = stage::in_an_announced_child(&stage, || {
+        let status = stage::in_an_announced_child(&stage, |own| {
             mod_pool::sys::privileges::change_user(12345, 12345, &[12345]).expect("setuid");
-            let mut f = Frontend::hello(&stage, 1, vec![]);
-            f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
-            f.receive(Duration::from_millis(300)).is_none_or(|m| m.0.is_none())
+            asks_in_vain(own)
         });
         assert!(status, "a frontend of another user was served");
     }
-    let status = stage::in_an_announced_child(&stage, || {
-        let mut f = Frontend::hello(&stage, 1, vec![]);
+    let status = stage::in_an_announced_child(&stage, |own| {
+        let mut f = Frontend::hello(own, 1, vec![]);
         f.lease(1, 1).ask("ping").starts_with("pong")
     });
     assert!(status, "an announced frontend was not served");
@@ -89,22 +95,46 @@ fn who_was_not_announced_is_not_served() {
 fn a_hello_may_come_before_its_announcement() {
     let stage = Stage::open(Behaviour::Good, 4, 30_000);
     let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
-    let pid = stage::fork(|| {
-        let mut f = Frontend::hello(&stage, 1, vec![]);
+    let child = stage.fork(|own| {
+        let mut f = Frontend::hello(own, 1, vec![]);
         stage::write_all(&write, b"said");
         f.lease(1, 1).ask("ping").starts_with("pong")
     });
     stage::read_some(&read);
     std::thread::sleep(Duration::from_millis(100));
-    stage.announce(pid);
-    assert_eq!(stage::wait(pid), 0);
+    stage.announce(&child);
+    assert_eq!(stage::wait(child.pid), 0);
+}
+
+fn a_child_that_floods_its_connector_holds_up_nobody() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let floods = |own: &OwnedFd| loop {
+        if mod_pool::sys::socket::send(own.as_fd(), &[7; 100], &[], Blocking::Yes).is_err() {
+            return true;
+        }
+    };
+    let announced = stage.fork(floods);
+    stage.announce(&announced);
+    let stranger = stage.fork(floods);
+    for _ in 0..20 {
+        let began = std::time::Instant::now();
+        let served = stage::in_an_announced_child(&stage, |own| {
+            let mut f = Frontend::hello(own, 1, vec![]);
+            f.lease(1, 1).ask("ping").starts_with("pong")
+        });
+        assert!(served && began.elapsed() < Duration::from_secs(2));
+    }
+    for child in [announced, stranger] {
+        stage::kill(child.pid);
+        stage::wait(child.pid);
+    }
 }
 
 fn who_does_not_read_is_cut_off_alone() {
     let stage = Stage::open(Behaviour::Good, 4, 30_000);
     let mut f = stage.frontend();
-    let cut_off = stage::in_an_announced_child(&stage, || {
-        let silent = Frontend::hello(&stage, 1, vec![]);
+    let cut_off = stage::in_an_announced_child(&stage, |own| {
+        let silent = Frontend::hello(own, 1, vec![]);
         (0..200_000).any(|want| !silent.try_send(&FrontendMessage::Want { want: WantId(want), pool: 99 }))
     });
     assert!(cut_off, "its refusals were buffered without end");
@@ -115,8 +145,8 @@ fn many_frontends_share_few_workers() {
     let stage = Stage::open(Behaviour::Good, 2, 30_000);
     let children: Vec<u32> = (0..4)
         .map(|_| {
-            let pid = stage::fork(|| {
-                let mut f = Frontend::hello(&stage, 1, vec![]);
+            let child = stage.fork(|own| {
+                let mut f = Frontend::hello(own, 1, vec![]);
                 for want in 0..150 {
                     // Two pools under one cap: workers are retired for each other all the time.
                     let lease = f.lease(want, 1 + (want / 50) % 2);
@@ -126,8 +156,8 @@ fn many_frontends_share_few_workers() {
                 }
                 true
             });
-            stage.announce(pid);
-            pid
+            stage.announce(&child);
+            child.pid
         })
         .collect();
     let most = std::cell::Cell::new(0);
@@ -259,8 +289,8 @@ fn another_socket_does_not_come_back_as_the_lease() {
 
 fn a_frontend_that_dies_takes_its_workers_along() {
     let stage = Stage::open(Behaviour::Good, 2, 30_000);
-    let status = stage::in_an_announced_child(&stage, || {
-        let mut f = Frontend::hello(&stage, 1, vec![]);
+    let status = stage::in_an_announced_child(&stage, |own| {
+        let mut f = Frontend::hello(own, 1, vec![]);
         f.lease(1, 1).ask("ping");
         f.lease(2, 1).ask("ping");
         mod_pool::sys::fork::exit_now(0);
@@ -321,8 +351,8 @@ fn a_reload_ends_the_old_generation() {
     let mut old = stage.frontend();
     let lease = old.lease(1, 1);
     stage.configure(2, Behaviour::Good, 2, 30_000);
-    let done = stage::in_an_announced_child(&stage, || {
-        let mut new = Frontend::hello(&stage, 2, vec![]);
+    let done = stage::in_an_announced_child(&stage, |own| {
+        let mut new = Frontend::hello(own, 2, vec![]);
         new.lease(1, 1).ask("ping").starts_with("pong")
     });
     assert!(done);
@@ -343,8 +373,7 @@ fn workers_of_a_dead_controller_count() {
     stage.start_controller();
     stage.configure(1, Behaviour::Good, 1, 30_000);
     let in_flight = vec![mod_pool::wire::control::InFlight { pid: lease.pid, pool: "alice".into() }];
-    stage.announce(std::process::id());
-    let mut f = Frontend::hello(&stage, 1, in_flight);
+    let mut f = Frontend::hello(stage.connector(), 1, in_flight);
     f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
     assert!(f.receive(Duration::from_millis(500)).is_none(), "the old worker counts against the cap");
     assert!(lease.ask("ping").starts_with("pong"));

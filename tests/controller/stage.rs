@@ -62,10 +62,10 @@ pub fn in_a_child(f: impl FnOnce() -> bool) -> bool {
 }
 
 /// As [`in_a_child`], after the parent has announced the child.
-pub fn in_an_announced_child(stage: &Stage, f: impl FnOnce() -> bool) -> bool {
-    let pid = fork(f);
-    stage.announce(pid);
-    wait(pid) == 0
+pub fn in_an_announced_child(stage: &Stage, f: impl FnOnce(&OwnedFd) -> bool) -> bool {
+    let child = stage.fork(f);
+    stage.announce(&child);
+    wait(child.pid) == 0
 }
 
 /// Whether a process exists that has not ended.
@@ -114,6 +114,13 @@ fn close_all_but(keep: RawFd) {
     }
 }
 
+/// A child that may be a frontend.
+#[derive(Debug)]
+pub struct Child {
+    pub pid: u32,
+    connector: OwnedFd,
+}
+
 /// httpd's parent with a controller.
 #[derive(Debug)]
 pub struct Stage {
@@ -142,7 +149,7 @@ impl Stage {
         self.controller = fork(|| {
             let connector = self.listen.try_clone().expect("dup");
             close_all_but(connector.as_raw_fd());
-            run(ControllerStart { connector, parent, build_id: BUILD })
+            run(ControllerStart { connector, parent, build_id: BUILD, keep: false })
         });
         self.reaped = false;
     }
@@ -176,14 +183,26 @@ impl Stage {
         socket::send(self.speak.as_fd(), &message.encode(), fds, Blocking::Yes).expect("connector");
     }
 
-    pub fn announce(&self, pid: u32) {
-        self.say(&ParentMessage::ChildStarted { pid }, &[]);
+    /// As the parent's fork handlers do it: the child has one end of a connector, and the controller gets the other.
+    pub fn fork(&self, f: impl FnOnce(&OwnedFd) -> bool) -> Child {
+        let (own, other) = socket::seqpacket_pair().expect("socketpair");
+        socket::pass_credentials(other.as_fd()).expect("SO_PASSCRED");
+        let pid = fork(|| f(&own));
+        Child { pid, connector: other }
+    }
+
+    pub fn announce(&self, child: &Child) {
+        self.say(&ParentMessage::ChildStarted { pid: child.pid }, &[child.connector.as_fd()]);
     }
 
     /// This very process as a frontend, as with -X.
     pub fn frontend(&self) -> Frontend {
-        self.announce(std::process::id());
-        Frontend::hello(self, 1, vec![])
+        Frontend::hello(&self.speak, 1, vec![])
+    }
+
+    /// The parent's own end.
+    pub fn connector(&self) -> &OwnedFd {
+        &self.speak
     }
 
     pub fn reap_controller(&mut self) -> i32 {
@@ -239,10 +258,10 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    pub fn hello(stage: &Stage, generation: u64, in_flight: Vec<InFlight>) -> Self {
+    pub fn hello(connector: &OwnedFd, generation: u64, in_flight: Vec<InFlight>) -> Self {
         let (channel, theirs) = socket::seqpacket_pair().expect("socketpair");
         let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
-        socket::send(stage.speak.as_fd(), &hello.encode(), &[theirs.as_fd()], Blocking::Yes).expect("connector");
+        socket::send(connector.as_fd(), &hello.encode(), &[theirs.as_fd()], Blocking::Yes).expect("connector");
         Self { channel, kept: Vec::new(), pids: Vec::new() }
     }
 

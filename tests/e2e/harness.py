@@ -182,7 +182,7 @@ class Process:
         return self.uids[1]
 
 
-ROLE = re.compile(r"mod_pool: (controller|seed|zygote|worker)\b ?(\S*)")
+ROLE = re.compile(r"mod_pool: (controller|keeper|seed|zygote|worker)\b ?(\S*)")
 
 
 def read_process(pid):

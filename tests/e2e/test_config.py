@@ -419,6 +419,13 @@ def test_assign_needs_a_user(conf):
     refused(conf, text + "AssignServerPool sub", "AssignServerPool sub: the pool has no PoolUser", "add PoolUser to")
 
 
+def test_chroot_is_refused(conf):
+    text = "ChrootDir /tmp\n"
+    said = refused(conf, ALICE + text)
+    assert re.search(r"ChrootDir /tmp at \S+:\d+: .* would see more than the frontends.*; remove it, ", said), said
+    accepted(conf, text)
+
+
 def test_every_error_of_the_whole_is_told_at_once(conf):
     text = block("PoolMinSpare 99", "PoolUser #2001", "PoolGroup #2001")
     said = refused(conf, text + "AssignServerPool x\n<Location />\nAssignServerPool y\n</Location>")
@@ -439,6 +446,10 @@ def test_every_error_of_the_whole_is_told_at_once(conf):
         (
             block(f"PoolUser #{FRONTEND}", f"PoolGroup #{FRONTEND}"),
             r"PoolUser of <ServerPool p> at .*: uid 65533 is that of the frontends \(User\).* give the pool a user",
+        ),
+        (
+            "CoreDumpDirectory /tmp\n" + block(f"PoolUser #{FRONTEND}", f"PoolGroup #{FRONTEND}"),
+            r"PoolUser of <ServerPool p> at .* a user of its own; while it has none, frontends leave no core in Core",
         ),
         (
             "PoolMaxProcesses 10\n" + block("PoolMaxProcesses 11", ALICE),

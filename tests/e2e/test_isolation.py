@@ -1,7 +1,11 @@
 """Point 8: what a pool's process is, has, and can reach: seen from outside, in /proc, and tried from inside."""
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
+import socket
 import stat
 import threading
 import http.server
@@ -9,12 +13,13 @@ import http.server
 import pytest
 
 import keyscan
-from harness import (ALICE, BOB, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
+from harness import (ALICE, BOB, FRONTEND, Broken, Site, descendants, eventually, fds_of, free_port, has_module, make_certificate,
                      may_look_into, read_process)
 from pages import WHO_PHP
 
 pytestmark = pytest.mark.pool_only
 
+libc = ctypes.CDLL(None, use_errno=True)
 FFI = "<IfModule php_module>\nphp_admin_value ffi.enable 1\n</IfModule>\n"
 
 
@@ -269,6 +274,54 @@ def test_a_daemon_of_another_module_has_no_way_to_the_controller(server):
         assert not (sockets_of(p.pid) | pipe_ends_of(p.pid)) & ways, p.title
 
 
+def seize(pid):
+    """Copies of a process's sockets, as if we were that process (pidfd_getfd(2))."""
+    may_look_into(pid)
+    handle = os.pidfd_open(pid)
+    for number in fds_of(pid):
+        fd = libc.syscall(438, handle, number, 0)
+        if fd >= 0 and stat.S_ISSOCK(os.fstat(fd).st_mode):
+            yield socket.socket(fileno=fd)
+        elif fd >= 0:
+            os.close(fd)
+    os.close(handle)
+
+
+@pytest.mark.skipif(not has_module("cgid"), reason="mod_cgid is not installed")
+def test_a_daemon_that_is_started_again_cannot_cut_frontends_off(httpd):
+    """httpd's parent forks it like a frontend, at a time when frontends may be forked."""
+    server = httpd(sites=[Site("alice", ALICE)], modules=["cgid"])
+    fill(server.sites["alice"])
+    server.start()
+    if server.mpm == "prefork":
+        pytest.skip("a daemon and a frontend of prefork look alike")
+    find = lambda: [p.pid for p in server.processes("frontend") if int(p.status["Threads"]) < 20]
+    assert server.get("/who.php").status == 200
+    first = eventually(find, what="mod_cgid's daemon")
+    assert len(first) == 1
+    os.kill(first[0], signal.SIGKILL)
+    again = eventually(lambda: [pid for pid in find() if pid not in first], 8, what="another daemon")
+    for taken in seize(again[0]):
+        if taken.type == socket.SOCK_SEQPACKET:
+            with contextlib.suppress(OSError):
+                while taken.send(b"x" * 100, socket.MSG_DONTWAIT):
+                    pass
+            with contextlib.suppress(OSError):
+                taken.shutdown(socket.SHUT_RDWR)
+        taken.close()
+    for p in server.processes("frontend"):
+        if p.pid not in again:
+            os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: answers(server), 8, what="new frontends are served")
+
+
+def answers(server):
+    try:
+        return server.get("/who.php", timeout=5).status == 200
+    except (Broken, OSError):
+        return False
+
+
 # --- what they can reach ----------------------------------------------------------------------------
 
 
@@ -482,3 +535,24 @@ def test_key_file_is_closed_to_the_pool(server):
     alice.write("key.php", f"<?php var_dump(@file_get_contents('{server.key}'));")
     assert server.get("/key.php").text.strip() == "bool(false)"
     assert stat.S_IMODE(server.key.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode", ["foreground", "single"])
+def test_a_pool_of_the_frontends_user_cannot_read_them(httpd, mode):
+    """Where CoreDumpDirectory is set, httpd makes its children readable for their own user, TLS keys included."""
+    sites = [Site("alice", FRONTEND, conf=FFI)]
+    server = httpd(sites=sites, conf="CoreDumpDirectory /tmp\n")
+    fill(sites[0])
+    server.start(mode)
+    frontends = [server.main] if mode == "single" else [p.pid for p in server.processes("frontend")]
+    pids = ",".join(map(str, frontends))
+    for pid, found in server.get(f"/kill.php?pids={pids}").json().items():
+        assert set(found) == {"kill"}, found
+    for traced, _ in server.get(f"/ptrace.php?pids={pids}").json().values():
+        assert traced == -1
+
+
+def test_frontends_leave_cores_where_no_pool_has_their_user(httpd):
+    server = httpd(sites=[Site("alice", ALICE)], conf="CoreDumpDirectory /tmp\n").start()
+    for p in server.processes("frontend"):
+        assert os.stat(f"/proc/{p.pid}/environ").st_uid == p.uid  # root's where it is not dumpable, proc(5)

@@ -8,7 +8,7 @@ from hashlib import sha1
 
 import pytest
 
-from harness import ALICE, BOB, H2, Site, eventually, in_threads
+from harness import ALICE, BOB, H2, Site, eventually, has_module, in_threads
 from pages import SLEEP_PHP, WHO_PHP
 
 BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
@@ -300,6 +300,37 @@ def test_stderr_of_php_does_not_reach_another_log(server):
     assert server.get("/stderr.php").text == "ok"
     time.sleep(0.5)
     assert errors(server, "bob") + server.log("console.log") == before
+
+
+@pytest.mark.pool_only
+@pytest.mark.skipif(not has_module("security2"), reason="mod_security2 is not installed")
+def test_what_modules_log_at_a_pools_start_keeps_module_and_level(httpd):
+    server = httpd(sites=[Site("alice", ALICE)], modules=["security2", "unique_id"],
+                   conf="SecTmpDir /tmp\nSecDataDir /tmp\n")
+    fill(server.sites["alice"])
+    server.start()
+    at = len(server.error_log())
+    pid = server.get("/who.php").json()["pid"]
+    line = server.wait_for_log(r"^.*\[pool alice pid (\d+)\] ModSecurity for Apache.*$", after=at)
+    assert "[security2:notice]" in line[0] and int(line[1]) != pid
+    told = server.error_log()[at:]
+    assert "[pool:error]" not in told
+    assert len(re.findall(r"ModSecurity: APR compiled version", told)) == 1
+
+
+@pytest.mark.pool_only
+def test_a_script_cannot_forge_the_front_of_a_line_by_its_standard_error(server):
+    at = len(errors(server))
+    text = "<4 mod_ssl.c> [pool bob pid 1] forged\\n<0 core.c\\x1b> half\\n"
+    alice = server.sites["alice"]
+    alice.write("mark.php", f'<?php fwrite(fopen("php://stderr", "w"), "{text}"); echo getmypid();')
+    pid = server.get("/mark.php").text
+    # Module and level it may choose, in its own log and behind its own name.
+    line = server.wait_for_log(r"^.*forged$", name="alice-error.log", after=at)[0]
+    assert re.search(rf"\[ssl:warn\] .*\[pool alice pid {pid}\] \[pool bob pid 1\] forged$", line), line
+    line = server.wait_for_log(r"^.* half$", name="alice-error.log", after=at)[0]
+    assert re.search(rf"\[pool:error\] .*\[pool alice pid {pid}\] <0 core", line), line
+    assert "forged" not in errors(server, "bob")
 
 
 @pytest.mark.pool_only

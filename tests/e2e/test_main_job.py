@@ -2,16 +2,15 @@
 
 import grp
 import hashlib
-import http.server
 import json
 import os
 import pwd
-import threading
 from base64 import b64encode
 
 import pytest
 
-from harness import ALICE, BOB, H2, Site, free_port, has_module, in_threads, run
+from backends import Backend
+from harness import ALICE, BOB, H2, Site, has_module, in_threads, run
 from pages import DIGEST_PHP, WHO_CGI, WHO_LUA, WHO_PHP, uid_of
 
 MODULES = ["cgi", "dav", "dav_fs", "lua", "actions", "asis", "expires"]
@@ -469,47 +468,6 @@ def test_upgrade_to_h2c_is_done(server):
 
 
 # --- what stays in front ----------------------------------------------------------------------------
-
-
-class Backend:
-    """A small HTTP server that remembers its requests, and who connected."""
-
-    def __init__(self):
-        self.port = free_port()
-        self.seen = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                outer.seen.append((self.path, dict(self.headers), uid_of_peer(self.client_address[1], outer.port)))
-                body = b"from the backend\n"
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("X-Backend", "yes")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def uid_of_peer(peer_port, own_port):
-    """The uid of the process whose socket connects peer_port to own_port, from /proc/net/tcp."""
-    for line in open("/proc/net/tcp").read().splitlines()[1:]:
-        cells = line.split()
-        if cells[1].endswith(f":{peer_port:04X}") and cells[2].endswith(f":{own_port:04X}"):
-            return int(cells[7])
-    return None
 
 
 @pytest.fixture

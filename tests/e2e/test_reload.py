@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from harness import ALICE, BOB, CAROL, Broken, Site, eventually, fds_of, in_threads, module_so, read_process
+from harness import (ALICE, BOB, CAROL, Broken, Site, descendants, eventually, fds_of, in_threads, module_so,
+                     read_process)
 from pages import SLEEP_PHP, WHO_PHP
 
 
@@ -406,12 +407,29 @@ def test_death_of_the_parent_ends_everything(httpd, mode):
 
 @pytest.mark.pool_only
 def test_death_of_the_controller_in_single_process_mode(httpd):
-    """httpd's one process serves requests and supervises nobody: the pools end, and httpd can be stopped."""
+    """httpd's one process serves requests and supervises nobody: the controller's keeper starts another one."""
+    server = make(httpd, "single")
+    for _ in range(3):
+        old = [server.get("/who.php").json()["pid"], server.processes("controller")[0].pid]
+        os.kill(old[-1], signal.SIGKILL)
+        eventually(lambda: answers(server), 8, what="an answer")
+        eventually(lambda: all(read_process(pid) is None for pid in old), 5, what="controller and worker are reaped")
+    assert len(server.processes("controller")) == len(server.processes("keeper")) == len(server.processes("seed")) == 1
+    assert [a.status for a in in_threads(6, lambda _: server.get("/who.php"))] == [200] * 6
+    assert [p for p in descendants(server.main) if p.state == "Z"] == []
+    server.stop()
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_end_of_the_keeper_in_single_process_mode(httpd, number):
     server = make(httpd, "single")
     assert server.get("/who.php").status == 200
-    os.kill(server.processes("controller")[0].pid, signal.SIGKILL)
-    eventually(lambda: server.of_uid(ALICE, BOB) == [], 8, what="no process of a pool")
-    assert server.is_running()
+    os.kill(server.processes("keeper")[0].pid, number)
+    if number == signal.SIGTERM:
+        eventually(lambda: server.of_uid(ALICE, BOB) == [], 8, what="the pools end with it")
+    else:
+        assert server.get("/who.php").status == 200
     server.stop()
 
 

@@ -3,10 +3,11 @@
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, Site, eventually, in_threads
+from harness import ALICE, BOB, Site, background, eventually, in_threads, may_look_into
 from pages import SLEEP_PHP, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
@@ -166,25 +167,60 @@ def test_requests_of_one_frontend_are_served_in_order(httpd, kind):
 
 
 @pytest.mark.timeout(120)
-def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind):
+@pytest.mark.parametrize("seconds, gap", [(0.1, 0.01), (0.02, 0.005)])
+def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind, seconds, gap):
     conf = "StartServers 3\nServerLimit 3\nThreadsPerChild 10\nMinSpareThreads 30\nMaxSpareThreads 30\n"
     kw = {} if kind["mpm"] == "prefork" else {"mpm_conf": conf + "MaxRequestWorkers 30\n"}
     server = make(httpd, "PoolMaxProcesses 2\nPoolQueueTimeout 30s\nPoolQueueLimit 200", **kw)
     server.get("/who.php")
-    # All connections wait, then the requests go out in a known order, 10 ms apart, faster than they are served.
+    # All connections wait, then the requests go out in a known order, faster than they are served.
     connections = [server.connect() for _ in range(24)]
     starts = [None] * len(connections)
     begin = time.monotonic() + 0.3
 
     def ask(i):
         with connections[i] as c:
-            time.sleep(max(0, begin + 0.01 * i - time.monotonic()))
-            starts[i] = c.get("/sleep.php?s=0.1").json()["start"]
+            time.sleep(max(0, begin + gap * i - time.monotonic()))
+            starts[i] = c.get(f"/sleep.php?s={seconds}").json()["start"]
 
     in_threads(len(connections), ask)
     turns = sorted(starts)
     late = [starts[i] - turns[i] for i in range(len(starts))]
     assert max(late) < 0.1 + 0.1  # the second 0.1: the noise of a small machine, and the client's own threads
+
+
+@pytest.mark.timeout(120)
+def test_a_crowd_at_a_small_pool_does_not_keep_the_controller_busy(httpd, kind):
+    if kind["mpm"] == "prefork":
+        pytest.skip("a prefork frontend has one request at a time: there is nobody to hand a lease to")
+    server = make(httpd, "PoolMaxProcesses 2\nPoolQueueTimeout 30s\nPoolQueueLimit 200",
+                  conf="MaxKeepAliveRequests 0")
+    controller = server.processes("controller")[0].pid
+    may_look_into(controller)
+
+    def ask(i):
+        with server.connect() as c:
+            for _ in range(60):
+                assert c.get("/text.txt").status == 200
+
+    # A page that takes longer than 50 ms makes the pool slow for a while, and a machine under load can do that.
+    seen = []
+    for attempt in range(8):
+        trace = server.root / f"controller{attempt}.trace"
+        # It closes its copy of each lease that it grants.
+        watcher = background("strace", "-e", "trace=close", "-p", str(controller), "-o", str(trace))
+        eventually(lambda: tracer_of(controller) == watcher.pid)
+        in_threads(12, ask)
+        watcher.terminate()
+        watcher.wait(10)
+        seen.append(trace.read_text().count("close("))
+        if seen[-1] < 12 * 60 / 2:
+            return
+    pytest.fail(f"the controller granted {seen} leases for 720 requests each")
+
+
+def tracer_of(pid):
+    return int(re.search(r"^TracerPid:\s*(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
 
 def test_past_the_queue_limit_it_is_503_at_once(httpd):

@@ -165,7 +165,7 @@ pub fn max_connections_per_child() -> Option<u64> {
 
 /// Forks a frontend. In the child, SIGTERM ends it at once until it has set itself up.
 pub fn fork_child() -> std::io::Result<Forked> {
-    let forked = fork::fork_child()?;
+    let forked = fork::fork()?;
     if forked == Forked::Child {
         // SAFETY: a process that has only this thread; the default disposition runs no code of ours.
         unsafe {

@@ -1,5 +1,6 @@
 //! Tests of the policy with a fake clock: a bench that plays the controller, tables of rules, and random runs.
 
+mod audit;
 mod bench;
 mod random;
 mod rules;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::audit::Killed;
 use super::bench::{row, table};
 use crate::policy::{Action, Event, FrontendId, Millis, PoolKey, State, ZygoteId};
 use crate::wire::control::{LeaseId, LendCount, PoolRow, Returned, WantId};
@@ -43,25 +44,53 @@ struct World {
     leases_seen: BTreeSet<LeaseId>,
     dying: BTreeSet<LeaseId>,
     seeds: BTreeSet<u64>,
+    killed_workers: BTreeSet<LeaseId>,
+    killed_zygotes: BTreeSet<ZygoteId>,
+    killed_seeds: BTreeSet<u64>,
+    /// Workers of a dead controller, by pid.
+    foreign: BTreeSet<u32>,
     tables: HashMap<u64, Vec<PoolRow>>,
     numbers: u64,
     grants: usize,
     done: bool,
+    /// Prints each event and what follows, to find out how a run came to its end.
+    verbose: bool,
 }
 
 impl World {
     fn event(&mut self, event: Event) {
         let mut actions = Vec::new();
+        let told = format!("{event:?} at {}", self.now);
         self.state.handle(event, self.now, &mut actions);
+        let forked: Vec<PoolKey> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::Fork { key, .. } => Some(*key),
+                _ => None,
+            })
+            .collect();
+        if self.verbose {
+            println!("{told}: {actions:?}");
+        }
         for action in actions {
             self.act(action);
+        }
+        for key in forked {
+            // A cap that was lowered, and workers of a dead controller, may exceed it; nothing is forked then.
+            for name in self.names_above(key) {
+                let (used, cap) = self.state.accounts.used_and_cap(&name);
+                assert!(used <= cap, "{used} of {cap} in {name:?}");
+            }
         }
         self.check();
     }
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::StartSeed { generation } => assert!(self.seeds.insert(generation)),
+            Action::StartSeed { generation } => {
+                self.killed_seeds.remove(&generation);
+                assert!(self.seeds.insert(generation));
+            }
             Action::StartZygote { zygote, key } => {
                 assert!(self.zygotes_starting.insert(zygote, key).is_none());
             }
@@ -84,6 +113,9 @@ impl World {
                 self.open.remove(&(frontend, want));
             }
             Action::Retire { lease } | Action::Kill { lease } => {
+                if matches!(action, Action::Kill { .. }) {
+                    self.killed_workers.insert(lease);
+                }
                 self.dying.insert(lease);
                 self.lent.remove(&lease);
             }
@@ -97,6 +129,9 @@ impl World {
                 assert!(self.frontends.contains_key(&frontend), "to a frontend that is gone");
             }
             Action::EndZygote { zygote } | Action::KillZygote { zygote } => {
+                if matches!(action, Action::KillZygote { .. }) {
+                    self.killed_zygotes.insert(zygote);
+                }
                 self.zygotes_starting.remove(&zygote);
                 self.zygotes.remove(&zygote);
                 self.zygotes_ending.insert(zygote);
@@ -106,43 +141,58 @@ impl World {
                 assert!(self.zygotes_ending.is_empty() && self.zygotes_starting.is_empty());
                 self.done = true;
             }
-            Action::EndSeed { .. }
-            | Action::KillSeed { .. }
-            | Action::Throttled { .. }
-            | Action::GenerationGone { .. } => {}
+            Action::KillSeed { generation } => {
+                self.killed_seeds.insert(generation);
+            }
+            Action::GenerationGone { generation } => {
+                assert!(self.frontends.values().all(|g| *g != generation), "a frontend has lost its configuration");
+            }
+            Action::EndSeed { .. } | Action::Throttled { .. } => {}
         }
     }
 
+    /// The pool's name and those of the pools it is in.
+    fn names_above(&self, key: PoolKey) -> Vec<String> {
+        let rows = &self.tables[&key.generation];
+        let mut names = Vec::new();
+        let mut at = Some(key.pool);
+        while let Some(index) = at {
+            let row = &rows[index as usize];
+            names.push(row.name.clone());
+            at = row.parent;
+        }
+        names
+    }
+
     fn check(&self) {
-        for name in self.state.accounts.names() {
-            let (used, cap) = self.state.accounts.used_and_cap(name);
-            assert!(used <= cap, "{used} of {cap} in {name:?}");
-        }
-        let mut real: BTreeMap<&str, u32> = BTreeMap::new();
-        for key in self.workers.values().chain(self.forking.values()) {
-            let rows = &self.tables[&key.generation];
-            let mut at = Some(key.pool);
-            while let Some(index) = at {
-                let row = &rows[index as usize];
-                *real.entry(&row.name).or_default() += 1;
-                at = row.parent;
-            }
-        }
-        for (name, count) in real {
-            assert_eq!(self.state.accounts.used_and_cap(name).0, count, "charged to {name:?}");
-        }
+        self.state.audit(&Killed {
+            workers: &self.killed_workers,
+            zygotes: &self.killed_zygotes,
+            seeds: &self.killed_seeds,
+        });
+        let known: BTreeSet<LeaseId> = self.state.workers.keys().copied().collect();
+        let real: BTreeSet<LeaseId> = self.workers.keys().chain(self.forking.keys()).copied().collect();
+        assert_eq!(known, real, "workers that the books or the world do not know");
         let queued: BTreeSet<_> = self.state.want_index.keys().copied().collect();
         assert_eq!(queued, self.open, "Wants lost or invented");
     }
 
-    fn configure(&mut self, generation: u64) {
-        let rows = vec![
-            PoolRow { uid: None, ..row("", None, 5) },
-            PoolRow { uid: None, ..row("group", Some(0), 3) },
-            PoolRow { min_spare: 1, idle_timeout_ms: 400, ..row("a", Some(1), 2) },
-            PoolRow { queue_limit: 2, idle_timeout_ms: 200, ..row("b", Some(1), 3) },
-            PoolRow { queue_timeout_ms: 300, idle_timeout_ms: 0, ..row("c", Some(0), 4) },
+    fn configure(&mut self, generation: u64, dice: &mut Dice) {
+        let mut cap =
+            |usual: u32| if dice.roll(4) == 0 { 1 + u32::try_from(dice.roll(4)).expect("small") } else { usual };
+        let mut rows = vec![
+            PoolRow { uid: None, ..row("", None, cap(5)) },
+            PoolRow { uid: None, ..row("group", Some(0), cap(3)) },
+            PoolRow { min_spare: 1, idle_timeout_ms: 400, ..row("a", Some(1), cap(2)) },
+            PoolRow { queue_limit: 2, idle_timeout_ms: 200, ..row("b", Some(1), cap(3)) },
+            PoolRow { queue_timeout_ms: 300, idle_timeout_ms: 0, ..row("c", Some(0), cap(4)) },
         ];
+        // Another configuration may have other pools, or the same under other numbers.
+        match dice.roll(6) {
+            0 => rows.truncate(4),
+            1 => rows.swap(2, 3),
+            _ => {}
+        }
         self.tables.insert(generation, rows.clone());
         self.event(Event::Configure { table: table(generation, rows) });
     }
@@ -160,7 +210,11 @@ impl World {
                 if let Some(frontend) = dice.pick(&frontends) {
                     let want = WantId(u32::try_from(self.number()).expect("small"));
                     self.open.insert((frontend, want));
-                    let pool = u32::try_from(2 + dice.roll(3)).expect("small");
+                    let pool = match dice.roll(40) {
+                        0 => 1,
+                        1 => 77,
+                        _ => u32::try_from(2 + dice.roll(3)).expect("small"),
+                    };
                     self.event(Event::Want { frontend, want, pool });
                 }
             }
@@ -268,12 +322,46 @@ impl World {
             }
             95 if dice.roll(10) == 0 => {
                 *newest += 1;
-                self.configure(*newest);
+                self.configure(*newest, dice);
+            }
+            96 => {
+                if dice.roll(3) == 0 {
+                    let pid = u32::try_from(self.number()).expect("small");
+                    self.foreign.insert(pid);
+                    self.event(Event::ForeignCame { pid, pool: ["a", "b", "group", "unknown"][dice.roll(4)].into() });
+                } else if let Some(pid) = self.foreign.pop_first() {
+                    self.event(Event::ForeignGone { pid });
+                }
+            }
+            97 => self.stale_event(dice),
+            98 if dice.roll(5) == 0 => {
+                self.now += u64::try_from(dice.roll(130_000)).expect("small");
+                self.event(Event::Tick);
             }
             _ => {
                 self.now += u64::try_from(dice.roll(200)).expect("small");
                 self.event(Event::Tick);
             }
+        }
+    }
+
+    /// Something about what was never there, or is gone.
+    fn stale_event(&mut self, dice: &mut Dice) {
+        let lease = self.leases_seen.iter().next().copied().unwrap_or(LeaseId(7));
+        let gone = !self.workers.contains_key(&lease) && !self.forking.contains_key(&lease);
+        let frontend = FrontendId(1_000_000);
+        let text = String::from("late");
+        match dice.roll(10) {
+            0 => self.event(Event::Want { frontend, want: WantId(1), pool: 2 }),
+            1 => self.event(Event::Cancel { frontend, want: WantId(1) }),
+            2 => self.event(Event::Return { frontend, lease, lend: LendCount(1), how: Returned::Idle }),
+            3 => self.event(Event::FrontendLeft { frontend }),
+            4 => self.event(Event::FrontendCame { frontend, generation: 1_000_000 }),
+            5 => self.event(Event::ZygoteReady { zygote: ZygoteId(1_000_000) }),
+            6 => self.event(Event::ZygoteFailed { zygote: ZygoteId(1_000_000), text }),
+            7 if gone => self.event(Event::ForkFailed { lease, text }),
+            8 if gone => self.event(Event::WorkerGone { lease, wait_status: 9 }),
+            _ => self.event(Event::SeedGone { generation: 1_000_000, text }),
         }
     }
 
@@ -304,14 +392,20 @@ impl World {
     }
 }
 
+/// How many runs: `POLICY_RUNS` for a longer search.
+fn runs(usual: u64) -> u64 {
+    std::env::var("POLICY_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
 #[test]
 fn whatever_happens_the_caps_hold_and_no_want_is_lost() {
     let mut grants = 0;
-    for seed in 1..=60 {
+    for seed in 1..=runs(60) {
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let mut world = World { now: 1, ..World::default() };
+        let mut world = World { now: 1, verbose: std::env::var_os("POLICY_TRACE").is_some(), ..World::default() };
+        println!("run {seed}");
         let mut newest = 1;
-        world.configure(1);
+        world.configure(1, &mut dice);
         for _ in 0..2_000 {
             world.random_event(&mut dice, &mut newest);
         }
@@ -323,11 +417,12 @@ fn whatever_happens_the_caps_hold_and_no_want_is_lost() {
 
 #[test]
 fn what_waits_is_served_once_all_obey() {
-    for seed in 1..=40 {
+    for seed in 1..=runs(40) {
         let mut dice = Dice(0x2545_f491_4f6c_dd1d_u64.wrapping_mul(seed));
-        let mut world = World { now: 1, ..World::default() };
+        let mut world = World { now: 1, verbose: std::env::var_os("POLICY_TRACE").is_some(), ..World::default() };
+        println!("run {seed}");
         let mut newest = 1;
-        world.configure(1);
+        world.configure(1, &mut dice);
         for _ in 0..500 {
             world.random_event(&mut dice, &mut newest);
         }

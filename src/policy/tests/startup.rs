@@ -2,7 +2,7 @@
 
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, FrontendId};
-use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, ZYGOTE_DEADLINE};
+use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, ZYGOTE_DEADLINE};
 use crate::wire::control::{PoolRow, Refusal, Returned};
 
 fn one(cap: u32) -> Bench {
@@ -71,6 +71,24 @@ fn workers_that_die_before_any_request_throttle() {
 }
 
 #[test]
+fn unused_workers_of_a_pool_that_works_may_be_killed() {
+    let mut b = Bench::new(100, vec![PoolRow { min_spare: 1, ..row("a", Some(0), 4) }]);
+    b.obey();
+    let served = b.lent(F1, 1, 1);
+    b.give_back(F1, served, Returned::Last);
+    b.reaped(served.0, 0);
+    b.obey();
+    for round in 0..=UNUSED_DEATHS {
+        let spare = *b.state.workers.keys().next().expect("the spare worker");
+        b.actions.clear();
+        b.reaped(spare, 9);
+        let throttled = b.has(|a| matches!(a, Action::Throttled { .. }));
+        assert_eq!(throttled, round == UNUSED_DEATHS, "after {round} before it");
+        b.obey();
+    }
+}
+
+#[test]
 fn silent_zygotes_are_killed() {
     let mut b = Bench::new(100, vec![PoolRow { queue_timeout_ms: 300_000, ..row("a", Some(0), 4) }]);
     b.want(F1, 1, 1);
@@ -132,6 +150,26 @@ fn wants_wait_for_the_first_seed_and_are_refused_when_it_keeps_failing() {
     b.want(late, 5, 1);
     b.obey();
     assert_eq!(b.grant().map(|g| g.0), Some(5));
+}
+
+#[test]
+fn who_waits_for_a_zygote_that_dies_while_the_seed_keeps_failing_is_refused_at_once() {
+    let mut b = one(1);
+    b.want(F1, 1, 1);
+    let zygote = b.zygote_started().expect("zygote");
+    b.event(Event::ZygoteReady { zygote });
+    b.obey();
+    let (_, lease, lend, ..) = b.grant().expect("grant");
+    b.give_back(F1, (lease, lend), Returned::Idle);
+    b.want(F1, 2, 1);
+    for delay in [1000, 2000, 4000] {
+        b.event(Event::SeedGone { generation: 1, text: "exit status 1".into() });
+        b.pass(delay);
+    }
+    b.want(F2, 3, 1);
+    b.actions.clear();
+    b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
+    assert_eq!(b.refused().map(|r| (r.0, r.1)), Some((3, Refusal::Throttled)));
 }
 
 #[test]
@@ -212,6 +250,22 @@ fn caps_hold_over_both_generations() {
     b.reaped(held.0, 0);
     b.obey();
     assert_eq!(b.grant().map(|g| g.0), Some(1));
+}
+
+#[test]
+fn an_idle_worker_of_another_generation_is_lent_to_nobody() {
+    let mut b = one(4);
+    let old = b.lent(F1, 1, 1);
+    b.give_back(F1, old, Returned::Idle);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.event(Event::SeedReady { generation: 2 });
+    let late = FrontendId(9);
+    b.event(Event::FrontendCame { frontend: late, generation: 2 });
+    let new = b.lent(late, 1, 1);
+    assert_ne!(new.0, old.0, "its own, though one of the old generation is idle");
+    b.give_back(late, new, Returned::Idle);
+    b.reaped(old.0, 0);
+    assert_ne!(b.lent(F1, 2, 1).0, new.0, "the same the other way round");
 }
 
 #[test]

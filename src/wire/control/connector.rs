@@ -1,4 +1,4 @@
-//! What arrives on the connector, the socket whose other end every httpd child inherits.
+//! What arrives on a connector: that of httpd's parent, or that of one child of the MPM.
 //!
 //! Runs in: parent, controller, seed, zygote, frontend.  Trusts: nothing it decodes.  Owns: the layout of the parent's messages and of a frontend's hello.
 //! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
@@ -6,13 +6,14 @@
 use super::{field, CONTROL_VERSION, MAX_CONTROL_MESSAGE};
 use crate::wire::codec::{Malformed, Put, Reader};
 
-/// On the connector, from httpd's parent (proven by `SCM_CREDENTIALS`).
+/// On its own connector, from httpd's parent (proven by `SCM_CREDENTIALS`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentMessage {
     /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`](super::PoolTable), then the fd of the
     /// error log (the controller's new standard error), then perhaps one that is closed when the seed is ready or dead.
     Configure { generation: u64 },
-    /// httpd's `child_status` hook said that this child of the parent started: it may say hello.
+    /// httpd's `child_status` hook said that this child of the parent started: it may say hello. With it: the
+    /// controller's end of the child's connector.
     ChildStarted { pid: u32 },
     /// The child is gone.
     ChildGone { pid: u32 },
@@ -20,7 +21,7 @@ pub enum ParentMessage {
     Stop,
 }
 
-/// On the connector, from a frontend. With it: the controller's end of the frontend's own channel.
+/// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     pub version: u16,
@@ -38,7 +39,7 @@ pub struct InFlight {
     pub pool: String,
 }
 
-/// All that may arrive on the connector. Who may say what is decided by the sender's credentials.
+/// All that may arrive on a connector. Who may say what is decided by the sender's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectorMessage {
     /// Counts only from the parent's own process.

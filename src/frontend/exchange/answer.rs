@@ -1,0 +1,287 @@
+//! What the worker sends: its frames, checked, and passed on to the client.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: nothing that the worker sends.
+//! Owns: how far the response is.  Never: passes on what the decoders of `wire` have not checked.
+
+use super::outcome::Stop;
+use super::upload::Upload;
+use super::{request, Run};
+use crate::httpd::{hooks, log};
+use crate::sys::file;
+use crate::wire::frame::{
+    frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_DATA, MAX_INTERIM, MAX_RESPONSE_HEAD,
+};
+use crate::wire::response::{
+    decode_trailers, is_hop_by_hop, may_be_trailer, Abort, FileRange, LogLine, Meta, ResponseHead,
+};
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+/// Most log lines of one request that reach the error log; the last one says so.
+const MAX_LOG_LINES: u32 = 200;
+/// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
+/// worker could use up the descriptors of all clients otherwise.
+const MAX_OPEN_FILES: u32 = 8;
+
+/// What the response has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Waiting,
+    Body,
+    Complete { last: bool },
+}
+
+impl Run<'_, '_> {
+    /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
+    /// line now and then would hold this thread and its client for ever.
+    pub(super) fn message_in_time(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
+        self.progressed = false;
+        self.message(message, fds)?;
+        if self.progressed {
+            self.progress = Instant::now();
+        } else if !self.lease.timeout.is_zero() && self.progress.elapsed() > self.lease.timeout {
+            return Err(Stop::Silent);
+        }
+        Ok(())
+    }
+
+    /// All frames of one message. What is queued for the client points into `message`, so it is passed on before this
+    /// returns.
+    fn message(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
+        let mut fds = fds.into_iter();
+        let mut flush = false;
+        let mut any = false;
+        let mut all = frames(message);
+        while let Some(frame) = all.next() {
+            let frame = frame?;
+            any = true;
+            if frame.exchange != self.exchange() {
+                return Err(Stop::Violation("a frame of another exchange".into()));
+            }
+            if matches!(self.stage, Stage::Complete { .. }) {
+                return Err(Stop::Violation("a frame behind the end of the response".into()));
+            }
+            flush |= frame.has(FLAG_FLUSH);
+            match self.frame(&frame, &mut fds) {
+                // The lease is used on after an honest abort: nothing else may have come with it.
+                Err(Stop::Aborted { .. }) if all.next().is_some() || fds.next().is_some() => {
+                    return Err(Stop::Violation("a frame behind the end of the response".into()));
+                }
+                done => done?,
+            }
+        }
+        if !any {
+            return Err(Stop::Violation("an empty message".into()));
+        }
+        if fds.next().is_some() {
+            return Err(Stop::Violation("a file descriptor that no frame speaks of".into()));
+        }
+        match self.stage {
+            Stage::Complete { .. } => self.client.finish()?,
+            Stage::Body => self.client.pass(flush)?,
+            Stage::Waiting => {}
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>, fds: &mut impl Iterator<Item = OwnedFd>) -> Result<(), Stop> {
+        match frame.kind {
+            FrameKind::Head => self.head(frame),
+            FrameKind::Data => self.data(frame.payload),
+            FrameKind::File => self.file(frame.payload, fds.next()),
+            FrameKind::Interim => self.interim(frame.payload),
+            FrameKind::NeedBody => self.need_body(),
+            FrameKind::Meta => self.meta(frame),
+            FrameKind::End => self.end(frame),
+            FrameKind::Log => self.log(frame.payload),
+            FrameKind::Abort => {
+                let abort = Abort::decode(frame.payload)?;
+                let text = String::from_utf8_lossy(abort.text).into_owned();
+                Err(Stop::Aborted { reason: abort.reason, text, last: frame.has(FLAG_LAST) })
+            }
+            FrameKind::Request | FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort => {
+                Err(Stop::Violation("a frame that only a frontend sends".into()))
+            }
+        }
+    }
+
+    fn head(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.stage != Stage::Waiting {
+            return Err(Stop::Violation("a second response head".into()));
+        }
+        if frame.has(FLAG_MORE) || !self.head.is_empty() {
+            if self.head.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
+                return Err(Stop::Violation("a response head beyond the limit".into()));
+            }
+            self.head.extend_from_slice(frame.payload);
+            if frame.has(FLAG_MORE) {
+                return Ok(());
+            }
+            let head = std::mem::take(&mut self.head);
+            return self.apply_head(&ResponseHead::decode_final(&head)?);
+        }
+        self.apply_head(&ResponseHead::decode_final(frame.payload)?)
+    }
+
+    fn apply_head(&mut self, head: &ResponseHead<'_>) -> Result<(), Stop> {
+        let mut length = None;
+        for (name, value) in head.fields.iter() {
+            if name.eq_ignore_ascii_case(b"Content-Length") {
+                let text = std::str::from_utf8(value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+                let n = text.and_then(|t| t.parse::<u64>().ok());
+                let Some(n) = n.filter(|_| length.is_none()) else {
+                    return Err(Stop::Violation("a Content-Length that is no number, or two of them".into()));
+                };
+                length = Some(n);
+            }
+        }
+        self.bodiless = self.r.method() == b"HEAD" || matches!(head.status, 204 | 304);
+        self.remaining = if self.bodiless { None } else { length };
+        if self.upload == Upload::Cut || (self.upload != Upload::Complete && head.status >= 400) {
+            // The client may still send for long; after this answer nobody reads it.
+            self.client.close_after();
+        }
+        self.client.set_head(head.status, head.status_line, passable(head));
+        self.stage = Stage::Body;
+        self.progressed = true;
+        Ok(())
+    }
+
+    /// Counts bytes of the body against what the head announced.
+    fn count(&mut self, n: u64) -> Result<(), Stop> {
+        if self.stage != Stage::Body {
+            return Err(Stop::Violation("a body without a head".into()));
+        }
+        if n > 0 && self.bodiless {
+            return Err(Stop::Violation("a body where there is none".into()));
+        }
+        if let Some(left) = &mut self.remaining {
+            *left = left.checked_sub(n).ok_or(Stop::Violation("more body than its Content-Length".into()))?;
+        }
+        self.progressed |= n > 0;
+        Ok(())
+    }
+
+    fn data(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        self.count(payload.len() as u64)?;
+        self.client.queue(payload);
+        Ok(())
+    }
+
+    fn file(&mut self, payload: &[u8], fd: Option<OwnedFd>) -> Result<(), Stop> {
+        let range = FileRange::decode(payload)?;
+        let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
+        self.count(range.length)?;
+        let size =
+            file::passable_size(fd.as_fd()).ok_or(Stop::Violation("a descriptor that is no plain file".into()))?;
+        if range.offset + range.length > size {
+            return Err(Stop::Violation("a file that is shorter than its range".into()));
+        }
+        self.files += 1;
+        if self.client.can_send_file() && self.files <= MAX_OPEN_FILES {
+            self.client.queue_file(fd, range.offset, range.length);
+            return Ok(());
+        }
+        // Encrypted and multiplexed connections copy the bytes anyway; read at our own place, in pieces.
+        let mut piece = Vec::new();
+        let (mut at, mut left) = (range.offset, range.length);
+        while left > 0 {
+            piece.clear();
+            let want = usize::try_from(left.min(MAX_DATA as u64)).unwrap_or(MAX_DATA);
+            let n =
+                file::read_at(fd.as_fd(), at, want, &mut piece).map_err(|e| Stop::Violation(format!("file: {e}")))?;
+            if n == 0 {
+                return Err(Stop::Violation("a file that became shorter".into()));
+            }
+            self.client.queue(&piece);
+            self.client.pass(false)?;
+            at += n as u64;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    fn interim(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        self.interim += 1;
+        if self.stage != Stage::Waiting || self.interim > MAX_INTERIM {
+            return Err(Stop::Violation("an interim response too late, or too many".into()));
+        }
+        let head = ResponseHead::decode_interim(payload)?;
+        if head.status == 100 {
+            return self.need_body();
+        }
+        self.progressed = true;
+        self.client.send_interim(head.status, passable(&head));
+        Ok(())
+    }
+
+    fn need_body(&mut self) -> Result<(), Stop> {
+        if self.upload == Upload::HeldBack {
+            self.client.send_continue();
+            self.upload = Upload::Running;
+            self.progressed = true;
+        }
+        Ok(())
+    }
+
+    fn meta(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.meta_complete {
+            return Err(Stop::Violation("META a second time".into()));
+        }
+        if self.meta.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
+            return Err(Stop::Violation("META beyond the limit".into()));
+        }
+        self.meta.extend_from_slice(frame.payload);
+        if !frame.has(FLAG_MORE) {
+            Meta::decode(&self.meta)?;
+            self.meta_complete = true;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
+        if self.stage != Stage::Body {
+            return Err(Stop::Violation("an end without a head".into()));
+        }
+        if self.remaining.is_some_and(|left| left > 0) {
+            return Err(Stop::Violation("less body than its Content-Length".into()));
+        }
+        for (name, value) in decode_trailers(frame.payload)?.iter() {
+            if may_be_trailer(name) {
+                self.client.set_trailer(name, value);
+            }
+        }
+        if self.meta_complete {
+            request::apply_meta(self.r, &Meta::decode(&self.meta)?, self.logged);
+        }
+        self.progressed = true;
+        self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
+        Ok(())
+    }
+
+    fn log(&mut self, payload: &[u8]) -> Result<(), Stop> {
+        let line = LogLine::decode(payload)?;
+        self.log_lines += 1;
+        if self.log_lines > MAX_LOG_LINES {
+            if self.log_lines == MAX_LOG_LINES + 1 {
+                self.note("further log lines of this request are dropped");
+            }
+            return Ok(());
+        }
+        let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
+        let mut text = format!("[pool {} pid {}] ", self.pool_name, self.lease.pid).into_bytes();
+        text.extend_from_slice(line.text);
+        log::request_as(module, line.level, self.r, text);
+        Ok(())
+    }
+
+    fn note(&self, text: &str) {
+        log::request(log::Level::Warning, self.r, format!("[pool {} pid {}] {text}", self.pool_name, self.lease.pid));
+    }
+}
+
+/// The fields that go on to the client: those of one connection are the frontend's own business.
+fn passable<'f>(head: &ResponseHead<'f>) -> impl Iterator<Item = (&'f [u8], &'f [u8])> {
+    head.fields.iter().filter(|(name, _)| !is_hop_by_hop(name))
+}

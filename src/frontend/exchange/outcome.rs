@@ -1,0 +1,100 @@
+//! How an exchange ends: what stops it, and what that means for client, worker and log.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: nothing that the worker sends.
+//! Owns: the words for the log.  Never: calls an exchange unread that a worker can have read.
+
+use super::answer::Stage;
+use super::upload::Upload;
+use super::Run;
+use crate::httpd::client::ClientGone;
+use crate::wire::codec::Malformed;
+use crate::wire::control::Returned;
+use crate::wire::response::AbortReason;
+use std::io;
+
+/// Both sides belong to one generation, and neither changes in its life: waiting would not help.
+const REMEDY: &str =
+    "its files were changed since httpd has read them: 'apachectl graceful' has every process read them again";
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The client has its response. The worker is idle, or said that this was its `last` request; it may not have read
+    /// the whole body, and then the client may still be sending it.
+    Done { last: bool, body_left: bool },
+    /// The client is gone.
+    ClientGone,
+    /// Nothing was sent to the client: it gets this status.
+    Answer { status: u16, how: Returned, why: String },
+    /// The response had begun: the client sees it break off.
+    BrokeOff { how: Returned, why: String },
+    /// No worker can have read the request: another may.
+    Unread,
+}
+
+/// Why an exchange stops before its end.
+#[derive(Debug)]
+pub(super) enum Stop {
+    ClientGone,
+    /// The worker broke the protocol.
+    Violation(String),
+    /// It gave this exchange up, said why, and whether it takes no further request.
+    Aborted {
+        reason: AbortReason,
+        text: String,
+        last: bool,
+    },
+    /// Its socket is at its end.
+    Died(Option<io::ErrorKind>),
+    Silent,
+}
+
+impl From<Malformed> for Stop {
+    fn from(e: Malformed) -> Self {
+        Self::Violation(e.to_string())
+    }
+}
+
+impl From<ClientGone> for Stop {
+    fn from(_: ClientGone) -> Self {
+        Self::ClientGone
+    }
+}
+
+impl Run<'_, '_> {
+    pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
+        let (status, how, why) = match stop {
+            Stop::ClientGone => return Outcome::ClientGone,
+            Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && self.reads <= 2 && is_unread(kind) => {
+                return Outcome::Unread
+            }
+            Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
+            Stop::Silent => {
+                (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs()))
+            }
+            Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
+            Stop::Aborted { reason, text, last } => {
+                let how = if last { Returned::Last } else { Returned::Idle };
+                match reason {
+                    AbortReason::ServerMismatch => {
+                        (503, how, format!("has read another configuration: {text}; {REMEDY}"))
+                    }
+                    _ => (502, how, format!("gave up: {text}")),
+                }
+            }
+        };
+        if self.upload != Upload::Complete {
+            self.client.close_after();
+        }
+        if self.stage == Stage::Waiting {
+            return Outcome::Answer { status, how, why };
+        }
+        self.client.break_off();
+        Outcome::BrokeOff { how, why }
+    }
+}
+
+/// The kernel says so when the other end was closed with the message still in its queue, or before it got there.
+pub(super) fn is_unread(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
+}

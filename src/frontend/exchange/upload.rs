@@ -1,0 +1,163 @@
+//! The request on its way to the worker: its head, and the client's body.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: the client's side as httpd gives it.
+//! Owns: how far the body is.  Never: waits for the client.
+
+use super::{request, Buffers, Run};
+use crate::frontend::request::BodyFlags;
+use crate::httpd::client::{BodyLength, BodyRead};
+use crate::httpd::log;
+use crate::sys::socket::{self, Blocking};
+use crate::wire::frame::{put_frame, FrameKind, MAX_DATA, MAX_MESSAGE};
+use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+/// Room for the request head, body and END frames of one message beside each other.
+const PREFETCH: usize = MAX_DATA;
+const REQUEST_TIMEOUT: u16 = 408;
+
+/// The client's body on its way to the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Upload {
+    /// The worker has not asked for it yet (`Expect: 100-continue`).
+    HeldBack,
+    Running,
+    Complete,
+    /// The worker has closed its end; the client may still send.
+    Cut,
+}
+
+/// How a part of the body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PartEnd {
+    Open,
+    Complete,
+    Failed(u16),
+}
+
+/// The part of the body that went with a request which no worker has read: the next worker gets it.
+#[derive(Debug)]
+pub struct Replay {
+    pub(super) body: Vec<u8>,
+    pub(super) end: PartEnd,
+}
+
+impl Run<'_, '_> {
+    pub(super) fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> io::Result<()> {
+        self.r.export_previous();
+        let (flags, length) = match self.client.body_length() {
+            BodyLength::None => (0, 0),
+            _ if request::is_fragment(self.r) => {
+                self.kept_body = !self.r.is_subrequest();
+                (0, 0)
+            }
+            BodyLength::Known(n) => (REQUEST_LENGTH, n),
+            BodyLength::Chunked => (REQUEST_CHUNKED, 0),
+        };
+        let expects = flags != 0 && self.client.expects_continue();
+        self.upload = match (flags, expects) {
+            (0, _) => Upload::Complete,
+            (_, true) => Upload::HeldBack,
+            (_, false) => Upload::Running,
+        };
+        let flags = flags | if expects { REQUEST_EXPECT } else { 0 };
+        let out = &mut buffers.send;
+        out.clear();
+        let body = BodyFlags { flags, content_length: length };
+        request::put(out, self.r, self.server, self.lease.exchange, body)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        if let Some(again) = replay.take() {
+            buffers.body = again.body;
+            self.reads = 1;
+            self.put_part(&buffers.body, again.end, &mut buffers.send);
+        } else if self.upload == Upload::Running && out.len() < PREFETCH {
+            self.read_some(&mut buffers.body, &mut buffers.send);
+        }
+        self.send_whole(&buffers.send)
+    }
+
+    /// Sends frames that may be more than one message.
+    fn send_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let fd = self.lease.socket.as_fd();
+        if bytes.len() <= MAX_MESSAGE {
+            socket::send(fd, bytes, &[], Blocking::Yes)?;
+            self.messages += 1;
+            return Ok(());
+        }
+        for piece in request::messages(bytes) {
+            socket::send(fd, piece, &[], Blocking::Yes)?;
+            self.messages += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes what the client has sent of its body and appends frames for it.
+    pub(super) fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
+        body.clear();
+        self.reads += 1;
+        let end = self.collect(body);
+        self.put_part(body, end, out);
+        end != PartEnd::Open || !body.is_empty()
+    }
+
+    /// What has arrived of the body, at most [`PREFETCH`] bytes. A body that is there whole is taken with its end.
+    fn collect(&mut self, body: &mut Vec<u8>) -> PartEnd {
+        self.dry = false;
+        while body.len() < PREFETCH {
+            match self.client.read_body(body, PREFETCH - body.len()) {
+                BodyRead::Data => {}
+                BodyRead::WouldBlock => {
+                    self.dry = true;
+                    break;
+                }
+                BodyRead::End => return PartEnd::Complete,
+                BodyRead::Failed(status) => {
+                    if status == REQUEST_TIMEOUT {
+                        self.blame_client("was too slow with its request body");
+                    }
+                    return PartEnd::Failed(status);
+                }
+            }
+        }
+        PartEnd::Open
+    }
+
+    fn put_part(&mut self, body: &[u8], end: PartEnd, out: &mut Vec<u8>) {
+        self.put_body(body, out);
+        self.part_end = end;
+        match end {
+            PartEnd::Open => return,
+            PartEnd::Complete => request::put_body_end(out, self.client.trailers(), self.exchange()),
+            PartEnd::Failed(status) => {
+                request::put_body_abort(out, status, self.exchange());
+                self.client.close_after();
+            }
+        }
+        self.upload = Upload::Complete;
+    }
+
+    /// The client has sent nothing for as long as `Timeout` gives it, and the worker waits for more: it is told that
+    /// no more comes, and has its own time for the answer from now on.
+    pub(super) fn give_up_client(&mut self, out: &mut Vec<u8>) {
+        self.blame_client(&format!(
+            "sent nothing more of its request body for {} seconds",
+            self.lease.timeout.as_secs()
+        ));
+        out.clear();
+        self.put_part(&[], PartEnd::Failed(REQUEST_TIMEOUT), out);
+        self.progress = Instant::now();
+    }
+
+    fn blame_client(&self, what: &str) {
+        let text = format!("POOL117: [pool {} pid {}] the client {what}: 408", self.pool_name, self.lease.pid);
+        log::request(log::Level::Warning, self.r, request::naming(self.r, text));
+    }
+
+    fn put_body(&self, body: &[u8], out: &mut Vec<u8>) {
+        for piece in body.chunks(MAX_DATA) {
+            put_frame(out, FrameKind::Body, 0, self.exchange(), |o| o.extend_from_slice(piece));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+"""Servers behind httpd: HTTP on a port or a socket in the file system, and FastCGI."""
+
+import http.server
+import os
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+
+from harness import free_port
+
+
+class _Backend:
+    """Listens on a free port, or at `path`, where everybody may connect; `tls`: certificate and key."""
+
+    def __init__(self, path=None, tls=None):
+        self.seen = []
+        self.path = path
+        self.port = None if path else free_port()
+        base = socketserver.ThreadingUnixStreamServer if path else socketserver.ThreadingTCPServer
+        self.server = base(str(path) if path else ("127.0.0.1", self.port), self.handler(), bind_and_activate=True)
+        self.server.daemon_threads = True
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        if path:
+            os.chmod(path, 0o777)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def uid_of(self, connection, address):
+        if self.path:
+            return struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        return uid_of_peer(address[1], self.port)
+
+
+class Backend(_Backend):
+    """Speaks HTTP and remembers its requests, and who connected."""
+
+    def handler(outer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                uid = outer.uid_of(self.connection, self.client_address)
+                outer.seen.append((self.path, dict(self.headers), uid))
+                length = int(self.headers.get("Content-Length", 0))
+                body = b"from the backend\n" + self.rfile.read(length)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("X-Backend", "yes")
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def address_string(self):
+                return "-"
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+
+class FastCgi(_Backend):
+    """Answers each request with some of its parameters, and its body."""
+
+    def handler(outer):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                params, body = b"", b""
+                while True:
+                    head = self.rfile.read(8)
+                    if len(head) < 8:
+                        return
+                    _, kind, number, length, padding, _ = struct.unpack(">BBHHBB", head)
+                    content = self.rfile.read(length)
+                    self.rfile.read(padding)
+                    if kind == 4:
+                        params += content
+                    elif kind == 5 and content:
+                        body += content
+                    elif kind == 5:
+                        break
+                values = dict(_pairs(params))
+                outer.seen.append((values, outer.uid_of(self.connection, self.client_address)))
+                text = f"fastcgi {values['REQUEST_METHOD']} {values['REQUEST_URI']} ".encode() + body
+                out = b"Content-Type: text/plain\r\n\r\n" + text
+                for kind, content in ((6, out), (6, b""), (3, bytes(8))):
+                    self.wfile.write(struct.pack(">BBHHBB", 1, kind, number, len(content), 0, 0) + content)
+
+        return Handler
+
+
+def _pairs(data):
+    at = 0
+
+    def length():
+        nonlocal at
+        if data[at] < 128:
+            at += 1
+            return data[at - 1]
+        at += 4
+        return struct.unpack(">I", data[at - 4:at])[0] & 0x7FFFFFFF
+
+    while at < len(data):
+        n, v = length(), length()
+        yield data[at:at + n].decode(), data[at + n:at + n + v].decode()
+        at += n + v
+
+
+def uid_of_peer(peer_port, own_port):
+    """The uid of the process whose socket connects peer_port to own_port, from /proc/net/tcp."""
+    for line in open("/proc/net/tcp").read().splitlines()[1:]:
+        cells = line.split()
+        if cells[1].endswith(f":{peer_port:04X}") and cells[2].endswith(f":{own_port:04X}"):
+            return int(cells[7])
+    return None

@@ -1,0 +1,304 @@
+"""Who is to blame when an exchange does not end well, and what client, worker and log get."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+import wireforge as w
+from harness import ALICE, H2, Broken, Site, eventually, in_threads
+from pages import ECHO_CGI
+
+PID_CGI = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s' $PPID\n"
+LENGTH_PHP = "<?php $n = strlen(file_get_contents('php://input')); header('X-Read: ' . $n); echo \"$n bytes\";"
+
+
+# --- a client that stalls in its upload -------------------------------------------------------------
+
+STALL_CONF = "AddHandler cgi-script .cgi\n"
+
+
+def stalling(make, conf, **kw):
+    site = Site("alice", ALICE, conf=STALL_CONF, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 4")
+    server = make(sites=[site], conf=conf, modules=["cgi"], **kw)
+    site.script("echo.cgi", ECHO_CGI)
+    site.script("pid.cgi", PID_CGI)
+    site.write("length.php", LENGTH_PHP)
+    site.write("again.php", "<?php $in = fopen('php://input', 'rb'); for ($i = 0; $i < 3; $i++) echo strlen(fread($in, 8192)), ' ';")
+    site.write("late.php", "<?php sleep(6); echo 'late';")
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def patient(shared_httpd):
+    """Only Timeout bounds a client."""
+    return stalling(shared_httpd, "Timeout 3", without=["reqtimeout"])
+
+
+def stall(server, path, coding="length", said=b"0123456789"):
+    """Sends the beginning of a body and then nothing: the response, and after how many seconds it came."""
+    with server.connect(timeout=30) as c:
+        fields = [("Transfer-Encoding", "chunked")] if coding == "chunked" else [("Content-Length", 1000)]
+        c.request("POST", path, headers=fields)
+        c.send(b"%x\r\n%s\r\n" % (len(said), said) if coding == "chunked" else said)
+        start = time.monotonic()
+        found = c.response("POST")
+        took = time.monotonic() - start
+        assert c.is_closed()
+        return found, took
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_a_client_that_stalls_in_its_upload_gets_408(patient, coding):
+    found, took = stall(patient, "/echo.cgi", coding)
+    assert found.status == 408
+    assert 2.5 < took < 8
+
+
+def test_a_script_sees_the_body_end_where_the_client_stalled(patient):
+    found, took = stall(patient, "/length.php")
+    assert (found.status, found.text) == (200, "0 bytes")
+    assert took < 8
+
+
+def test_a_script_that_reads_on_after_its_client_has_stalled(patient):
+    found, took = stall(patient, "/again.php")
+    assert (found.status, found.text) == (200, "0 0 0 ")
+    assert took < 13
+
+
+@pytest.mark.pool_only
+def test_a_client_that_stalls_costs_no_worker_and_is_named_in_the_log(patient):
+    before = patient.get("/pid.cgi").text
+    at = len(patient.error_log())
+    found, _ = stall(patient, "/echo.cgi")
+    assert found.status == 408
+    log = patient.error_log()[at:]
+    assert re.search(r"POOL117: \[pool alice pid %s\] the client sent nothing more of its request body for 3 seconds"
+                     % before, log), log
+    assert "POOL103" not in log and "POOL104" not in log
+    assert patient.get("/pid.cgi").text == before
+
+
+@pytest.mark.pool_only
+def test_a_client_that_stalls_after_100_continue(patient):
+    before = patient.get("/pid.cgi").text
+    with patient.connect(timeout=30) as c:
+        c.request("POST", "/echo.cgi", headers=[("Content-Length", 1000), ("Expect", "100-continue")])
+        found = c.response("POST")
+        assert ([i.status for i in found.interim], found.status) == ([100], 408)
+    assert patient.get("/pid.cgi").text == before
+
+
+@pytest.mark.pool_only
+def test_a_stream_that_stalls_in_its_upload(patient):
+    if patient.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    before = patient.get("/pid.cgi").text
+    with H2(patient, timeout=15) as c:
+        stream = c.h2.get_next_available_stream_id()
+        c.h2.send_headers(stream, [(":method", "POST"), (":path", "/echo.cgi"), (":authority", "alice.test"),
+                                   (":scheme", "http")])
+        c.h2.send_data(stream, b"0123456789")
+        c.streams[stream] = {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": []}
+        c.flush()
+        assert c.wait(stream).status == 408
+        assert c.get("/pid.cgi").text == before
+
+
+@pytest.mark.pool_only
+def test_a_script_that_is_silent_is_blamed_though_its_client_stalls_too(patient):
+    """The client gets 408's time first, then the script its own."""
+    at = len(patient.error_log())
+    with patient.connect(timeout=30) as c:
+        c.request("POST", "/late.php", headers=[("Content-Length", 2_000_000)])
+        c.send(b"x" * 1_000_000)
+        found = c.response("POST")
+    assert found.status == 504
+    assert "was silent for 3 seconds" in patient.error_log()[at:]
+
+
+def test_mod_reqtimeout_bounds_the_upload_before_timeout_does(httpd):
+    server = stalling(httpd, "Timeout 20\nRequestReadTimeout body=2")
+    found, took = stall(server, "/echo.cgi")
+    assert found.status == 408
+    assert took < 6
+
+
+# --- a worker that gives an exchange up -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def honest(shared_httpd):
+    site = Site("alice", ALICE, conf=STALL_CONF + "php_admin_value ffi.enable 1\n",
+                pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 4")
+    server = shared_httpd(sites=[site], conf="Timeout 5", modules=["cgi"])
+    site.script("pid.cgi", PID_CGI)
+    site.script("nph-garbage.cgi", "#!/bin/sh\nhead -c 100000 /dev/zero\n")
+    site.write("short.php", "<?php header('Content-Length: 100'); echo 'only this'; while (ob_get_level()) ob_end_flush(); flush();")
+    site.write("forge.php", w.FORGE_PHP)
+    server.start()
+    return server
+
+
+def failing(server, path):
+    try:
+        found = server.get(path)
+        return found.status if found.complete else 0
+    except Broken:
+        return 0
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("path, status, text", [
+    ("/short.php", 502, "the body is shorter than its Content-Length"),
+    ("/nph-garbage.cgi", 502, "the response was not completed"),
+])
+def test_a_response_that_an_application_spoils_costs_no_worker(honest, path, status, text):
+    before = honest.get("/pid.cgi").text
+    at = len(honest.error_log())
+    assert failing(honest, path) in (0, status)
+    log = honest.error_log()[at:]
+    assert re.search(r"POOL10[34]: \[pool alice pid %s\] the worker gave up: %s" % (before, text), log), log
+    assert honest.get("/pid.cgi").text == before
+
+
+@pytest.mark.pool_only
+def test_bytes_behind_an_abort_are_a_violation(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    assert honest.request("POST", "/forge.php", body=w.plan(w.abort(3, "sorry") + w.log("more"))).status == 502
+    assert "a frame behind the end of the response" in honest.error_log()[at:]
+    eventually(lambda: not honest.workers("alice"))
+
+
+@pytest.mark.pool_only
+def test_an_abort_that_says_last_ends_the_worker(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    assert honest.request("POST", "/forge.php", body=w.plan(w.abort(3, "sorry", flags=w.LAST))).status == 502
+    assert honest.get("/pid.cgi").status == 200
+    forger = json.loads((honest.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    eventually(lambda: forger not in {p.pid for p in honest.workers("alice")}, 10)
+
+
+@pytest.mark.pool_only
+def test_an_empty_message_is_not_the_end(honest):
+    """recvmsg(2) says 0 for both."""
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    assert honest.request("POST", "/forge.php", body=w.plan(b"")).status == 502
+    assert "broke the protocol: it sent an empty message" in honest.error_log()[at:]
+
+
+@pytest.mark.pool_only
+def test_an_empty_message_of_an_idle_worker_loses_no_request(honest):
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    at = len(honest.error_log())
+    answer = w.head(200, ("Content-Length", "5")) + w.data("first") + w.end()
+    with honest.connect() as c:
+        c.request("POST", "/forge.php", body=w.plan(answer, {"data": b"", "repeat": 3, "pause": 0.05}))
+        assert c.response("POST").body == b"first"
+        time.sleep(0.5)
+        assert c.get("/pid.cgi").status == 200
+    assert not re.search("POOL10[345]", honest.error_log()[at:])
+
+
+# --- configurations that differ ---------------------------------------------------------------------
+
+
+def read_again(server):
+    """The seed dies, the zygote too: what starts in their place reads the files as they are now."""
+    seed = server.processes(role="seed")[0].pid
+    os.kill(seed, signal.SIGKILL)
+    for p in server.processes(pool="alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: [p for p in server.processes(role="seed") if p.pid != seed], 15)
+
+
+EXTRA_VHOST = "<VirtualHost 127.0.0.1:%d>\nServerName more.test\nAssignServerPool none\n</VirtualHost>\n"
+
+
+@pytest.fixture
+def included(httpd):
+    """Virtual hosts in files of their own, as Debian has them."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
+    server = httpd(sites=[site], conf="IncludeOptional @ROOT@/conf/sites/*.conf")
+    (server.root / "conf/sites").mkdir()
+    server.own = server.root / "conf/sites/50-own.conf"
+    server.own.write_text(f"<VirtualHost 127.0.0.1:{server.port}>\nServerName own.test\nDocumentRoot {site.docroot}\n"
+                          f"AssignServerPool alice\n</VirtualHost>\n")
+    site.write("pid.php", "<?php echo getmypid();")
+    server.start()
+    assert server.request("GET", "/pid.php", "own.test").status == 200
+    return server
+
+
+@pytest.mark.pool_only
+def test_a_virtual_host_that_the_worker_has_not_is_503_and_the_log_names_the_remedy(included):
+    """The files were changed after httpd had read them, and a new seed reads the change."""
+    included.own.write_text("# moved by a line\n" + included.own.read_text())
+    read_again(included)
+    at = len(included.error_log())
+    found = eventually(lambda: r if "POOL106" not in included.error_log()[at:]
+                       and (r := included.request("GET", "/pid.php", "own.test")) else None, 15)
+    assert (found.status, found.get("Retry-After")) == (503, "1")
+    log = included.error_log()[at:]
+    assert re.search(r"POOL103: \[pool alice pid \d+\] the worker has read another configuration.*"
+                     r"changed since httpd has read them: 'apachectl graceful'.*: 503, for GET /pid.php", log), log
+    # It is asked again each time, but it is no crime of the worker's.
+    worker = included.workers("alice")[0].pid
+    assert included.request("GET", "/pid.php", "own.test").status == 503
+    assert included.workers("alice")[0].pid == worker
+    # Who did not change is served.
+    assert included.request("GET", "/pid.php", "alice").text == str(worker)
+    included.graceful()
+    eventually(lambda: included.request("GET", "/pid.php", "own.test").status == 200, 15)
+
+
+@pytest.mark.pool_only
+def test_a_virtual_host_is_found_though_another_one_came_before_it(included):
+    """A file that is added moves all behind it by one place; it takes nobody's service away."""
+    for name in ("10-new.conf", "90-new.conf"):
+        (included.root / "conf/sites" / name).write_text(EXTRA_VHOST % included.port)
+    read_again(included)
+    assert eventually(lambda: (r := included.request("GET", "/pid.php", "own.test")).status == 200 and r, 15)
+    assert included.request("GET", "/pid.php", "alice").status == 200
+
+
+@pytest.mark.pool_only
+def test_a_frontend_is_only_lent_workers_of_its_own_generation(httpd):
+    """A reload moves every virtual host; requests of connections that are kept from before it still fit."""
+    site = Site("alice", ALICE, pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 6")
+    server = httpd(sites=[site], conf="KeepAliveTimeout 30")
+    site.write("slow.php", "<?php usleep(800000); echo getmypid();")
+    server.start()
+    server.get("/slow.php")
+    at = len(server.error_log())
+
+    def one(i):
+        time.sleep(0.1 * i)
+        return [server.get("/slow.php").status for _ in range(4)]
+
+    def all_at_once(i):
+        if i:
+            return one(i)
+        for n in range(4):
+            server.extra = f"# {n}\n" * (n + 1) + server.extra
+            server.graceful()
+            time.sleep(0.3)
+        return []
+
+    assert {s for row in in_threads(7, all_at_once) for s in row} == {200}
+    assert "another configuration" not in server.error_log()[at:]
