@@ -183,9 +183,10 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
 
 /// The pool that is to serve the request; `None` when the frontend is.
 fn pool_of(r: RequestRec<'_>) -> Option<u32> {
-    match config::assigned_pool(r)? {
-        Assignment::Pool(pool) => Some(pool),
-        Assignment::None => None,
+    match config::assigned_pool(r) {
+        Some(Assignment::Pool(pool)) => Some(pool),
+        Some(Assignment::None) => None,
+        None => config::unassigned_pool(r),
     }
 }
 

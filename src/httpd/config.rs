@@ -5,11 +5,12 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
 use super::log::{self, Level};
-use super::{conftree, RequestRec, ServerRec};
+use super::{classes, conftree, image, RequestRec, ServerRec};
 use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::{
-    Account, Accounts, Findings, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings, BLOCK_DIRECTIVES,
+    Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
+    BLOCK_DIRECTIVES,
 };
 use crate::sys::accounts;
 use std::cell::RefCell;
@@ -280,11 +281,35 @@ impl Fnv1a {
 
 /// The uid that frontends run as.
 pub fn frontend_uid() -> u32 {
+    frontend_ids().0
+}
+
+fn frontend_ids() -> (u32, u32) {
     match accounts::effective_ids() {
-        // SAFETY: mod_unixd writes it while the configuration is read, on this thread; nobody does later.
-        (0, _) => unsafe { ffi::ap_unixd_config.user_id },
-        (own, _) => own,
+        // SAFETY: mod_unixd writes both while the configuration is read, on this thread; nobody does later.
+        (0, _) => unsafe { (ffi::ap_unixd_config.user_id, ffi::ap_unixd_config.group_id) },
+        own => own,
     }
+}
+
+/// In a seed: the server that it belongs to found that the pool `default` serves what nothing is assigned to. A seed
+/// could not tell, as it has no threads itself.
+pub const DEFAULT_SERVES: &CStr = c"POOL_DEFAULT";
+
+/// Whether the pool `default` is to serve what nothing is assigned to: frontends cannot, and the server config leaves
+/// something unassigned.
+fn default_serves(main: ServerRec<'_>) -> bool {
+    if image::is_defined(c"POOL_SEED") {
+        return image::is_defined(DEFAULT_SERVES);
+    }
+    image::is_threaded() && classes::php_is_loaded() && default_assignment(main).is_none()
+}
+
+/// The pool that serves a request which nothing is assigned to, but for what the administrator asks of a module of the
+/// frontends by name.
+pub fn unassigned_pool(r: RequestRec<'_>) -> Option<u32> {
+    let pool = pool_tree(r.server()).unassigned()?;
+    (!r.forced_handler().is_some_and(classes::is_for_frontends)).then_some(pool)
 }
 
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
@@ -301,8 +326,12 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         // SAFETY: httpd's variable, written while the configuration is read, on this thread.
         core_dumps: unsafe { ffi::ap_coredumpdir_configured } != 0,
     };
-    let reading = config.reading.borrow();
+    let mut reading = config.reading.borrow_mut();
+    let (uid, gid) = frontend_ids();
+    let user_name = accounts::user_by_uid(uid).ok().flatten().map(|entry| entry.name);
+    let completed = reading.builder.complete_default(default_serves(main), Identity { uid, gid, user_name });
     let (tree, mut findings) = reading.builder.finish();
+    findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {

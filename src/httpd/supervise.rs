@@ -3,7 +3,7 @@
 //! Runs in: parent; `proxy_translate` and `upgrade` in frontends.  Trusts: httpd.
 //! Owns: the record of the watched process.  Never: sends a signal.
 
-use super::{hooks, image as httpd_image, RequestRec, ServerRec};
+use super::{config, hooks, image as httpd_image, RequestRec, ServerRec};
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::sys::image;
@@ -43,6 +43,9 @@ pub fn seed_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     let mut argv: Vec<Vec<u8>> = main.process_argv().iter().filter(|w| **w != b"-X").map(|w| w.to_vec()).collect();
     argv.extend(words(&[b"-D", b"POOL_SEED", b"-D", b"FOREGROUND"]));
     argv.extend(words(&[b"-D", &super::image::banner_define()]));
+    if config::pool_tree(main).unassigned().is_some() {
+        argv.extend(words(&[b"-D", config::DEFAULT_SERVES.to_bytes()]));
+    }
     if let Some(path) = cgi_module() {
         let load = [b"LoadModule cgi_module \"".as_slice(), &path, b"\""].concat();
         argv.extend(words(&[b"-C", &load]));

@@ -2,7 +2,7 @@
 //!
 //! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
 
-use super::{DirectiveAt, PoolTree, ServerPool};
+use super::{DirectiveAt, PoolTree, ServerPool, DEFAULT_POOL};
 use std::collections::BTreeMap;
 
 /// How many pool names an error lists.
@@ -52,8 +52,9 @@ impl PoolTree {
             ));
         }
         let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
+        let borrows = |pool: &ServerPool| self.default_borrows_user && pool.name == DEFAULT_POOL;
         for pool in self.pools() {
-            if let Some(user) = &pool.user {
+            if let (Some(user), false) = (&pool.user, borrows(pool)) {
                 by_uid.entry(user.uid).or_default().push(pool);
             }
         }
@@ -79,6 +80,19 @@ impl PoolTree {
                     second.name, second.defined_at, first.name
                 ));
             }
+        }
+        if self.default_borrows_user {
+            findings.warnings.push(format!(
+                "<ServerPool default>: {} and runs as the frontends' own user (User, uid {}): a script could reach the \
+                 frontends' files and sockets and disturb every connection; give it a user of its own: <ServerPool \
+                 default> with PoolUser",
+                if self.unassigned.is_some() {
+                    "serves what is assigned to no pool, because PHP cannot run in frontends with threads,"
+                } else {
+                    "has no PoolUser"
+                },
+                around.frontend_uid
+            ));
         }
         findings
     }

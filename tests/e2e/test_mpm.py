@@ -28,7 +28,7 @@ def threads(n, more=""):
 def make(httpd, mode="foreground", sites=None, files=(), **kw):
     """A server whose one site is served by the frontends themselves, and nothing of pools runs."""
     sites = sites or [Site("alice", pool=None)]
-    server = httpd(mpm="pool", sites=sites, **{"conf": STATUS, **kw})
+    server = httpd(mpm="pool", sites=sites, **{"conf": STATUS, "without": ("php",), **kw})
     for name, content in {"text.txt": "text", **dict(files)}.items():
         for site in sites:
             site.write(name, content, mode=0o644)
