@@ -199,6 +199,11 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
         if let Some(answer) = supervise::proxy_translate(r) {
             return answer;
         }
+        if config::assigned_pool(r).is_none() {
+            if let Some(answer) = supervise::wsgi_translate(r) {
+                return answer;
+            }
+        }
         if r.is_redirected() {
             // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,
             // and serving its files here would be done as the wrong user.

@@ -63,7 +63,7 @@ pub fn offer(r: RequestRec<'_>) {
     }
 }
 
-/// The request is over and logged: waits for the next, if [`offer`] said so.
+/// The request is over and logged: waits for the next, if `offer` said so.
 pub fn wait(r: RequestRec<'_>) {
     let Some((connection, state)) = Connection::of(r).and_then(|c| Some((c, c.kept()?))) else { return };
     if connection.after() == After::Stays && state.wanted.replace(false) {
@@ -73,7 +73,7 @@ pub fn wait(r: RequestRec<'_>) {
 }
 
 /// All is written and httpd is about to close: does the first step of that, and waits for the client to close too, if
-/// [`offer`] said so. httpd then finds nothing left to wait for.
+/// `offer` said so. httpd then finds nothing left to wait for.
 pub fn part(connection: Connection<'_>) {
     let Some(state) = connection.kept() else { return };
     if state.wanted.replace(false) && connection.after() == After::Closes {

@@ -1,18 +1,23 @@
 //! A client's connection between two requests: what this module keeps with it, writing what is queued, waiting.
 //!
-//! Runs in: frontend, the thread that has the connection.  Trusts: httpd.  Owns: this module's slot of the connection.
-//! Never: touches the slot of an HTTP/2 connection, whose streams run on several threads.
+//! Runs in: frontend, the thread that has the connection.  Trusts: httpd.  Owns: what it keeps in the connection's pool.
+//! Never: touches that of an HTTP/2 connection, whose streams run on several threads; or this module's slot of a
+//! connection, which is the MPM's.
 
-use super::{config, RequestRec};
+use super::RequestRec;
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::policy::habit::Habit;
 use crate::sys::{socket, wait};
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::time::{Duration, Instant};
+
+/// By this the connection's pool finds what is kept.
+const KEY: &CStr = c"mod_pool-connection";
 
 /// What becomes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,15 +69,13 @@ impl<'r> Connection<'r> {
         unsafe { AprPool::from_raw(self.raw.as_ref().pool) }
     }
 
-    fn slot(self) -> *mut State {
-        // SAFETY: the connection is live; what is in this module's slot was put there by `state`.
-        unsafe { ffi::ap_get_module_config(self.raw.as_ref().conn_config, config::module()).cast() }
-    }
-
     /// What is kept, if anything.
     pub fn kept(self) -> Option<&'r State> {
-        // SAFETY: null, or a State in the connection's pool, which lives longer than the request.
-        unsafe { self.slot().as_ref() }
+        let mut found = ptr::null_mut();
+        // SAFETY: the connection and its pool are live, and this thread's.
+        unsafe { ffi::apr_pool_userdata_get(&raw mut found, KEY.as_ptr(), self.raw.as_ref().pool) };
+        // SAFETY: null, or a State in the connection's pool, which lives longer than the request: only `state` uses the key.
+        unsafe { found.cast::<State>().as_ref() }
     }
 
     /// What is kept; made when there is none yet.
@@ -81,11 +84,9 @@ impl<'r> Connection<'r> {
             return state;
         }
         let state = self.pool().place(State::default());
-        // SAFETY: this thread has the connection; the slot is this module's.
-        unsafe {
-            let config = self.raw.as_ref().conn_config;
-            ffi::ap_set_module_config(config, config::module(), ptr::from_ref(state).cast_mut().cast());
-        }
+        let data = ptr::from_ref(state).cast_mut().cast();
+        // SAFETY: this thread has the connection; the key is a constant, and the State lives as long as the pool.
+        unsafe { ffi::apr_pool_userdata_setn(data, KEY.as_ptr(), None, self.raw.as_ref().pool) };
         state
     }
 

@@ -1,6 +1,6 @@
 //! What the parent asks of httpd: command lines for the other images, watching the controller, other modules' hooks.
 //!
-//! Runs in: parent; `proxy_translate` and `upgrade` in frontends.  Trusts: httpd.
+//! Runs in: parent; what takes a request in frontends.  Trusts: httpd.
 //! Owns: the record of the watched process.  Never: sends a signal.
 
 use super::{config, hooks, image as httpd_image, RequestRec, ServerRec};
@@ -144,6 +144,12 @@ fn as_request_hook(function: *const c_void) -> RequestHook {
 pub fn proxy_translate(r: RequestRec<'_>) -> Option<c_int> {
     static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
     call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_proxy.c").map(as_request_hook)), r)
+}
+
+/// mod_wsgi's mapping (WSGIScriptAlias), likewise: its processes are the frontends', or its own.
+pub fn wsgi_translate(r: RequestRec<'_>) -> Option<c_int> {
+    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
+    call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_wsgi.c").map(as_request_hook)), r)
 }
 
 /// The core's offer of other protocols (`Upgrade: h2c`) on a connection's first request, and the change to one that

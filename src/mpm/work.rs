@@ -7,7 +7,7 @@
 use super::child::{self, Frontend, Held, Task, Waits, BELL, LISTENER};
 use crate::httpd::log::{self, Level};
 use crate::httpd::mpm::connection::{self, Connection, Outlook};
-use crate::httpd::mpm::listen::NotAccepted;
+use crate::httpd::mpm::listen::{Listener, NotAccepted};
 use crate::httpd::mpm::retained;
 use crate::httpd::mpm::score::{self, Connections, Seat, Status};
 use crate::httpd::mpm::threads::Thread;
@@ -185,6 +185,8 @@ impl Frontend {
         let load = self.load();
         if load.idle > 0 && admission::is_full(load) {
             self.close_gate(0);
+        } else if self.limits.limits.max_children > 1 && admission::lets_others_go_first(load) {
+            self.watch_again(|i, _| i == number);
         }
         match Connection::open(accepted, hand.seat, hand.thread, token, connection_ended) {
             Ok(connection) => {
@@ -350,9 +352,16 @@ impl Frontend {
         let connection = &mut held.connection;
         let now = self.timers.now();
         let (deadline, interest) = match waits {
-            Waits::Io => (Some(now + millis(connection.timeout())), Some(connection.take_interest(Interest::Read))),
-            Waits::Write => (Some(now + millis(connection.timeout())), Some(connection.take_interest(Interest::Write))),
-            Waits::KeepAlive => (Some(now + millis(connection.keep_alive_timeout())), Some(Interest::Read)),
+            Waits::Io => {
+                (Some(now.saturating_add(millis(connection.timeout()))), Some(connection.take_interest(Interest::Read)))
+            }
+            Waits::Write => (
+                Some(now.saturating_add(millis(connection.timeout()))),
+                Some(connection.take_interest(Interest::Write)),
+            ),
+            Waits::KeepAlive => {
+                (Some(now.saturating_add(millis(connection.keep_alive_timeout()))), Some(Interest::Read))
+            }
             Waits::Linger => (Some(held.linger_until), Some(Interest::Read)),
             Waits::Module => (None, None),
         };
@@ -496,7 +505,7 @@ impl Frontend {
     fn park_again(&self, held: Held, now: Millis) {
         let waits = held.waits;
         let token = held.connection.token();
-        let deadline = now + millis(held.connection.timeout());
+        let deadline = now.saturating_add(millis(held.connection.timeout()));
         self.count(waits);
         let again = |held: &mut Held| self.events.arm(held.connection.fd(), token, Interest::Read, true);
         match self.held.park(token, held, Some(deadline), again) {
@@ -550,20 +559,27 @@ impl Frontend {
         if self.closed.load(Acquire) || self.counts.idle.load(Acquire) == 0 {
             return;
         }
+        self.watch_again(|_, listener| events::has_input(listener.fd()));
+    }
+
+    /// Watches listeners anew, as the last of all processes; one that has something to accept wakes a thread here now.
+    fn watch_again(&self, which: impl Fn(usize, &Listener) -> bool) {
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         if gate.closed {
             return;
         }
-        for (i, listener) in (0..).zip(self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter()) {
-            if events::has_input(listener.fd()) {
-                self.events.remove(listener.fd());
-                if let Err(e) = self.events.listen(listener.fd(), LISTENER | i) {
-                    log::main_server(
-                        Level::Crit,
-                        format!("POOL210: a listener cannot be watched: {e}; this frontend ends"),
-                    );
-                    self.end_for_shortage();
-                }
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+        for ((i, listener), token) in listeners.iter().enumerate().zip(LISTENER..) {
+            if !which(i, listener) {
+                continue;
+            }
+            self.events.remove(listener.fd());
+            if let Err(e) = self.events.listen(listener.fd(), token) {
+                log::main_server(
+                    Level::Crit,
+                    format!("POOL210: a listener cannot be watched: {e}; this frontend ends"),
+                );
+                self.end_for_shortage();
             }
         }
     }

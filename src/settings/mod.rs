@@ -150,7 +150,7 @@ pub enum ModuleRole {
 pub struct PoolTree {
     pools: Vec<ServerPool>,
     roles: Vec<(String, ModuleRole)>,
-    /// See [`PoolTreeBuilder::serve_unassigned`].
+    /// See [`PoolTreeBuilder::complete_default`].
     unassigned: Option<u32>,
     /// The pool `default` has no `PoolUser` and so the frontends' user.
     default_borrows_user: bool,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import ALICE, FRONTEND, H2, MODULE_DIR, Site, eventually
+from harness import ALICE, FRONTEND, H2, MODULE_DIR, Site, eventually, has_module
 from test_config import conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
@@ -26,13 +26,13 @@ def test_stock_php_just_works(httpd, mpm):
     server.start()
     assert server.get("/who.php").text == f"{FRONTEND} apache2handler"
     assert server.get("/text.txt").text == "text"
-    with H2(server, tls=True) as c:
-        assert c.get("/who.php").text == f"{FRONTEND} apache2handler"
     (worker, *_), (zygote,) = server.workers("default"), server.processes("zygote")
     assert (zygote.pool, set(worker.uids), set(worker.gids)) == ("default", {FRONTEND}, {FRONTEND})
+    with H2(server, tls=True) as c:
+        assert c.get("/who.php").text == f"{FRONTEND} apache2handler"
     eventually(lambda: len(server.access_log()) == 3)
     assert set(server.access_log()) == {"/who.php default", "/text.txt default"}
-    assert server.count_log(r"\[pool:warn\].*<ServerPool default>: serves what is assigned to no pool") == 1
+    assert server.count_log(r"<ServerPool default>: serves what is assigned to no pool") == 1
 
 
 @pytest.mark.parametrize("mpm", MPMS)
@@ -70,6 +70,22 @@ def test_what_belongs_to_frontends_stays_there(httpd, mpm):
         "/own/text.txt -", "/own/who.php -", "/proxied/who.php -", "/server-info -", "/server-status -",
         "/who.php default",
     ]
+
+
+@pytest.mark.skipif(not has_module("wsgi"), reason="mod_wsgi is not installed")
+def test_wsgi_applications_stay_where_their_processes_are(httpd):
+    site = Site("alice", pool=None, uid=FRONTEND, conf="WSGIScriptAlias /app @DOCROOT@/app.py\n")
+    server = make(httpd, site=site, modules=("wsgi",))
+    site.write("app.py", """
+        import os
+        def application(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"pid %d" % os.getpid()]
+    """)
+    server.start()
+    pid = int(server.get("/app").text.split()[1])
+    assert pid in [p.pid for p in server.processes("frontend")] and not server.workers()
+    assert server.get("/who.php").text == f"{FRONTEND} apache2handler"
 
 
 def test_a_declared_default_has_its_own_user_and_limits(httpd):

@@ -200,7 +200,7 @@ impl Connection {
             let mut sbh = ptr::null_mut();
             ffi::ap_create_sb_handle(&raw mut sbh, p, seat.slot, seat.thread);
             let main = ffi::ap_server_conf;
-            let c = ffi::ap_run_create_connection(p, main, socket, seat.connection_id(), sbh.cast(), alloc);
+            let c = ffi::ap_run_create_connection(p, main, socket, seat.connection_id, sbh.cast(), alloc);
             if c.is_null() {
                 // The core says so when the client is gone already.
                 ffi::apr_socket_close(socket);
@@ -283,7 +283,7 @@ impl Connection {
             (*c).sbh = (*state).sbh.cast();
             ffi::ap_run_resume_connection(c, (*state).request);
             (*c).current_thread = thread.as_ptr();
-            (*c).id = seat.connection_id();
+            (*c).id = seat.connection_id;
         }
     }
 

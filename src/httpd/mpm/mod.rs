@@ -178,27 +178,26 @@ pub fn pool_mpm_directive(command: &Command<'_>, on: bool) -> Handled {
     }
 }
 
-/// The answer to `ap_mpm_query`; `None` for what an MPM of this kind does not know.
+/// The answer to `ap_mpm_query`; `None` for what an MPM of this kind does not know. Some are asked for each request:
+/// those take no lock.
 pub fn answer(code: c_int) -> Option<c_int> {
     let number = |n: u32| c_int::try_from(n).unwrap_or(c_int::MAX);
-    let limits = limits();
-    // SAFETY: reads a variable of httpd's, which changes only while the configuration is read.
-    let max_requests = unsafe { ffi::ap_max_requests_per_child };
     Some(match u32::try_from(code).ok()? {
-        ffi::AP_MPMQ_MAX_DAEMON_USED => score::used_slots(),
+        ffi::AP_MPMQ_MPM_STATE => retained::state(),
+        ffi::AP_MPMQ_GENERATION => retained::generation(),
         ffi::AP_MPMQ_IS_THREADED => ffi::AP_MPMQ_STATIC.cast_signed(),
         ffi::AP_MPMQ_IS_FORKED => ffi::AP_MPMQ_DYNAMIC.cast_signed(),
         ffi::AP_MPMQ_IS_ASYNC | CAN_WAITIO => 1,
-        ffi::AP_MPMQ_HARD_LIMIT_DAEMONS => number(limits.limits.server_limit),
-        ffi::AP_MPMQ_HARD_LIMIT_THREADS => number(limits.thread_limit),
-        ffi::AP_MPMQ_MAX_THREADS => number(limits.limits.threads_per_child),
+        ffi::AP_MPMQ_MAX_DAEMON_USED => score::used_slots(),
+        ffi::AP_MPMQ_HARD_LIMIT_DAEMONS => number(limits().limits.server_limit),
+        ffi::AP_MPMQ_HARD_LIMIT_THREADS => number(limits().thread_limit),
+        ffi::AP_MPMQ_MAX_THREADS => number(limits().limits.threads_per_child),
         ffi::AP_MPMQ_MIN_SPARE_DAEMONS | ffi::AP_MPMQ_MAX_SPARE_DAEMONS => 0,
-        ffi::AP_MPMQ_MIN_SPARE_THREADS => number(limits.limits.min_spare_threads),
-        ffi::AP_MPMQ_MAX_SPARE_THREADS => number(limits.limits.max_spare_threads),
-        ffi::AP_MPMQ_MAX_REQUESTS_DAEMON => max_requests,
-        ffi::AP_MPMQ_MAX_DAEMONS => number(limits.limits.max_children),
-        ffi::AP_MPMQ_MPM_STATE => retained::state(),
-        ffi::AP_MPMQ_GENERATION => retained::generation(),
+        ffi::AP_MPMQ_MIN_SPARE_THREADS => number(limits().limits.min_spare_threads),
+        ffi::AP_MPMQ_MAX_SPARE_THREADS => number(limits().limits.max_spare_threads),
+        // SAFETY: reads a variable of httpd's, which changes only while the configuration is read.
+        ffi::AP_MPMQ_MAX_REQUESTS_DAEMON => unsafe { ffi::ap_max_requests_per_child },
+        ffi::AP_MPMQ_MAX_DAEMONS => number(limits().limits.max_children),
         _ => return None,
     })
 }

@@ -5,7 +5,7 @@
 //! Owns: nothing.  Never: keeps a reference into it.
 
 use crate::ffi;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_long};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// One more than the last slot that was ever used since the start; httpd looks no further.
@@ -156,17 +156,15 @@ pub enum Status {
 pub struct Seat {
     pub(super) slot: c_int,
     pub(super) thread: c_int,
+    /// Number of the connections that it serves, as the log shows it.
+    pub(super) connection_id: c_long,
 }
 
 impl Seat {
     pub fn new(slot: usize, thread: u32) -> Self {
-        Self { slot: c_int::try_from(slot).unwrap_or(-1), thread: thread.cast_signed() }
-    }
-
-    /// Number of the connections that it serves, as the log shows it.
-    pub(super) fn connection_id(self) -> std::ffi::c_long {
-        std::ffi::c_long::from(self.slot) * std::ffi::c_long::from(super::limits().thread_limit)
-            + i64::from(self.thread)
+        let slot = c_int::try_from(slot).unwrap_or(-1);
+        let connection_id = c_long::from(slot) * c_long::from(super::limits().thread_limit) + c_long::from(thread);
+        Self { slot, thread: thread.cast_signed(), connection_id }
     }
 
     pub fn set(self, status: Status) {

@@ -34,6 +34,12 @@ pub fn is_full(load: Load) -> bool {
     u64::from(counted) >= room
 }
 
+/// The next connection should wake another process: this one has connections for half of its threads. Below that it
+/// keeps to itself, with warm caches; the kernel wakes the process that began to listen first.
+pub fn lets_others_go_first(load: Load) -> bool {
+    load.connections.saturating_sub(load.lingering).saturating_mul(2) >= load.threads
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +72,13 @@ mod tests {
         assert!(!is_full(Load { connections: 73, ..QUIET }));
         assert!(is_full(Load { connections: 73, closed: true, ..QUIET }));
         assert!(!is_full(Load { connections: 72, closed: true, ..QUIET }));
+    }
+
+    #[test]
+    fn a_process_with_half_of_its_threads_taken_lets_others_go_first() {
+        assert!(!lets_others_go_first(Load { connections: 12, ..QUIET }));
+        assert!(lets_others_go_first(Load { connections: 13, ..QUIET }));
+        assert!(!lets_others_go_first(Load { connections: 20, lingering: 10, ..QUIET }));
     }
 
     #[test]
