@@ -5,13 +5,14 @@ CARGO = scripts/cargo
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo demo-check test check bench fuzz install uninstall clean
+.PHONY: help deps build demo demo-check test test-debian check bench fuzz install uninstall clean
 
 help:
 	@echo "make build      compile build/mod_pool.so"
 	@echo "make demo       run a server with two pools on 127.0.0.1:8080 (as root; DEMO_PORT, DEMO_TLS_PORT, DEMO_ADDRESS)"
 	@echo "make demo-check start the demo, run the commands it prints, compare, stop"
 	@echo "make test       everything: unit, layering, end to end (as root)"
+	@echo "make test-debian  the steps of docs/debian.md in a fresh container (docker; DEBIAN_IMAGE)"
 	@echo "make check      formatting, lints, documentation, without warnings"
 	@echo "make bench      measure beside php-fpm, prefork and mpm_itk (as root)"
 	@echo "make fuzz       fuzz the decoders (FUZZ_SECONDS each)"
@@ -41,6 +42,9 @@ demo-check:
 test:
 	@scripts/deps build demo test
 	@exec tests/run
+
+test-debian: build
+	@exec tests/debian/run $(DEBIAN_IMAGE)
 
 check:
 	@scripts/deps build check
