@@ -187,7 +187,7 @@ fn pool_of(r: RequestRec<'_>) -> Option<u32> {
     match config::assigned_pool(r) {
         Some(Assignment::Pool(pool)) => Some(pool),
         Some(Assignment::None) => None,
-        None => config::default_pool(r.server()).filter(|_| !classes::is_frontend_handler(r.forced_handler())),
+        None => config::unassigned_pool(r),
     }
 }
 
@@ -199,6 +199,11 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
         // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
         if let Some(answer) = supervise::proxy_translate(r) {
             return answer;
+        }
+        if config::assigned_pool(r).is_none() {
+            if let Some(answer) = supervise::wsgi_translate(r) {
+                return answer;
+            }
         }
         if r.is_redirected() {
             // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,

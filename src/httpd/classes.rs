@@ -110,6 +110,16 @@ pub fn left_to_frontends(handler: &[u8]) -> Option<&'static str> {
     modules.iter().copied().find(|m| loaded.iter().any(|l| l == m))
 }
 
+/// A handler that is named for a whole location and that a frontend alone has a use for. What the name of a file decides
+/// is not known where requests are handed to pools.
+pub fn is_for_frontends(handler: &[u8]) -> bool {
+    const ALSO: [&[u8]; 2] = [b"server-info", b"ldap-status"];
+    let scripts = |name: &str| ["cgi-script", "application/x-httpd-cgi"].contains(&name);
+    handler.starts_with(b"proxy:")
+        || ALSO.contains(&handler)
+        || SERVED_BY.iter().any(|(name, _)| name.as_bytes() == handler && !scripts(name))
+}
+
 /// In a worker: the scheme of a backend that mod_proxy cannot speak to from here. TLS is mod_ssl's, which starts in the
 /// frontends only; a WebSocket needs the client's own connection.
 pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
@@ -127,16 +137,6 @@ pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
         _ => false,
     };
     (!possible).then_some(scheme)
-}
-
-/// In a frontend: a handler that shows this server's own state, or whose module has its processes here. Such requests
-/// stay here unless a pool was asked for by name.
-pub fn is_frontend_handler(handler: &[u8]) -> bool {
-    let serves = |modules: &[&str]| {
-        let here = hooks::handler.modules();
-        modules.iter().all(|m| FRONTEND.contains(m)) && modules.iter().any(|m| here.iter().any(|h| h == m))
-    };
-    SERVED_BY.iter().any(|(name, modules)| name.as_bytes() == handler && serves(modules))
 }
 
 /// PHP, which must not run where there are threads.

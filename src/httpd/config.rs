@@ -5,12 +5,12 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
 use super::log::{self, Level};
-use super::{classes, conftree, mpm, RequestRec, ServerRec};
+use super::{classes, conftree, image, RequestRec, ServerRec};
 use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::{
     Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
-    BLOCK_DIRECTIVES, DEFAULT_POOL,
+    BLOCK_DIRECTIVES,
 };
 use crate::sys::accounts;
 use std::cell::RefCell;
@@ -44,8 +44,6 @@ pub struct ServerConfig {
     reading: RefCell<Reading>,
     /// Set by check_config.
     tree: OnceLock<PoolTree>,
-    /// The pool of requests that nothing is assigned for; set by check_config, if there is one.
-    default_pool: OnceLock<u32>,
     /// The first `PHPIniDir`; mod_php too keeps to the first, with a warning.
     php_ini_dir: OnceLock<String>,
 }
@@ -192,12 +190,7 @@ pub fn assigned_pool(r: RequestRec<'_>) -> Option<Assignment> {
 
 /// Which pool serves requests of this server that no section treats otherwise.
 pub fn default_assignment(s: ServerRec<'_>) -> Option<Assignment> {
-    assignment(default_dir_config(s)).or_else(|| default_pool(s).map(Assignment::Pool))
-}
-
-/// The pool that serves what nothing is assigned for, if there is one.
-pub fn default_pool(s: ServerRec<'_>) -> Option<u32> {
-    server_config(s)?.default_pool.get().copied()
+    assignment(default_dir_config(s))
 }
 
 fn assignment(config: DirConfig) -> Option<Assignment> {
@@ -288,23 +281,35 @@ impl Fnv1a {
 
 /// The uid that frontends run as.
 pub fn frontend_uid() -> u32 {
+    frontend_ids().0
+}
+
+fn frontend_ids() -> (u32, u32) {
     match accounts::effective_ids() {
-        // SAFETY: mod_unixd writes it while the configuration is read, on this thread; nobody does later.
-        (0, _) => unsafe { ffi::ap_unixd_config.user_id },
-        (own, _) => own,
+        // SAFETY: mod_unixd writes both while the configuration is read, on this thread; nobody does later.
+        (0, _) => unsafe { (ffi::ap_unixd_config.user_id, ffi::ap_unixd_config.group_id) },
+        own => own,
     }
 }
 
-/// As whom frontends run.
-fn frontend_identity() -> Identity {
-    let uid = frontend_uid();
-    let gid = match accounts::effective_ids() {
-        // SAFETY: as in frontend_uid.
-        (0, _) => unsafe { ffi::ap_unixd_config.group_id },
-        (_, own) => own,
-    };
-    let user_name = accounts::user_by_uid(uid).ok().flatten().map(|entry| entry.name);
-    Identity { uid, gid, user_name }
+/// In a seed: the server that it belongs to found that the pool `default` serves what nothing is assigned to. A seed
+/// could not tell, as it has no threads itself.
+pub const DEFAULT_SERVES: &CStr = c"POOL_DEFAULT";
+
+/// Whether the pool `default` is to serve what nothing is assigned to: frontends cannot, and the server config leaves
+/// something unassigned.
+fn default_serves(main: ServerRec<'_>) -> bool {
+    if image::is_defined(c"POOL_SEED") {
+        return image::is_defined(DEFAULT_SERVES);
+    }
+    image::is_threaded() && classes::php_is_loaded() && default_assignment(main).is_none()
+}
+
+/// The pool that serves a request which nothing is assigned to, but for what the administrator asks of a module of the
+/// frontends by name.
+pub fn unassigned_pool(r: RequestRec<'_>) -> Option<u32> {
+    let pool = pool_tree(r.server()).unassigned()?;
+    (!r.forced_handler().is_some_and(classes::is_for_frontends)).then_some(pool)
 }
 
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
@@ -322,17 +327,11 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         core_dumps: unsafe { ffi::ap_coredumpdir_configured } != 0,
     };
     let mut reading = config.reading.borrow_mut();
-    let wants_default = mpm::is_ours() && classes::php_is_loaded() && reading.assigned.is_empty();
-    if wants_default {
-        reading.builder.ensure_default(frontend_identity());
-    }
+    let (uid, gid) = frontend_ids();
+    let user_name = accounts::user_by_uid(uid).ok().flatten().map(|entry| entry.name);
+    let completed = reading.builder.complete_default(default_serves(main), Identity { uid, gid, user_name });
     let (tree, mut findings) = reading.builder.finish();
-    if wants_default {
-        match tree.assignable(DEFAULT_POOL) {
-            Ok(index) => drop(config.default_pool.set(index)),
-            Err(what) => findings.errors.push(format!("{what} (nothing is assigned, so this pool serves everything)")),
-        }
-    }
+    findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {

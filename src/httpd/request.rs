@@ -6,7 +6,7 @@
 use super::ServerRec;
 use crate::apr::{pool::bytes, AprPool, Table};
 use crate::ffi;
-use std::ffi::CStr;
+use std::ffi::{c_char, CStr};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -121,6 +121,23 @@ impl<'r> RequestRec<'r> {
         u64::try_from(limit).ok().filter(|limit| *limit > 0)
     }
 
+    /// What `SetHandler` says for the request, by the sections merged so far.
+    pub fn forced_handler(self) -> Option<&'r [u8]> {
+        // SAFETY: a request has a vector of directory records, in which the core's is of the type of http_core.h.
+        let expression = unsafe {
+            let core = ffi::ap_get_core_module_config((*self.as_ptr()).per_dir_config).cast::<ffi::core_dir_config>();
+            core.as_ref()?.expr_handler
+        };
+        if expression.is_null() {
+            return None;
+        }
+        let mut error: *const c_char = std::ptr::null();
+        // SAFETY: the request is live, the expression lives as long as the configuration; the answer is NULL or a string
+        // in the request's pool.
+        let name = unsafe { bytes(ffi::ap_expr_str_exec(self.as_ptr(), expression, &raw mut error)) };
+        error.is_null().then_some(name)
+    }
+
     /// Trailers join the request's fields where `MergeTrailers` says so.
     pub fn merge_trailers(self) {
         // SAFETY: the request is live; the core's server configuration is of the type that http_core.h declares.
@@ -233,26 +250,6 @@ impl<'r> RequestRec<'r> {
     }
 
     /// Names the handler.
-    /// The handler that `SetHandler` forces, by the sections merged so far; empty for none.
-    pub fn forced_handler(self) -> &'r [u8] {
-        let rec = self.as_ptr();
-        let mut error = std::ptr::null();
-        // SAFETY: the request is live; the core has a directory record for each request. The result lives in the
-        // request's pool or in the configuration.
-        unsafe {
-            let config = ffi::ap_get_core_module_config((*rec).per_dir_config).cast::<ffi::core_dir_config>();
-            if config.is_null() || (*config).expr_handler.is_null() {
-                return &[];
-            }
-            let handler = ffi::ap_expr_str_exec(rec, (*config).expr_handler, &raw mut error);
-            if error.is_null() {
-                bytes(handler)
-            } else {
-                &[]
-            }
-        }
-    }
-
     pub fn set_handler(self, name: &'static CStr) {
         // SAFETY: the request is live; the name lives for ever.
         unsafe { (*self.as_ptr()).handler = name.as_ptr() };

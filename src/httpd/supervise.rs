@@ -1,9 +1,9 @@
 //! What the parent asks of httpd: command lines for the other images, watching the controller, other modules' hooks.
 //!
-//! Runs in: parent; `proxy_translate` and `upgrade` in frontends.  Trusts: httpd.
+//! Runs in: parent; what takes a request in frontends.  Trusts: httpd.
 //! Owns: the record of the watched process.  Never: sends a signal.
 
-use super::{hooks, image as httpd_image, RequestRec, ServerRec};
+use super::{config, hooks, image as httpd_image, RequestRec, ServerRec};
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::sys::image;
@@ -43,6 +43,9 @@ pub fn seed_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     let mut argv: Vec<Vec<u8>> = main.process_argv().iter().filter(|w| **w != b"-X").map(|w| w.to_vec()).collect();
     argv.extend(words(&[b"-D", b"POOL_SEED", b"-D", b"FOREGROUND"]));
     argv.extend(words(&[b"-D", &super::image::banner_define()]));
+    if config::pool_tree(main).unassigned().is_some() {
+        argv.extend(words(&[b"-D", config::DEFAULT_SERVES.to_bytes()]));
+    }
     if let Some(path) = cgi_module() {
         let load = [b"LoadModule cgi_module \"".as_slice(), &path, b"\""].concat();
         argv.extend(words(&[b"-C", &load]));
@@ -153,6 +156,12 @@ fn as_request_hook(function: *const c_void) -> RequestHook {
 pub fn proxy_translate(r: RequestRec<'_>) -> Option<c_int> {
     static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
     call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_proxy.c").map(as_request_hook)), r)
+}
+
+/// mod_wsgi's mapping (WSGIScriptAlias), likewise: its processes are the frontends', or its own.
+pub fn wsgi_translate(r: RequestRec<'_>) -> Option<c_int> {
+    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
+    call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_wsgi.c").map(as_request_hook)), r)
 }
 
 /// The core's offer of other protocols (`Upgrade: h2c`) on a connection's first request, and the change to one that

@@ -9,7 +9,7 @@ use super::check::Findings;
 use super::{values, Accounts, Identity, Limits, ModuleRole, Place, PoolTree, ServerPool, ROOT};
 use super::{
     DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES,
-    DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
+    DEFAULT_POOL_OF_ALL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
 };
 use std::collections::HashMap;
 use std::io;
@@ -63,12 +63,21 @@ pub struct PoolTreeBuilder {
     /// The open blocks, innermost last, without the root block.
     open: Vec<usize>,
     roles: Vec<(String, ModuleRole)>,
+    unassigned: Option<usize>,
+    default_borrows_user: bool,
 }
 
 impl Default for PoolTreeBuilder {
     fn default() -> Self {
         let root = Block { name: "root".into(), ..Block::default() };
-        PoolTreeBuilder { blocks: vec![root], by_name: HashMap::new(), open: Vec::new(), roles: Vec::new() }
+        PoolTreeBuilder {
+            blocks: vec![root],
+            by_name: HashMap::new(),
+            open: Vec::new(),
+            roles: Vec::new(),
+            unassigned: None,
+            default_borrows_user: false,
+        }
     }
 }
 
@@ -244,21 +253,36 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
-    /// The pool `default`, for a configuration that assigns nothing: as a block defines it, or else as `identity` and
-    /// with all the processes that there may be.
-    pub fn ensure_default(&mut self, identity: Identity) {
-        if self.by_name.contains_key(DEFAULT_POOL) {
-            return;
+    /// After the last directive. The pool `default` has the user of the frontends where it names none; if it is to serve
+    /// what nothing is assigned to, it exists also where nobody has declared it.
+    pub fn complete_default(&mut self, serves_unassigned: bool, frontends: Identity) -> Set {
+        let at = match self.by_name.get(DEFAULT_POOL) {
+            Some(&at) => at,
+            None if !serves_unassigned => return Ok(()),
+            None => {
+                let at = self.blocks.len();
+                self.blocks.push(Block { name: DEFAULT_POOL.into(), parent: Some(ROOT), ..Block::default() });
+                self.by_name.insert(DEFAULT_POOL.into(), at);
+                at
+            }
+        };
+        self.unassigned = serves_unassigned.then_some(at);
+        let block = &mut self.blocks[at];
+        if block.identity.is_some() {
+            return Ok(());
         }
-        self.by_name.insert(DEFAULT_POOL.to_owned(), self.blocks.len());
-        let all = self.blocks[0].max_processes.unwrap_or(DEFAULT_ROOT_MAX_PROCESSES);
-        self.blocks.push(Block {
-            name: DEFAULT_POOL.to_owned(),
-            parent: Some(ROOT),
-            identity: Some(identity),
-            max_processes: Some(all),
-            ..Block::default()
-        });
+        for (directive, id) in [("User", frontends.uid), ("Group", frontends.gid)] {
+            if id == 0 || id == u32::MAX {
+                return Err(format!(
+                    "{directive} #{id}: the pool default, which serves what is assigned to no pool, would have this id; \
+                     name an unprivileged one with {directive}, or declare <ServerPool default> with PoolUser and PoolGroup",
+                    id = id.cast_signed()
+                ));
+            }
+        }
+        block.identity = Some(frontends);
+        self.default_borrows_user = true;
+        Ok(())
     }
 
     /// The tree with defaults and inheritance worked in, and what can be said of it without looking around.
@@ -282,7 +306,8 @@ impl PoolTreeBuilder {
         }
         check_spare_sum(&pools, &mut findings);
         let roles = self.roles.clone();
-        (PoolTree { pools, roles }, findings)
+        let unassigned = self.unassigned.and_then(|at| u32::try_from(at).ok());
+        (PoolTree { pools, roles, unassigned, default_borrows_user: self.default_borrows_user }, findings)
     }
 }
 
@@ -339,7 +364,11 @@ fn root_pool(block: &Block) -> ServerPool {
 /// User and group are not inherited: they are what isolates a pool, so each pool names its own.
 fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Findings) -> ServerPool {
     let from = &parent.limits;
-    let default_max = if groups { from.max_processes } else { from.max_processes.min(DEFAULT_POOL_MAX_PROCESSES) };
+    let default_max = match block.name.as_str() {
+        _ if groups => from.max_processes,
+        DEFAULT_POOL => from.max_processes.min(DEFAULT_POOL_OF_ALL_MAX_PROCESSES),
+        _ => from.max_processes.min(DEFAULT_POOL_MAX_PROCESSES),
+    };
     let max_processes = block.max_processes.unwrap_or(default_max);
     if let Some(spare) = block.min_spare.filter(|&spare| spare > max_processes) {
         findings.errors.push(format!(

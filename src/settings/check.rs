@@ -2,7 +2,7 @@
 //!
 //! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
 
-use super::{DirectiveAt, Place, PoolTree, ServerPool};
+use super::{DirectiveAt, PoolTree, ServerPool, DEFAULT_POOL};
 use std::collections::BTreeMap;
 
 /// How many pool names an error lists.
@@ -52,26 +52,21 @@ impl PoolTree {
             ));
         }
         let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
+        let borrows = |pool: &ServerPool| self.default_borrows_user && pool.name == DEFAULT_POOL;
         for pool in self.pools() {
-            if let Some(user) = &pool.user {
+            if let (Some(user), false) = (&pool.user, borrows(pool)) {
                 by_uid.entry(user.uid).or_default().push(pool);
             }
         }
         for (uid, sharers) in by_uid {
             let names = listed(sharers.iter().map(|pool| pool.name.as_str()));
-            let no_cores = if around.core_dumps {
-                "; while it has none, frontends leave no core in CoreDumpDirectory: who may write one may read the memory"
-            } else {
-                ""
-            };
-            if uid == around.frontend_uid && sharers[0].defined_at == Place::default() {
-                findings.warnings.push(format!(
-                    "nothing is assigned to a server pool, so the pool {} serves every request, as the frontends' own \
-                     user (User, uid {uid}): whoever breaks into a script can disturb every connection; define \
-                     <ServerPool {0}> with a PoolUser of its own{no_cores}",
-                    sharers[0].name
-                ));
-            } else if uid == around.frontend_uid {
+            if uid == around.frontend_uid {
+                let no_cores = if around.core_dumps {
+                    "; while it has none, frontends leave no core in CoreDumpDirectory: who may write one may read \
+                     the memory"
+                } else {
+                    ""
+                };
                 findings.warnings.push(format!(
                     "PoolUser of <ServerPool {}> at {}: uid {uid} is that of the frontends (User), so whoever breaks \
                      into {names} can disturb every connection; give the pool a user of its own{no_cores}",
@@ -85,6 +80,19 @@ impl PoolTree {
                     second.name, second.defined_at, first.name
                 ));
             }
+        }
+        if self.default_borrows_user {
+            findings.warnings.push(format!(
+                "<ServerPool default>: {} and runs as the frontends' own user (User, uid {}): a script could reach the \
+                 frontends' files and sockets and disturb every connection; give it a user of its own: <ServerPool \
+                 default> with PoolUser",
+                if self.unassigned.is_some() {
+                    "serves what is assigned to no pool, because PHP cannot run in frontends with threads,"
+                } else {
+                    "has no PoolUser"
+                },
+                around.frontend_uid
+            ));
         }
         findings
     }

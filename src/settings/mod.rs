@@ -38,6 +38,11 @@ pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests that wait for one pool.
 pub const DEFAULT_QUEUE_LIMIT: u32 = 100;
 
+/// The pool that serves what nothing is assigned to, where frontends cannot.
+pub const DEFAULT_POOL: &str = "default";
+/// It serves a whole server, static files included. PHP processes of 20 to 60 MB: what a machine of 2 GB bears.
+pub const DEFAULT_POOL_OF_ALL_MAX_PROCESSES: u32 = 32;
+
 /// What may stand in a `<ServerPool>` block; any other directive in it would act on the main server unnoticed.
 pub const BLOCK_DIRECTIVES: [&str; 11] = [
     "<ServerPool",
@@ -52,9 +57,6 @@ pub const BLOCK_DIRECTIVES: [&str; 11] = [
     "PoolEnv",
     "PoolUmask",
 ];
-
-/// The pool that serves every request where PHP is loaded, mod_pool is the MPM and nothing is assigned.
-pub const DEFAULT_POOL: &str = "default";
 
 /// Index of the implicit pool that holds all others.
 pub const ROOT: u32 = 0;
@@ -148,9 +150,18 @@ pub enum ModuleRole {
 pub struct PoolTree {
     pools: Vec<ServerPool>,
     roles: Vec<(String, ModuleRole)>,
+    /// See [`PoolTreeBuilder::complete_default`].
+    unassigned: Option<u32>,
+    /// The pool `default` has no `PoolUser` and so the frontends' user.
+    default_borrows_user: bool,
 }
 
 impl PoolTree {
+    /// The pool `default`, where it serves requests that nothing is assigned to.
+    pub fn unassigned(&self) -> Option<u32> {
+        self.unassigned
+    }
+
     pub fn pools(&self) -> &[ServerPool] {
         &self.pools
     }

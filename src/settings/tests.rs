@@ -2,7 +2,8 @@
 
 use super::{
     Account, Accounts, DirectiveAt, Findings, Identity, ModuleRole, Place, PoolTree, PoolTreeBuilder, SslDirRecord,
-    Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_ROOT_MAX_PROCESSES, ROOT,
+    Surroundings, DEFAULT_MAX_REQUESTS, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_POOL_OF_ALL_MAX_PROCESSES,
+    DEFAULT_ROOT_MAX_PROCESSES, ROOT,
 };
 use std::io;
 use std::time::Duration;
@@ -464,25 +465,46 @@ fn ssl_requirements_add_up() {
 }
 
 #[test]
-fn the_default_pool_is_made_or_found() {
+fn the_pool_default_is_made_or_found() {
     let www = Identity { uid: 33, gid: 33, user_name: Some("www-data".into()) };
-    let mut builder = PoolTreeBuilder::default();
-    builder.ensure_default(www.clone());
-    let (tree, findings) = builder.finish();
-    assert_eq!(findings, Findings::default());
-    let made = tree.get(tree.assignable(DEFAULT_POOL).expect("assignable")).expect("there");
-    assert_eq!((made.user.as_ref(), made.limits.max_processes), (Some(&www), DEFAULT_ROOT_MAX_PROCESSES));
-    let found = tree.check(&around(None));
-    assert_eq!(found.warnings.len(), 1);
-    assert!(found.warnings[0].contains("define <ServerPool default> with a PoolUser of its own"), "{found:?}");
+    let around = Surroundings { unprivileged: None, frontend_uid: 33, chroot: None, core_dumps: false };
+    let completed = |text: &str, serves: bool| {
+        let mut builder = read(text).expect("this configuration is accepted");
+        builder.complete_default(serves, www.clone()).expect("an unprivileged user");
+        let (tree, mut findings) = builder.finish();
+        findings.append(tree.check(&around));
+        (tree, findings)
+    };
 
-    let mut builder = PoolTreeBuilder::default();
-    builder.open(DEFAULT_POOL, Place::default()).expect("a good name");
-    builder.set_max_processes("3").expect("a good number");
-    builder.close().expect("open");
-    builder.ensure_default(www);
-    let (tree, _) = builder.finish();
-    let index = tree.find(DEFAULT_POOL).expect("there");
-    assert_eq!(tree.get(index).expect("there").limits.max_processes, 3);
-    assert!(tree.assignable(DEFAULT_POOL).is_err(), "it has no PoolUser");
+    let (tree, findings) = completed("", false);
+    assert!(tree.is_empty() && tree.unassigned().is_none() && findings == Findings::default());
+
+    let (tree, findings) = completed("", true);
+    assert_eq!((tree.unassigned(), tree.find(DEFAULT_POOL)), (Some(1), Some(1)));
+    let made = pool(&tree, DEFAULT_POOL);
+    assert_eq!((made.user.as_ref(), made.limits.max_processes), (Some(&www), DEFAULT_POOL_OF_ALL_MAX_PROCESSES));
+    assert_eq!((findings.errors.len(), findings.warnings.len()), (0, 1));
+    assert!(findings.warnings[0].contains("<ServerPool default>: serves what is assigned to no pool"), "{findings:?}");
+    assert!(findings.warnings[0].contains("give it a user of its own"), "{findings:?}");
+
+    let own = "<ServerPool default>\nPoolUser alice\nPoolMaxProcesses 3\n</ServerPool>";
+    for serves in [false, true] {
+        let (tree, findings) = completed(own, serves);
+        assert_eq!((tree.unassigned(), findings), (serves.then_some(1), Findings::default()));
+        let found = pool(&tree, DEFAULT_POOL);
+        assert_eq!((found.user.as_ref().map(|u| u.uid), found.limits.max_processes), (Some(1001), 3));
+    }
+
+    let (tree, findings) = completed("<ServerPool default>\nPoolMaxProcesses 3\n</ServerPool>", true);
+    assert_eq!((pool(&tree, DEFAULT_POOL).user.as_ref(), findings.warnings.len()), (Some(&www), 1));
+}
+
+#[test]
+fn the_pool_default_does_not_run_as_root_or_nobody_known() {
+    for (uid, gid, said) in [(0, 33, "User #0:"), (33, 0, "Group #0:"), (u32::MAX, 33, "User #-1:")] {
+        let borrowed = Identity { uid, gid, user_name: None };
+        let error = PoolTreeBuilder::default().complete_default(true, borrowed.clone()).expect_err("refused");
+        assert!(error.starts_with(said) && error.contains("declare <ServerPool default>"), "{error}");
+        assert_eq!(PoolTreeBuilder::default().complete_default(false, borrowed), Ok(()));
+    }
 }

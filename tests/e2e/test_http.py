@@ -673,6 +673,9 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
         AddType text/html .shtml
         AddOutputFilter INCLUDES .shtml
         Alias /pool @ROOT@/sites/alice
+        <IfModule pool_module>
+            AssignServerPool none
+        </IfModule>
         <Location /pool>
             <IfModule pool_module>
                 AssignServerPool alice

@@ -3,17 +3,15 @@
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from harness import ALICE, HTTPD, REPO, Broken, H2, Site, eventually, in_threads, module_so
+from harness import ALICE, HTTPD, Broken, H2, Site, eventually, in_threads
 from test_config import conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
@@ -562,8 +560,7 @@ def test_with_php_and_nothing_assigned_the_pool_default_serves(httpd):
     server = plain(httpd)
     said = server.configtest()
     assert said.returncode == 0
-    assert "the pool default serves every request" in said.stderr
-    assert "define <ServerPool default> with a PoolUser of its own" in said.stderr
+    assert "<ServerPool default>: serves what is assigned to no pool" in said.stderr
     server.start()
     assert server.get("/who.php").text == "33 HTTP/1.1 off apache2handler"
     for tls in (False, True):
@@ -588,63 +585,3 @@ def test_the_pool_default_can_have_a_user_of_its_own(httpd):
     assert server.get("/here/text.txt").text == "text"
     assert server.get("/here/who.php").status == 500  # PHP never runs in a frontend
     assert server.count_log("POOL112")
-
-
-def test_a_default_without_a_user_is_refused(httpd):
-    said = plain(httpd, global_pool_conf="<ServerPool default>\nPoolMaxProcesses 3\n</ServerPool>\n").configtest()
-    assert said.returncode != 0 and "the pool has no PoolUser" in said.stderr
-
-
-def test_what_is_assigned_decides_where_anything_is(httpd):
-    server = plain(httpd, global_pool_conf=f"<ServerPool p>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n",
-                   conf=STATUS + "<Location /p>\nAssignServerPool p\n</Location>\nAlias /p @ROOT@/sites/alice\n").start()
-    assert server.get("/p/who.php").text == f"{ALICE} HTTP/1.1 off apache2handler"
-    assert server.get("/who.php").status == 500
-    assert server.get("/text.txt").text == "text"
-
-
-# --- Debian -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not Path("/usr/sbin/a2enmod").exists() or not Path("/etc/apache2/mods-available/php8.2.load").exists(),
-                    reason="no a2enmod with mod_php 8.2 here")
-def test_the_steps_of_docs_debian(tmp_path):
-    """docs/debian.md, on a copy of /etc/apache2."""
-    etc, state = tmp_path / "apache2", tmp_path / "state"
-    shutil.copytree("/etc/apache2", etc, symlinks=True)
-    shutil.copytree("/var/lib/apache2", state, symlinks=True)
-    for name in ("pool", "pool_mpm", "pool_php"):
-        for end in ("load", "conf"):
-            text = (REPO / "conf" / f"{name}.{end}").read_text()
-            text = text.replace("/usr/lib/apache2/modules/mod_pool.so", str(module_so()))
-            (etc / "mods-available" / f"{name}.{end}").write_text(text)
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "APACHE_CONFDIR": str(etc), "APACHE_STATE_DIRECTORY": str(state)}
-
-    def a2(*words):
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=30)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def apache(*words):
-        line = f". {etc}/envvars; exec {HTTPD} -d {etc} {' '.join(words)}"
-        return subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True, timeout=30)
-
-    # What this machine happens to have enabled beside stock mod_php.
-    subprocess.run(["a2dismod", "-q", "-f", "mpm_itk", "mpm_event", "wsgi", "fcgid"], env=env, capture_output=True,
-                   timeout=30)
-    a2("a2enmod", "mpm_prefork", "php8.2")
-    before = sorted(p.name for p in (etc / "mods-enabled").iterdir())
-    a2("a2dismod", "php8.2", "mpm_prefork")
-    a2("a2enmod", "pool_mpm", "pool_php")
-    assert "Syntax OK" in apache("-t").stderr
-    assert re.search(r"Server MPM:\s+pool", apache("-V").stdout)
-
-    a2("a2enmod", "mpm_prefork")
-    said = apache("-t")
-    assert said.returncode != 0 and "PoolMPM on: the MPM prefork is loaded too" in said.stderr
-    a2("a2dismod", "-f", "mpm_prefork")
-    assert "Syntax OK" in apache("-t").stderr
-
-    a2("a2dismod", "-f", "pool")
-    a2("a2enmod", "mpm_prefork", "php8.2")
-    assert sorted(p.name for p in (etc / "mods-enabled").iterdir()) == before
-    assert re.search(r"Server MPM:\s+prefork", apache("-V").stdout)

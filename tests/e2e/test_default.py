@@ -1,0 +1,165 @@
+"""The pool `default`: a server with stock mod_php, a threaded MPM and no pool configuration."""
+
+import pytest
+
+from harness import ALICE, FRONTEND, H2, MODULE_DIR, Site, eventually, has_module
+from test_config import conf  # noqa: F401 - conf is a fixture
+
+pytestmark = pytest.mark.pool_only
+
+MPMS = ["pool", "event", "worker"]
+WHO = "<?php echo posix_geteuid(), ' ', php_sapi_name();"
+
+
+def make(httpd, mpm="pool", site=None, **kw):
+    """A site that nothing is assigned to, with a script and a file of `User`."""
+    site = site or Site("alice", pool=None, uid=FRONTEND)
+    server = httpd(mpm=mpm, sites=[site], **kw)
+    site.write("who.php", WHO)
+    site.write("text.txt", "text", mode=0o644)
+    return server
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_stock_php_just_works(httpd, mpm):
+    server = make(httpd, mpm, log_format='%U %{pool-name}n')
+    server.start()
+    assert server.get("/who.php").text == f"{FRONTEND} apache2handler"
+    assert server.get("/text.txt").text == "text"
+    (worker, *_), (zygote,) = server.workers("default"), server.processes("zygote")
+    assert (zygote.pool, set(worker.uids), set(worker.gids)) == ("default", {FRONTEND}, {FRONTEND})
+    with H2(server, tls=True) as c:
+        assert c.get("/who.php").text == f"{FRONTEND} apache2handler"
+    eventually(lambda: len(server.access_log()) == 3)
+    assert set(server.access_log()) == {"/who.php default", "/text.txt default"}
+    assert server.count_log(r"<ServerPool default>: serves what is assigned to no pool") == 1
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_what_belongs_to_frontends_stays_there(httpd, mpm):
+    server = make(
+        httpd, mpm, modules=("status", "proxy", "proxy_http", "info"), log_format='%U %{pool-name}n',
+        conf="""
+            <Location /server-status>
+                SetHandler server-status
+                Require all granted
+            </Location>
+            <Location /server-info>
+                SetHandler server-info
+                Require all granted
+            </Location>
+            <Location /own>
+                AssignServerPool none
+            </Location>
+            ProxyPass /proxied/ http://127.0.0.1:@PORT@/
+        """,
+        site=Site("alice", pool=None, uid=FRONTEND, conf="Alias /own @DOCROOT@\n"),
+    )
+    server.start()
+    assert "ServerMPM" in server.get("/server-status?auto").text
+    assert "mod_pool.c" in server.get("/server-info").text
+    assert server.get("/own/text.txt").text == "text"
+    assert not server.workers()
+    # A script's text is never sent, and PHP never runs here.
+    refused = server.get("/own/who.php")
+    assert refused.status == 500 and "<?php" not in refused.text
+    assert server.count_log("POOL112") == 1
+    assert server.get("/proxied/who.php").text == f"{FRONTEND} apache2handler"
+    eventually(lambda: len(server.access_log()) == 6)
+    assert sorted(server.access_log()) == [
+        "/own/text.txt -", "/own/who.php -", "/proxied/who.php -", "/server-info -", "/server-status -",
+        "/who.php default",
+    ]
+
+
+@pytest.mark.skipif(not has_module("wsgi"), reason="mod_wsgi is not installed")
+def test_wsgi_applications_stay_where_their_processes_are(httpd):
+    site = Site("alice", pool=None, uid=FRONTEND, conf="WSGIScriptAlias /app @DOCROOT@/app.py\n")
+    server = make(httpd, site=site, modules=("wsgi",))
+    site.write("app.py", """
+        import os
+        def application(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"pid %d" % os.getpid()]
+    """)
+    server.start()
+    pid = int(server.get("/app").text.split()[1])
+    assert pid in [p.pid for p in server.processes("frontend")] and not server.workers()
+    assert server.get("/who.php").text == f"{FRONTEND} apache2handler"
+
+
+def test_a_declared_default_has_its_own_user_and_limits(httpd):
+    server = make(
+        httpd, site=Site("alice", pool=None),
+        global_pool_conf=f"<ServerPool default>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\nPoolMaxProcesses 2\n</ServerPool>\n",
+    )
+    for name in ("", "who.php", "text.txt"):
+        (server.sites["alice"].docroot / name).chmod(0o755)
+    server.start()
+    assert server.get("/who.php").text == f"{ALICE} apache2handler"
+    assert "<ServerPool default>" not in server.error_log()
+
+
+def test_a_site_of_a_pool_is_not_the_defaults(httpd):
+    server = httpd(mpm="pool", sites=[Site("alice"), Site("front", pool=None, uid=FRONTEND)])
+    for site in server.sites.values():
+        site.write("who.php", WHO)
+    server.start()
+    assert server.get("/who.php").text == f"{ALICE} apache2handler"
+    assert server.get("/who.php", "front").text == f"{FRONTEND} apache2handler"
+
+
+@pytest.mark.parametrize("how", [
+    dict(mpm="pool", without=("php",)),
+    dict(mpm="event", without=("php",)),
+    dict(mpm="prefork"),
+    dict(mpm="pool", conf="AssignServerPool none\n"),
+])
+def test_nothing_starts_where_default_has_nothing_to_serve(httpd, how):
+    server = make(httpd, **how)
+    server.start()
+    assert server.get("/text.txt").text == "text"
+    assert {p.role for p in server.processes()} == {"parent", "frontend"}
+    assert "default" not in server.error_log()
+
+
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_default_comes_and_goes_with_php_at_a_reload(httpd, mpm):
+    server = make(httpd, mpm, without=("php",))
+    server.start()
+    assert server.get("/text.txt").text == "text" and not server.processes("controller")
+    for _ in range(2):
+        server.modules.append("php")
+        server.graceful()
+        eventually(lambda: server.get("/who.php").text == f"{FRONTEND} apache2handler", 10)
+        server.modules.remove("php")
+        server.graceful()
+        eventually(lambda: "<?php" in server.get("/who.php").text, 10)  # what httpd does without PHP
+        assert server.get("/text.txt").text == "text"
+        eventually(lambda: not server.workers() and not server.processes("zygote"), 10)
+
+
+WARNED = "<ServerPool default>: serves what is assigned to no pool, because PHP cannot run in frontends with threads"
+
+
+def test_configtest_warns_of_the_frontends_own_user(conf):
+    if not list(MODULE_DIR.glob("libphp*.so")):
+        pytest.skip("mod_php is not installed")
+    said = conf("", modules=["php"]).test()
+    assert said.returncode == 0 and said.stderr.count(WARNED) == 1
+    assert "(User, uid 65533)" in said.stderr and "could reach the frontends' files and sockets" in said.stderr
+    assert "give it a user of its own: <ServerPool default> with PoolUser" in said.stderr
+    own = "<ServerPool default>\nPoolUser #61234\nPoolGroup #61234\n</ServerPool>\n"
+    for text, mpm in ((own, "mpm_event"), ("AssignServerPool none\n", "mpm_event"), ("", "mpm_prefork")):
+        said = conf(text, modules=["php"], mpm=mpm).test()
+        assert (said.returncode, said.stderr) == (0, "Syntax OK\n")
+    declared = conf("<ServerPool default>\nPoolMaxProcesses 4\n</ServerPool>\n", modules=["php"]).test()
+    assert declared.returncode == 0 and WARNED in declared.stderr and "nothing can be assigned" not in declared.stderr
+    said = conf("<ServerPool default>\n</ServerPool>\n").test()
+    assert said.returncode == 0 and "<ServerPool default>: has no PoolUser and runs as" in said.stderr
+
+
+def test_a_default_that_would_be_root_is_refused(conf):
+    said = conf("Group #0\n", modules=["php"]).test()
+    assert said.returncode != 0
+    assert "Group #0: the pool default" in said.stderr and "declare <ServerPool default> with PoolUser" in said.stderr
