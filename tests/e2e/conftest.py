@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +121,13 @@ def pytest_unconfigure(config):
         for key in keys
     )
     print(f"{count('passed')} passed, {count('failed', 'error')} failed, {count('skipped')} skipped")
+
+
+@pytest.fixture(scope="module")
+def scratch():
+    """Not on FUSE, as a container's own files may be: a frontend takes none of those, and a file that is replaced while
+    it is opened may be an I/O error there."""
+    path = Path(tempfile.mkdtemp(prefix="mod_pool-", dir="/dev/shm"))
+    os.chown(path, harness.ALICE, harness.ALICE)
+    yield path
+    shutil.rmtree(path)

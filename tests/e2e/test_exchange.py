@@ -133,9 +133,9 @@ def test_mod_reqtimeout_bounds_the_upload_before_timeout_does(httpd):
 
 
 @pytest.fixture(scope="module")
-def honest(shared_httpd):
+def honest(scratch, shared_httpd):
     site = Site("alice", ALICE, conf=STALL_CONF + "php_admin_value ffi.enable 1\n",
-                pool_conf="PoolIdleTimeout 300s\nPoolMaxProcesses 1")
+                pool_conf=f"PoolIdleTimeout 300s\nPoolMaxProcesses 1\nPoolEnv SCRATCH {scratch}")
     server = shared_httpd(sites=[site], conf="Timeout 5", modules=["cgi"])
     site.script("pid.cgi", PID_CGI)
     site.script("nph-garbage.cgi", "#!/bin/sh\nhead -c 100000 /dev/zero\n")
@@ -179,13 +179,13 @@ def test_bytes_behind_an_abort_are_a_violation(honest):
 
 
 @pytest.mark.pool_only
-def test_an_abort_that_says_last_ends_the_worker(honest):
+def test_an_abort_that_says_last_ends_the_worker(honest, scratch):
     for p in honest.workers("alice"):
         os.kill(p.pid, signal.SIGKILL)
     eventually(lambda: not honest.workers("alice"))
     assert honest.request("POST", "/forge.php", body=w.plan(w.abort(3, "sorry", flags=w.LAST))).status == 502
     assert honest.get("/pid.cgi").status == 200
-    forger = json.loads((honest.sites["alice"].docroot / "forge.log").read_text())["pid"]
+    forger = json.loads((scratch / "forge.log").read_text())["pid"]
     eventually(lambda: forger not in {p.pid for p in honest.workers("alice")}, 10)
 
 

@@ -6,8 +6,6 @@ alice's PHP writes frames of her own into her lease, by FFI. bob is the victim.
 import json
 import os
 import re
-import shutil
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,16 +22,6 @@ CONF = """
 Timeout 5
 CustomLog @ROOT@/logs/notes.log "%{seen}n %{seen}e %{nokeepalive}n %{Hidden}i"
 """
-
-
-@pytest.fixture(scope="module")
-def scratch():
-    """Not on FUSE, as a container's own files may be: a frontend takes none of those, and a file that is replaced while
-    it is opened may be an I/O error there."""
-    path = Path(tempfile.mkdtemp(prefix="mod_pool-", dir="/dev/shm"))
-    os.chown(path, ALICE, ALICE)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

@@ -668,6 +668,8 @@ def test_a_pool_of_the_frontends_user_cannot_read_them(httpd, mode):
 
 
 def test_frontends_leave_cores_where_no_pool_has_their_user(httpd):
-    server = httpd(sites=[Site("alice", ALICE)], conf="CoreDumpDirectory /tmp\n").start()
+    # Else the pool default serves what is unassigned, as the frontends' user.
+    conf = "CoreDumpDirectory /tmp\nAssignServerPool none\n"
+    server = httpd(sites=[Site("alice", ALICE)], conf=conf).start()
     for p in server.processes("frontend"):
         assert os.stat(f"/proc/{p.pid}/environ").st_uid == p.uid  # root's where it is not dumpable, proc(5)
