@@ -4,11 +4,9 @@ alice's PHP writes frames of her own into her lease, by FFI. bob is the victim.
 """
 
 import json
-import os
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
