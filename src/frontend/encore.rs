@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Threads that serve a request of a pool, or wait.
 static OCCUPIED: AtomicU32 = AtomicU32::new(0);
-/// Above this many nobody waits: half of the process's threads; none where a connection keeps its thread anyway.
+/// Above this many nobody waits: three quarters of the process's threads; none where a connection keeps its thread anyway.
 static LIMIT: OnceCell<u32> = OnceCell::new();
 /// Whether clients close at once when they have their response.
 static ENDS: Habit = Habit::new();
@@ -44,7 +44,7 @@ impl Drop for Occupied {
 /// The response of a pool is in httpd's queue. If it is worth to wait for the client's next request, the response is
 /// written, as httpd logs a request when it is, and reads the next one after that.
 pub fn offer(r: RequestRec<'_>) {
-    let limit = *LIMIT.get_or_init(|| if image::is_async() { image::threads_per_child() / 2 } else { 0 });
+    let limit = *LIMIT.get_or_init(|| if image::is_async() { image::threads_per_child() / 4 * 3 } else { 0 });
     if OCCUPIED.load(Ordering::Relaxed) > limit {
         return;
     }
