@@ -300,7 +300,7 @@ unsafe extern "C" fn pre_close_connection(raw: *mut ffi::conn_rec) -> c_int {
     guard(HOOK_OK, || {
         // SAFETY: httpd calls the hook with a live connection on this thread.
         if let Some(connection) = unsafe { Connection::from_raw(raw) } {
-            frontend::part(connection);
+            frontend::wait_for_close(connection);
         }
         HOOK_OK
     })

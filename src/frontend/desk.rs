@@ -144,6 +144,10 @@ struct Waiter {
 }
 
 impl Waiter {
+    fn new(pool: u32) -> Arc<Self> {
+        Arc::new(Self { pool, want: OnceCell::new(), answer: Mutex::new(Answer::Open), answered: Condvar::new() })
+    }
+
     /// Ends its waiting; gives the answer back when it waits no more.
     fn answer(&self, with: Answer) -> Result<(), Answer> {
         let mut answer = lock(&self.answer);
@@ -208,26 +212,24 @@ impl Desk {
     /// A lease of this pool: one that is idle here, else one that the controller grants within `patience`. `has_left`
     /// says whether the client is gone; its argument, whether one that stopped sending counts as gone.
     pub fn acquire(&self, pool: u32, patience: Duration, has_left: &dyn Fn(bool) -> bool) -> Result<Leased, Unserved> {
-        while let Some((_, lease)) = self.pool(pool).and_then(|mut p| p.idle.pop_back()) {
+        let began = Instant::now();
+        let (waiter, here) = loop {
+            let Some(mut desk) = self.pool(pool) else { break (Waiter::new(pool), false) };
+            let Some((_, lease)) = desk.idle.pop_back() else {
+                // Under the same lock: a lease that comes back from now on finds the waiter.
+                let waiter = Waiter::new(pool);
+                desk.waiting.push_back(Arc::clone(&waiter));
+                break (waiter, desk.may_wait_here(began));
+            };
+            drop(desk);
             // Whoever speaks unasked gets no request: what it said could pass for the answer.
             match socket::peer_state(lease.socket.as_fd()) {
                 PeerState::Quiet => return Ok(Leased { lease, cold: false, granted: false }),
                 PeerState::Speaks => self.release(lease, Returned::Violation),
                 PeerState::Gone => self.release(lease, Returned::Dead),
             }
-        }
-        let now = Instant::now();
-        let waiter = Arc::new(Waiter {
-            pool,
-            want: OnceCell::new(),
-            answer: Mutex::new(Answer::Open),
-            answered: Condvar::new(),
-        });
-        let here = self.pool(pool).is_some_and(|mut p| {
-            p.waiting.push_back(Arc::clone(&waiter));
-            p.may_wait_here(now)
-        });
-        let answer = self.wait(&waiter, now, if here { LOCAL_PATIENCE } else { Duration::ZERO }, patience, has_left);
+        };
+        let answer = self.wait(&waiter, began, if here { LOCAL_PATIENCE } else { Duration::ZERO }, patience, has_left);
         if let Some(want) = waiter.want.get() {
             lock(&self.wants).remove(want);
         }

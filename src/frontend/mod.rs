@@ -6,8 +6,8 @@
 
 mod channel;
 mod desk;
-mod encore;
 mod exchange;
+mod keepalive;
 mod request;
 
 use crate::httpd::client;
@@ -19,9 +19,9 @@ use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_C
 use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
 use desk::{Desk, Lease, Leased, NoLease, Unserved};
-use encore::Occupied;
-pub use encore::{part, wait as wait_for_next_request};
 use exchange::Outcome;
+use keepalive::Occupied;
+pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
 use std::collections::HashMap;
@@ -218,7 +218,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
                 if body_left {
                     client::discard_body(r);
                 } else {
-                    encore::offer(r);
+                    keepalive::offer(r);
                 }
                 return Handled::Done;
             }

@@ -8,17 +8,34 @@ import pytest
 from harness import ALICE, Broken, Site, eventually, in_threads
 from pages import SLEEP_PHP
 
+OUTSIDE = """
+    Alias /outside @ROOT@/outside
+    <Location /outside>
+        AssignServerPool none
+        Require all granted
+    </Location>
+    <Directory @ROOT@/outside>
+        Options +Includes
+        AddOutputFilter INCLUDES .shtml
+    </Directory>
+"""
 LOG_FORMAT = "%U%q|%{tid}P|%D|%X"
 
 
 @pytest.fixture(scope="module")
 def server(shared_httpd):
-    site = Site("alice", ALICE, pool_conf="PoolMaxProcesses 40\nPoolQueueLimit 200")
-    server = shared_httpd(sites=[site], log_format=LOG_FORMAT, conf="MaxKeepAliveRequests 0")
+    # Outside of the pool, and of its directories.
+    site = Site("alice", ALICE, conf=OUTSIDE, pool_conf="PoolMaxProcesses 40\nPoolQueueLimit 200")
+    server = shared_httpd(sites=[site], log_format=LOG_FORMAT, conf="MaxKeepAliveRequests 0", modules=["include"])
     if server.mpm != "event":
         pytest.skip("the thread of a connection keeps it anyway")
     site.write("text.txt", "0123456789")
     site.write("sleep.php", SLEEP_PHP)
+    site.write("big.php", "<?php for ($i = 0; $i < 300; $i++) echo str_repeat('x', 10000);")
+    outside = server.root / "outside"
+    outside.mkdir()
+    outside.chmod(0o755)
+    (outside / "parts.shtml").write_text('<<!--#include virtual="/text.txt?a" -->|<!--#include virtual="/text.txt?b" -->>')
     server.start()
     return server
 
@@ -63,6 +80,23 @@ def test_a_connection_that_closes_ends_at_once(server, half):
                 c.sock.shutdown(socket.SHUT_WR)
     for fields in lines(server, f"/text.txt?last={half}", 5):
         assert fields[3] == "-", "%X: closed after the response"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_connection_that_closes_is_not_cut_short(server, version):
+    """The response is larger than what the sockets hold when httpd is done with it."""
+    with server.connect(rcvbuf=4096) as c:
+        c.send(f"GET /big.php HTTP/{version}\nHost: alice.test\nConnection: close\n\n")
+        time.sleep(0.3)
+        found = c.response()
+    assert (found.status, found.complete, len(found.body)) == (200, True, 3_000_000)
+
+
+def test_a_part_of_a_page_waits_for_nobody(server):
+    """A page of the frontend that includes two parts from the pool: one request of the client's."""
+    with server.connect() as c:
+        for i in range(5):
+            assert c.get(f"/outside/parts.shtml?{i}").text.strip() == "<0123456789|0123456789>"
 
 
 def test_a_client_that_never_closes_holds_no_thread(server):

@@ -45,7 +45,7 @@ impl Drop for Occupied {
 /// written, as httpd logs a request when it is, and reads the next one after that.
 pub fn offer(r: RequestRec<'_>) {
     let limit = *LIMIT.get_or_init(|| if image::is_async() { image::threads_per_child() / 4 * 3 } else { 0 });
-    if OCCUPIED.load(Ordering::Relaxed) > limit {
+    if OCCUPIED.load(Ordering::Relaxed) > limit || r.is_subrequest() {
         return;
     }
     let Some(connection) = Connection::of(r) else { return };
@@ -64,7 +64,7 @@ pub fn offer(r: RequestRec<'_>) {
 }
 
 /// The request is over and logged: waits for the next, if `offer` said so.
-pub fn wait(r: RequestRec<'_>) {
+pub fn wait_for_next_request(r: RequestRec<'_>) {
     let Some((connection, state)) = Connection::of(r).and_then(|c| Some((c, c.kept()?))) else { return };
     if connection.after() == After::Stays && state.wanted.replace(false) {
         let _occupied = Occupied::new();
@@ -72,11 +72,13 @@ pub fn wait(r: RequestRec<'_>) {
     }
 }
 
-/// All is written and httpd is about to close: does the first step of that, and waits for the client to close too, if
-/// `offer` said so. httpd then finds nothing left to wait for.
-pub fn part(connection: Connection<'_>) {
+/// httpd is about to close: does the first step of that, and waits for the client to close too, if `offer` said so. httpd
+/// then finds nothing left to wait for.
+pub fn wait_for_close(connection: Connection<'_>) {
     let Some(state) = connection.kept() else { return };
-    if state.wanted.replace(false) && connection.after() == After::Closes {
+    // TLS has a last word of its own, and what is still queued must not be cut off.
+    let over = state.wanted.replace(false) && connection.after() == After::Closes;
+    if over && connection.is_plain() && connection.write_queued() {
         let _occupied = Occupied::new();
         connection.end_sending();
         ENDS.learn(connection.wait(PATIENCE));
