@@ -23,6 +23,8 @@ const char *pool_entry_pool_idle_timeout(ARGS1);
 const char *pool_entry_pool_max_requests(ARGS1);
 const char *pool_entry_pool_queue_timeout(ARGS1);
 const char *pool_entry_pool_queue_limit(ARGS1);
+const char *pool_entry_pool_max_parked(ARGS1);
+const char *pool_entry_pool_max_frontend_threads(ARGS1);
 const char *pool_entry_pool_env(ARGS2);
 const char *pool_entry_pool_umask(ARGS1);
 const char *pool_entry_pool_module_role(ARGS2);
@@ -59,6 +61,10 @@ const command_rec pool_shim_commands[] = {
         "How long a request waits for a process of the pool"),
     AP_INIT_TAKE1("PoolQueueLimit", pool_entry_pool_queue_limit, NULL, IN_SERVER_OR_POOL,
         "How many requests wait for a process of the pool"),
+    AP_INIT_TAKE1("PoolMaxParked", pool_entry_pool_max_parked, NULL, IN_SERVER_OR_POOL,
+        "How many requests of the pool wait without a thread in each frontend process"),
+    AP_INIT_TAKE1("PoolMaxFrontendThreads", pool_entry_pool_max_frontend_threads, NULL, IN_SERVER_OR_POOL,
+        "How many threads of each frontend process may be with requests of the pool for more than a second"),
     AP_INIT_TAKE12("PoolEnv", pool_entry_pool_env, NULL, IN_SERVER_OR_POOL,
         "An environment variable of the pool's processes: its name, and its value if it is not empty"),
     AP_INIT_TAKE1("PoolUmask", pool_entry_pool_umask, NULL, IN_SERVER_OR_POOL,

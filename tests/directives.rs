@@ -139,6 +139,7 @@ fn the_manual_tells_the_defaults() {
         ("PoolMaxRequestsPerProcess", s::DEFAULT_MAX_REQUESTS.to_string()),
         ("PoolQueueTimeout", format!("{}s", s::DEFAULT_QUEUE_TIMEOUT.as_secs())),
         ("PoolQueueLimit", s::DEFAULT_QUEUE_LIMIT.to_string()),
+        ("PoolMaxParked", s::DEFAULT_MAX_PARKED.to_string()),
     ];
     for (name, value) in defaults {
         let section = text.split(&format!("\n## {name}\n")).nth(1).expect("the directive has a section");

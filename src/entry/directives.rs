@@ -72,6 +72,10 @@ takes_text! {
         config::setting(command, value, PoolTreeBuilder::set_queue_timeout);
     pool_entry_pool_queue_limit => |command, _dir, value|
         config::setting(command, value, PoolTreeBuilder::set_queue_limit);
+    pool_entry_pool_max_parked => |command, _dir, value|
+        config::setting(command, value, PoolTreeBuilder::set_max_parked);
+    pool_entry_pool_max_frontend_threads => |command, _dir, value|
+        config::setting(command, value, PoolTreeBuilder::set_max_frontend_threads);
     pool_entry_pool_umask => |command, _dir, value|
         config::setting(command, value, PoolTreeBuilder::set_umask);
     pool_entry_assign_server_pool => |command, dir, name| {

@@ -11,7 +11,7 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{classes, frontend_tls, hooks, image, log, supervise, Connection, RequestRec, ServerRec};
+use crate::httpd::{classes, frontend_tls, hooks, image, log, parking, supervise, Connection, RequestRec, ServerRec};
 use crate::parent;
 use crate::sys::{fork, privileges};
 use std::os::raw::{c_int, c_void};
@@ -235,6 +235,7 @@ fn answer(handled: Handled) -> c_int {
     match handled {
         Handled::Done => HOOK_DONE,
         Handled::Status(status) => c_int::from(status),
+        Handled::Parked => parking::SUSPENDED,
     }
 }
 
@@ -268,7 +269,7 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
         if is_marked(r) {
             return match pool_of(r).map(|pool| serve(r, pool)) {
                 Some(Handled::Done) => HOOK_OK,
-                Some(Handled::Status(status)) => c_int::from(status),
+                Some(handled) => answer(handled),
                 None => ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
             };
         }

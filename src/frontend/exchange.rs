@@ -4,23 +4,27 @@
 //! worker sends.  Owns: the state of the exchange.  Never: passes on what the decoders of `wire` have not checked.
 
 mod answer;
+mod delivery;
 mod outcome;
 mod upload;
 
 use super::desk::Lease;
 use super::request::{self, ServerName};
-use crate::httpd::client::Client;
+use crate::httpd::parking::Awaited;
 use crate::httpd::RequestRec;
 use crate::settings::LoggedNames;
+use crate::sys::events::Interest;
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::wait;
 use crate::wire::control::Returned;
 use crate::wire::frame::{Exchange, MAX_DATA, MAX_MESSAGE};
 use answer::Stage;
+pub use delivery::{Delivery, Undelivered};
 pub use outcome::Outcome;
 use outcome::{is_unread, Stop};
 use std::cell::RefCell;
 use std::io;
+use std::mem::take;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 pub use upload::Replay;
@@ -32,6 +36,10 @@ const STREAM_POLL: Duration = Duration::from_millis(5);
 const CLIENT_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether a worker has received a request with a large body: it does so at once.
 const TAKEN_POLL: Duration = Duration::from_millis(1);
+/// How long a thread waits for the worker before it parks the request: most are answered by then.
+const BRIEF: Duration = Duration::from_millis(10);
+/// How often a parked request looks for what no descriptor tells.
+const PARKED_LOOK: Duration = Duration::from_millis(100);
 
 /// Buffers of one thread, kept from request to request.
 #[derive(Debug)]
@@ -47,14 +55,44 @@ thread_local! {
     static BUFFERS: RefCell<Option<Buffers>> = const { RefCell::new(None) };
 }
 
-struct Run<'a, 'r> {
+/// What of the thread's buffers a parked request needs again.
+#[derive(Debug, Default)]
+struct Kept {
+    send: Vec<u8>,
+    body: Vec<u8>,
+    first: Vec<u8>,
+}
+
+/// Whose exchange it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Parties<'r> {
+    pub r: RequestRec<'r>,
+    pub server: ServerName,
+    pub pool_name: &'static str,
+    pub logged: &'static LoggedNames,
+    /// It may be parked.
+    pub parks: bool,
+}
+
+/// An exchange. The lease is in order after it only where the outcome says [`Returned::Idle`], or is
+/// [`Outcome::Done`] without `last`.
+#[derive(Debug)]
+pub struct Run<'r> {
     r: RequestRec<'r>,
-    lease: &'a mut Lease,
-    pool_name: &'a str,
-    logged: &'a LoggedNames,
+    lease: Lease,
+    pool_name: &'static str,
+    logged: &'static LoggedNames,
     server: ServerName,
-    client: Client<'r>,
+    out: Delivery<'r>,
     upload: Upload,
+    parks: bool,
+    /// The request is on its way to the worker.
+    sent: bool,
+    /// Body frames in the send buffer that did not fit the worker's socket yet.
+    pending: bool,
+    kept: Kept,
+    /// How long the worker, or the client, may take for its next step.
+    patience: Duration,
     /// The client sends a body that is not the worker's concern.
     kept_body: bool,
     /// The last look for more of the body found none: filters hold nothing back, so its socket can be polled.
@@ -62,6 +100,7 @@ struct Run<'a, 'r> {
     /// How often the client's body was looked at, and how the last look ended. What the first one took can be told to
     /// another worker.
     reads: u32,
+    first_kept: bool,
     part_end: PartEnd,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
@@ -82,89 +121,133 @@ struct Run<'a, 'r> {
     bodiless: bool,
 }
 
-/// Runs the exchange. `replay` carries what an earlier try has taken of the client's body. The lease is in order
-/// afterwards only where the outcome says [`Returned::Idle`], or is [`Outcome::Done`] without `last`.
-pub fn run(
-    r: RequestRec<'_>,
-    server: ServerName,
-    lease: &mut Lease,
-    pool_name: &str,
-    logged: &LoggedNames,
-    replay: &mut Option<Replay>,
-) -> Outcome {
-    // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
-    if set_timeout(lease, r.server().timeout()).is_err() {
-        return Outcome::Unread;
-    }
-    let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
-        receive: vec![0; MAX_MESSAGE],
-        send: Vec::with_capacity(MAX_MESSAGE),
-        body: Vec::with_capacity(MAX_DATA),
-        first: Vec::new(),
-    });
-    let mut run = Run {
-        r,
-        lease,
-        pool_name,
-        logged,
-        server,
-        client: Client::new(r),
-        upload: Upload::Complete,
-        kept_body: false,
-        dry: false,
-        reads: 0,
-        part_end: PartEnd::Open,
-        messages: 0,
-        stage: Stage::Waiting,
-        heard: false,
-        head: Vec::new(),
-        meta: Vec::new(),
-        meta_complete: false,
-        interim: 0,
-        files: 0,
-        progress: Instant::now(),
-        progressed: false,
-        log_lines: 0,
-        remaining: None,
-        bodiless: false,
-    };
-    let outcome = run.whole(&mut buffers, replay);
-    if matches!(outcome, Outcome::Unread) && run.reads > 0 {
-        let mut body = if run.reads > 1 { std::mem::take(&mut buffers.first) } else { Vec::new() };
-        body.append(&mut buffers.body);
-        *replay = Some(Replay { body, end: run.part_end });
-    }
-    run.lease.exchange = run.lease.exchange.next();
-    BUFFERS.with(|b| *b.borrow_mut() = Some(buffers));
-    outcome
-}
-
-fn set_timeout(lease: &mut Lease, timeout: Duration) -> io::Result<()> {
-    if lease.timeout != timeout {
-        socket::receive_timeout(lease.socket.as_fd(), timeout)?;
-        let _ = socket::send_timeout(lease.socket.as_fd(), timeout);
-        lease.timeout = timeout;
+fn set_timeout(lease: &mut Lease, receive: Duration, send: Duration) -> io::Result<()> {
+    if lease.timeout != receive {
+        socket::receive_timeout(lease.socket.as_fd(), receive)?;
+        let _ = socket::send_timeout(lease.socket.as_fd(), send);
+        lease.timeout = receive;
     }
     Ok(())
 }
 
-impl Run<'_, '_> {
-    fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Outcome {
-        match self.send_request(buffers, replay) {
-            Ok(()) => {}
-            Err(Unsent::TooLarge(what)) => {
-                let why = format!("was not asked: {}", what.text());
-                return Outcome::Answer { status: what.status(), how: Returned::Idle, why };
-            }
-            Err(Unsent::Failed(kind)) if self.messages == 0 && is_unread(kind) => return Outcome::Unread,
-            Err(Unsent::Failed(io::ErrorKind::WouldBlock)) => return self.stopped(Stop::Silent),
-            Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
+impl<'r> Run<'r> {
+    pub fn new(parties: Parties<'r>, lease: Lease) -> Self {
+        let Parties { r, server, pool_name, logged, parks } = parties;
+        Self {
+            r,
+            lease,
+            pool_name,
+            logged,
+            server,
+            out: Delivery::new(r, parks),
+            upload: Upload::Complete,
+            parks,
+            sent: false,
+            pending: false,
+            kept: Kept::default(),
+            patience: r.server().timeout(),
+            kept_body: false,
+            dry: false,
+            reads: 0,
+            first_kept: false,
+            part_end: PartEnd::Open,
+            messages: 0,
+            stage: Stage::Waiting,
+            heard: false,
+            head: Vec::new(),
+            meta: Vec::new(),
+            meta_complete: false,
+            interim: 0,
+            files: 0,
+            progress: Instant::now(),
+            progressed: false,
+            log_lines: 0,
+            remaining: None,
+            bodiless: false,
         }
-        match self.converse(buffers) {
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.lease.pid
+    }
+
+    /// The exchange is over: its lease, and what the client has not taken yet.
+    pub fn into_parts(self) -> (Lease, Delivery<'r>) {
+        (self.lease, self.out)
+    }
+
+    /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the
+    /// client's body, and what this one leaves to the next.
+    pub fn go_on(&mut self, replay: &mut Option<Replay>, crowded: bool) -> Outcome {
+        // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
+        let receive = if self.parks { BRIEF } else { self.patience };
+        if set_timeout(&mut self.lease, receive, self.patience).is_err() {
+            return if self.sent { self.stopped(Stop::Died(None)) } else { Outcome::Unread };
+        }
+        let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
+            receive: vec![0; MAX_MESSAGE],
+            send: Vec::with_capacity(MAX_MESSAGE),
+            body: Vec::with_capacity(MAX_DATA),
+            first: Vec::new(),
+        });
+        self.put_back(&mut buffers);
+        let outcome = self.whole(&mut buffers, replay, crowded);
+        match outcome {
+            Outcome::Parked => self.keep(&buffers),
+            Outcome::Unread if self.reads > 0 => {
+                let mut body = if self.first_kept { take(&mut buffers.first) } else { Vec::new() };
+                body.append(&mut buffers.body);
+                *replay = Some(Replay { body, end: self.part_end });
+            }
+            _ => {}
+        }
+        if !matches!(outcome, Outcome::Parked) {
+            self.lease.exchange = self.lease.exchange.next();
+        }
+        BUFFERS.with(|b| *b.borrow_mut() = Some(buffers));
+        outcome
+    }
+
+    fn keep(&mut self, buffers: &Buffers) {
+        let copy = |bytes: &[u8], wanted: bool| if wanted { bytes.to_vec() } else { Vec::new() };
+        let may_replay = !self.heard && self.reads > 0;
+        self.kept = Kept {
+            send: copy(&buffers.send, self.pending),
+            body: copy(&buffers.body, may_replay),
+            first: copy(&buffers.first, may_replay && self.first_kept),
+        };
+    }
+
+    fn put_back(&mut self, buffers: &mut Buffers) {
+        let kept = take(&mut self.kept);
+        for (buffer, bytes) in
+            [(&mut buffers.send, kept.send), (&mut buffers.body, kept.body), (&mut buffers.first, kept.first)]
+        {
+            buffer.clear();
+            buffer.extend_from_slice(&bytes);
+        }
+    }
+
+    fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>, crowded: bool) -> Outcome {
+        if !self.sent {
+            match self.send_request(buffers, replay) {
+                Ok(()) => {}
+                Err(Unsent::TooLarge(what)) => {
+                    let why = format!("was not asked: {}", what.text());
+                    return Outcome::Answer { status: what.status(), how: Returned::Idle, why };
+                }
+                Err(Unsent::Failed(kind)) if self.messages == 0 && is_unread(kind) => return Outcome::Unread,
+                Err(Unsent::Failed(io::ErrorKind::WouldBlock)) => return self.stopped(Stop::Silent),
+                Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
+            }
+            self.sent = true;
+        }
+        match self.converse(buffers, crowded) {
             Ok(last) => Outcome::Done {
                 last,
                 body_left: matches!(self.upload, Upload::Running | Upload::Cut) || self.kept_body,
             },
+            Err(Stop::Parks) => Outcome::Parked,
             Err(stop) => self.stopped(stop),
         }
     }
@@ -174,33 +257,45 @@ impl Run<'_, '_> {
     }
 
     /// Until END; returns whether the worker takes no further request.
-    fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
-        // Body frames in `buffers.send` that did not fit the worker's socket yet.
-        let mut pending = false;
+    fn converse(&mut self, buffers: &mut Buffers, crowded: bool) -> Result<bool, Stop> {
+        if !self.out.is_through() {
+            if !self.out.go_on()? {
+                return Err(Stop::Parks);
+            }
+            // The worker had to wait for the client.
+            self.progress = Instant::now();
+        }
         loop {
             if let Stage::Complete { last } = self.stage {
                 return Ok(last);
             }
-            if self.upload != Upload::Running && !pending {
-                self.hear(&mut buffers.receive, Blocking::Yes)?;
+            if !self.out.is_through() {
+                return Err(Stop::Parks);
+            }
+            if self.upload != Upload::Running && !self.pending {
+                match self.hear(&mut buffers.receive, if self.parks && crowded { Blocking::No } else { Blocking::Yes })
+                {
+                    Err(Stop::Silent) if self.parks && !self.is_overdue() => return Err(self.parks_unless_gone()),
+                    heard => heard?,
+                }
                 continue;
             }
-            if !pending {
-                pending = self.read_on(buffers)?;
+            if !self.pending {
+                self.pending = self.read_on(buffers)?;
             }
-            if pending {
-                pending = self.send_some(&buffers.send)?;
+            if self.pending {
+                self.pending = self.send_some(&buffers.send)?;
             }
             match self.hear(&mut buffers.receive, Blocking::No) {
-                Err(Stop::Silent) if pending || (self.upload == Upload::Running && self.dry) => {
-                    let left = self.lease.timeout.saturating_sub(self.progress.elapsed());
+                Err(Stop::Silent) if self.pending || (self.upload == Upload::Running && self.dry) => {
+                    let left = self.left();
                     if !left.is_zero() {
-                        self.wait(pending, left)?;
-                    } else if pending || self.holds_unread() {
+                        self.wait(left, crowded)?;
+                    } else if self.pending || self.holds_unread() {
                         return Err(Stop::Silent);
                     } else {
                         self.give_up_client(&mut buffers.send);
-                        pending = true;
+                        self.pending = true;
                     }
                 }
                 Err(Stop::Silent) => {}
@@ -221,8 +316,11 @@ impl Run<'_, '_> {
         let since = Instant::now();
         let lease = self.lease.socket.as_fd();
         while self.holds_unread() && !wait::is_hung_up(lease, false) {
-            if since.elapsed() > self.lease.timeout {
+            if self.is_overdue() {
                 return Err(Stop::Silent);
+            }
+            if self.parks && since.elapsed() > BRIEF {
+                return Err(self.parks_unless_gone());
             }
             wait::readable_or_writable(lease, false, None, TAKEN_POLL).map_err(|e| Stop::Died(Some(e.kind())))?;
         }
@@ -234,16 +332,60 @@ impl Run<'_, '_> {
         socket::unread_by_peer(self.lease.socket.as_fd()).is_ok_and(|bytes| bytes > 0)
     }
 
+    /// What is left of the time for the next step.
+    fn left(&self) -> Duration {
+        self.patience.saturating_sub(self.progress.elapsed())
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// The request can be parked now, if somebody waits for its answer still.
+    fn parks_unless_gone(&self) -> Stop {
+        if self.out.client.socket().is_some_and(|client| wait::is_hung_up(client, true)) {
+            Stop::ClientGone
+        } else {
+            Stop::Parks
+        }
+    }
+
     /// Waits until either side can go on.
-    fn wait(&self, pending: bool, left: Duration) -> Result<(), Stop> {
-        let client = if pending { None } else { self.client.socket() };
+    fn wait(&self, left: Duration, crowded: bool) -> Result<(), Stop> {
+        let client = if self.pending { None } else { self.out.client.socket() };
         let patience = match client {
-            _ if pending => left,
+            _ if self.parks => {
+                if crowded {
+                    Duration::ZERO
+                } else {
+                    left.min(BRIEF)
+                }
+            }
+            _ if self.pending => left,
             Some(_) => left.min(CLIENT_LOOK),
             None => STREAM_POLL,
         };
-        wait::readable_or_writable(self.lease.socket.as_fd(), pending, client, patience)
-            .map_err(|e| Stop::Died(Some(e.kind())))
+        match wait::readable_or_writable(self.lease.socket.as_fd(), self.pending, client, patience) {
+            Ok(false) if self.parks => Err(Stop::Parks),
+            Ok(_) => Ok(()),
+            Err(e) => Err(Stop::Died(Some(e.kind()))),
+        }
+    }
+
+    /// What a parked exchange waits for.
+    pub fn awaited(&self) -> Awaited<'_> {
+        let now = Instant::now();
+        if !self.out.is_through() {
+            return Awaited { peer: None, client: Interest::Write, until: now + self.patience };
+        }
+        let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running;
+        let (interest, client, patience) = match () {
+            () if self.pending => (Interest::Any, Interest::End, self.left()),
+            () if untaken => (Interest::Read, Interest::End, self.left().min(PARKED_LOOK)),
+            () if self.upload == Upload::Running => (Interest::Read, Interest::Read, self.left().min(CLIENT_LOOK)),
+            () => (Interest::Read, Interest::End, self.left()),
+        };
+        Awaited { peer: Some((self.lease.socket.as_fd(), interest)), client, until: now + patience }
     }
 
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {

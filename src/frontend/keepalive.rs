@@ -41,6 +41,11 @@ impl Drop for Occupied {
     }
 }
 
+/// So many threads are with requests of pools that one should not wait for long.
+pub fn is_crowded() -> bool {
+    OCCUPIED.load(Ordering::Relaxed) > image::threads_per_child() / 2
+}
+
 /// The response of a pool is in httpd's queue. If it is worth to wait for the client's next request, the response is
 /// written, as httpd logs a request when it is, and reads the next one after that.
 pub fn offer(r: RequestRec<'_>) {

@@ -9,27 +9,26 @@ mod desk;
 mod exchange;
 mod keepalive;
 mod request;
+mod service;
 
-use crate::httpd::client;
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{conftree, hooks, log, RequestRec, ServerRec};
+use crate::httpd::{self, conftree, hooks, log, ServerRec};
+use crate::policy::threads::Threads;
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
-use crate::wire::control::{ControllerMessage, InFlight, Refusal, Returned, MAX_CONTROL_MESSAGE};
+use crate::wire::control::{ControllerMessage, InFlight, MAX_CONTROL_MESSAGE};
 use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
-use desk::{Desk, Lease, Leased, NoLease, Unserved};
-use exchange::Outcome;
-use keepalive::Occupied;
+use desk::Desk;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
+pub use service::{has_failed, serve, Handled};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-/// How many workers granted to a request are tried, as long as surely none has read it.
-const MAX_TRIES: u32 = 5;
 /// How long the helper thread waits before it says hello to a controller again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a frontend whose parent is gone may take to end by itself.
@@ -39,6 +38,8 @@ const END_PATIENCE: Duration = Duration::from_secs(3);
 struct Frontend {
     desk: Desk,
     pools: Vec<PoolFacts>,
+    threads: Threads,
+    began: Instant,
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
     logs: HashMap<u32, ServerRec<'static>>,
@@ -51,6 +52,11 @@ struct Frontend {
 struct PoolFacts {
     name: String,
     queue_timeout: Duration,
+    max_parked: u32,
+    /// `None`: threads are not shared between requests here.
+    max_threads: Option<u32>,
+    /// Its requests that are parked now.
+    parked: AtomicU32,
 }
 
 static FRONTEND: OnceCell<Frontend> = OnceCell::new();
@@ -71,12 +77,21 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     let identity = Identity { generation: start.generation, build_id: image::build_id() };
     let channel = Channel::new(start.connector, identity);
     channel.connect(Vec::new())?;
+    // A process of one thread has nothing to share out.
+    let half_of_threads = Some(httpd::image::threads_per_child() / 2).filter(|&half| half > 0);
     let pools: Vec<PoolFacts> = start
         .tree
         .pools()
         .iter()
-        .map(|p| PoolFacts { name: p.name.clone(), queue_timeout: p.limits.queue_timeout })
+        .map(|p| PoolFacts {
+            name: p.name.clone(),
+            queue_timeout: p.limits.queue_timeout,
+            max_parked: p.limits.max_parked,
+            max_threads: p.limits.max_frontend_threads.or(half_of_threads),
+            parked: AtomicU32::new(0),
+        })
         .collect();
+    let threads = Threads::new(pools.len());
     let desk = Desk::new(pools.len(), channel);
     let mut logs = HashMap::new();
     let mut servers = HashMap::new();
@@ -88,7 +103,8 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     }
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
-    let frontend = Frontend { desk, pools, main: start.main, logs, servers, logged };
+    let began = Instant::now();
+    let frontend = Frontend { desk, pools, threads, began, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
@@ -161,142 +177,4 @@ impl Frontend {
             None => log::server(log::Level::Error, server, [front.as_bytes(), line].concat()),
         }
     }
-}
-
-/// What httpd is to do with the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handled {
-    /// The client has its response, or what could be sent of it.
-    Done,
-    /// httpd makes the response for this status.
-    Status(u16),
-}
-
-/// Serves a request by a worker of the pool with this index.
-pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
-    let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));
-    let Some((frontend, facts)) = facts else {
-        log::request(log::Level::Error, r, "POOL102: this process has no channel to the controller: restart httpd");
-        return Handled::Status(503);
-    };
-    let desk = &frontend.desk;
-    let Some(server) = frontend.servers.get(&r.server().key()).copied() else {
-        log::request(log::Level::Error, r, "POOL107: the request's virtual host is not in the configuration");
-        return Handled::Status(500);
-    };
-    let _occupied = Occupied::new();
-    r.note(c"pool-name", facts.name.as_bytes());
-    let began = Instant::now();
-    let mut cold = false;
-    let mut replay = None;
-    // Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
-    let mut grants = 0;
-    while grants < MAX_TRIES {
-        let acquired = desk.acquire(pool, facts.queue_timeout, &|half| client::has_left(r, half));
-        let Leased { mut lease, cold: forked, granted } = match acquired {
-            Ok(leased) => leased,
-            Err(Unserved::ClientGone) => {
-                note_wait(r, began, cold);
-                client::abandon(r);
-                return Handled::Done;
-            }
-            Err(Unserved::Refused(why)) => {
-                note_wait(r, began, cold);
-                return refused(r, &facts.name, &why);
-            }
-        };
-        cold |= forked;
-        grants += u32::from(granted);
-        note_wait(r, began, cold);
-        r.note(c"pool-pid", lease.pid.to_string().as_bytes());
-        desk.begin(&lease);
-        let outcome = exchange::run(r, server, &mut lease, &facts.name, &frontend.logged, &mut replay);
-        let pid = lease.pid;
-        match outcome {
-            Outcome::Done { last, body_left } => {
-                desk.release(lease, if last { Returned::Last } else { Returned::Idle });
-                if body_left {
-                    client::discard_body(r);
-                } else {
-                    keepalive::offer(r);
-                }
-                return Handled::Done;
-            }
-            Outcome::ClientGone => {
-                desk.release(lease, Returned::Abandoned);
-                return Handled::Done;
-            }
-            Outcome::Unread => desk.release(lease, Returned::Dead),
-            Outcome::Answer { status, how, why } => {
-                let why = with_obituary(desk, &lease, how, why);
-                desk.release(lease, how);
-                complain(r, "POOL103", &facts.name, pid, &format!("{why}: {status}"));
-                return failed(r, status, 1);
-            }
-            Outcome::BrokeOff { how, why } => {
-                let why = with_obituary(desk, &lease, how, why);
-                desk.release(lease, how);
-                complain(r, "POOL104", &facts.name, pid, &format!("{why}: the response was broken off"));
-                return Handled::Done;
-            }
-        }
-    }
-    let why = "no worker took the request, in several tries: 503";
-    log::request(log::Level::Error, r, format!("POOL105: [pool {}] {why}", facts.name));
-    failed(r, 503, 1)
-}
-
-/// This module's own answer, not a worker's; a client that got 503 may come again after some seconds.
-fn failed(r: RequestRec<'_>, status: u16, retry_after_s: u32) -> Handled {
-    r.note(FAILED, b"1");
-    if status == 503 {
-        client::set_error_header(r, c"Retry-After", &retry_after_s.max(1).to_string());
-    }
-    Handled::Status(status)
-}
-
-/// The request that this one was redirected from got its error status from this module, not from a worker.
-pub fn has_failed(r: RequestRec<'_>) -> bool {
-    r.previous().is_some_and(|p| p.notes().get(FAILED).is_some())
-}
-
-const FAILED: &std::ffi::CStr = c"pool-failed";
-
-fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
-    r.note(c"pool-wait", began.elapsed().as_micros().to_string().as_bytes());
-    r.note(c"pool-cold", if cold { b"1" } else { b"0" });
-}
-
-/// When the worker died: how, as the controller saw it.
-fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> String {
-    if how != Returned::Dead {
-        return why;
-    }
-    match desk.obituary(lease).map(crate::sys::process::describe_wait_status) {
-        Some(end) => format!("{end} before its response was complete"),
-        None => why,
-    }
-}
-
-fn complain(r: RequestRec<'_>, tag: &str, pool: &str, pid: u32, why: &str) {
-    let text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}");
-    log::request(log::Level::Error, r, request::naming(r, text));
-}
-
-fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
-    let reason = match why.reason {
-        Refusal::QueueFull => "PoolQueueLimit: too many requests wait for a worker already",
-        Refusal::QueueTimeout => "PoolQueueTimeout: no worker became free in time",
-        Refusal::Throttled => {
-            "the pool's processes die when they start (the server's error log says why); the next attempt comes later"
-        }
-        Refusal::NoPool => "the running configuration has no such pool",
-        Refusal::Stopping => "the server is stopping",
-    };
-    // Why processes fail to start is logged once for each attempt, by the controller.
-    let told = why.text.is_empty() || why.reason == Refusal::Throttled;
-    let detail = if told { String::new() } else { format!(" ({})", why.text) };
-    let text = format!("POOL106: [pool {pool}] 503: {reason}{detail}");
-    log::request(log::Level::Error, r, request::naming(r, text));
-    failed(r, 503, why.retry_after_s)
 }

@@ -11,6 +11,9 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+/// Bytes of a body that are dropped in one go.
+const DISCARD: usize = 64 * 1024;
+
 /// The client is gone, or its connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientGone;
@@ -46,6 +49,9 @@ pub struct Client<'r> {
     out: *mut ffi::apr_bucket_brigade,
     input: *mut ffi::apr_bucket_brigade,
 }
+
+// SAFETY: as for the request; the brigades are the request's.
+unsafe impl Send for Client<'_> {}
 
 impl<'r> Client<'r> {
     pub fn new(r: RequestRec<'r>) -> Self {
@@ -194,6 +200,11 @@ impl<'r> Client<'r> {
         };
         // SAFETY: the descriptor is the connection's, which lives longer than the request.
         (rc == 0 && fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// The client's socket takes something at once.
+    pub fn is_writable(&self) -> bool {
+        self.socket().is_some_and(wait::is_writable)
     }
 
     /// Plain HTTP/1: nothing between us and the socket reads the bytes of a file.
@@ -356,8 +367,21 @@ impl<'r> Client<'r> {
     }
 }
 
-/// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found.
-pub fn discard_body(r: RequestRec<'_>) {
+/// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found. Without
+/// `waiting` only what is there, and the connection ends behind the response if that is not all.
+pub fn discard_body(r: RequestRec<'_>, waiting: bool) {
+    if !waiting {
+        let mut client = Client::new(r);
+        let mut dropped = Vec::new();
+        loop {
+            dropped.clear();
+            match client.read_body(&mut dropped, DISCARD) {
+                BodyRead::Data => {}
+                BodyRead::End => return,
+                BodyRead::WouldBlock | BodyRead::Failed(_) => return client.close_after(),
+            }
+        }
+    }
     // SAFETY: the request is live.
     unsafe { ffi::ap_discard_request_body(r.as_ptr()) };
 }

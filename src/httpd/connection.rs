@@ -8,7 +8,7 @@ use crate::apr::AprPool;
 use crate::ffi;
 use crate::policy::habit::Habit;
 use crate::sys::{socket, wait};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
@@ -31,7 +31,10 @@ pub struct Connection<'r> {
     life: PhantomData<&'r ffi::conn_rec>,
 }
 
-/// What this module keeps with a connection. `Cell`s, as one thread has the connection at a time.
+// SAFETY: as for the request that it carries.
+unsafe impl Send for Connection<'_> {}
+
+/// What this module keeps with a connection. Cells, as one thread has the connection at a time.
 #[derive(Debug)]
 pub struct State {
     /// What `frontend_tls` keeps, in the connection's pool.
@@ -42,6 +45,8 @@ pub struct State {
     pub wanted: Cell<bool>,
     /// What mod_pool as the MPM knows of the connection; null under another MPM.
     pub(super) mpm: Cell<*mut c_void>,
+    /// What goes on with the connection's request, which has no thread.
+    pub(super) parked: RefCell<Option<super::parking::Left>>,
 }
 
 impl Default for State {
@@ -51,6 +56,7 @@ impl Default for State {
             requests: Habit::default(),
             wanted: Cell::default(),
             mpm: Cell::new(ptr::null_mut()),
+            parked: RefCell::default(),
         }
     }
 }
@@ -157,6 +163,12 @@ impl<'r> Connection<'r> {
             let Some(write) = (*(*last).frec).filter_func.out_func else { return false };
             write(last, ptr::null_mut()) == 0 && self.raw.as_ref().data_in_output_filters == 0
         }
+    }
+
+    /// The socket has taken everything that was passed on to the last filter; tries to write what is left.
+    pub fn has_written(self) -> bool {
+        // SAFETY: the connection is live.
+        unsafe { self.raw.as_ref().data_in_output_filters == 0 || self.write_queued() }
     }
 
     fn socket(self) -> Option<BorrowedFd<'r>> {

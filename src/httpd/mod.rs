@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod image;
 pub mod log;
 pub mod mpm;
+pub mod parking;
 pub mod php;
 pub mod rebuild;
 pub mod request;

@@ -17,6 +17,10 @@ pub struct RequestRec<'r> {
     life: PhantomData<&'r ffi::request_rec>,
 }
 
+// SAFETY: httpd's requests wander between threads with their connection. What moves one (`parking`) takes it from a hook
+// that has answered SUSPENDED: no copy of this value is used by that thread any more.
+unsafe impl Send for RequestRec<'_> {}
+
 macro_rules! strings {
     ($($(#[$doc:meta])* $name:ident = $field:ident;)*) => {
         $($(#[$doc])*

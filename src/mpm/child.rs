@@ -12,7 +12,7 @@ use crate::httpd::mpm::listen::{Bucket, End, Listener};
 use crate::httpd::mpm::score::{self, Seat, Status};
 use crate::httpd::mpm::threads::{Attributes, Callback, Failed, Handle};
 use crate::httpd::mpm::{process, retained};
-use crate::httpd::ServerRec;
+use crate::httpd::{parking, ServerRec};
 use crate::policy::mpm::slots::{Slots, FREE_BITS};
 use crate::policy::Millis;
 use crate::settings::MpmLimits;
@@ -50,6 +50,8 @@ pub enum Waits {
     Linger,
     /// A module has it.
     Module,
+    /// Its request can go on.
+    Request,
 }
 
 /// What some thread is to do.
@@ -59,6 +61,8 @@ pub enum Task {
     End(Held),
     /// A module's connection that it gave back: send what is left, then as ever.
     Continue(Held),
+    /// A parked request can go on.
+    GoOn(Held),
     Call(Callback),
 }
 
@@ -108,6 +112,8 @@ pub struct Counts {
     pub connections: AtomicU32,
     pub lingering: AtomicU32,
     pub suspended: AtomicU32,
+    /// Connections with a parked request.
+    pub parked: AtomicU32,
     pub io: AtomicU32,
     pub write: AtomicU32,
     pub keep_alive: AtomicU32,
@@ -158,6 +164,7 @@ pub fn run(start: &Start<'_>) -> (AprPool<'static>, i32) {
             return (pchild, process::SICK);
         }
     };
+    parking::open(frontend);
     let threads = match frontend.start_threads(start.pconf, start.main) {
         Ok(threads) => threads,
         Err(Failed(code)) => {

@@ -51,6 +51,12 @@ impl Timers {
         Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
     }
 
+    /// This time on the clock of `now`.
+    pub fn at(&self, time: Instant) -> Millis {
+        let since = time.saturating_duration_since(self.began).as_micros().div_ceil(1000);
+        Millis::try_from(since).unwrap_or(Millis::MAX)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

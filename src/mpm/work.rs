@@ -11,6 +11,7 @@ use crate::httpd::mpm::listen::{Listener, NotAccepted};
 use crate::httpd::mpm::retained;
 use crate::httpd::mpm::score::{self, Connections, Seat, Status};
 use crate::httpd::mpm::threads::Thread;
+use crate::httpd::parking::{Lot, Ticket};
 use crate::policy::mpm::admission::{self, Load};
 use crate::policy::mpm::connection::{after_flush, after_processing, AfterFlush, Flushed, Next};
 use crate::policy::mpm::slots::{Look, Token};
@@ -45,6 +46,8 @@ struct Hand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Process,
+    /// Its parked request.
+    Request,
     Flush,
     End,
 }
@@ -57,6 +60,14 @@ fn millis(time: Duration) -> Millis {
 fn connection_ended(token: Token, lingering: bool, suspended: bool) {
     if let Some(frontend) = child::current() {
         frontend.connection_ended(token, lingering, suspended);
+    }
+}
+
+impl Lot for Frontend {
+    fn wake(&self, ticket: Ticket) {
+        if let Some(held) = self.held.take_if(ticket.0, |held| held.waits == Waits::Request) {
+            self.wake_parked(held);
+        }
     }
 }
 
@@ -95,6 +106,9 @@ impl Frontend {
             self.accept(usize::try_from(token & !LISTENER).unwrap_or(usize::MAX), hand);
         } else if let Some(mut held) = self.held.take(token) {
             self.uncount(held.waits);
+            if held.waits == Waits::Request {
+                self.unwatch_peer(&held);
+            }
             let stage = match held.waits {
                 Waits::Io | Waits::KeepAlive => Stage::Process,
                 // Filters that read ahead write in their reading, too.
@@ -103,6 +117,7 @@ impl Frontend {
                 Waits::Linger => return self.linger(held),
                 // It is not watched; whatever this number was for, the module goes on with it.
                 Waits::Module => return self.leave_to_module(held),
+                Waits::Request => Stage::Request,
             };
             held.connection.resume(hand.seat, hand.thread);
             self.go_on(held, stage, hand);
@@ -117,6 +132,7 @@ impl Frontend {
         let (mut held, stage) = match task {
             Some(Task::End(held)) => (held, Stage::End),
             Some(Task::Continue(held)) => (held, Stage::Flush),
+            Some(Task::GoOn(held)) => (held, Stage::Request),
             Some(Task::Call(callback)) => {
                 callback.call();
                 self.take_back();
@@ -146,7 +162,8 @@ impl Frontend {
         Load {
             threads: self.limits.limits.threads_per_child,
             idle: self.counts.idle.load(Acquire),
-            connections: self.counts.connections.load(Acquire),
+            // A parked request waits for a pool, not for this process: it may not keep other clients out.
+            connections: self.counts.connections.load(Acquire).saturating_sub(self.counts.parked.load(Acquire)),
             lingering: self.counts.lingering.load(Acquire),
             factor: self.limits.factor,
             closed: self.closed.load(Acquire),
@@ -291,7 +308,11 @@ impl Frontend {
         }
         loop {
             stage = match stage {
-                Stage::Process => match after_processing(held.connection.process()) {
+                Stage::Process | Stage::Request => match after_processing(if stage == Stage::Request {
+                    held.connection.go_on()
+                } else {
+                    held.connection.process()
+                }) {
                     Next::Flush => Stage::Flush,
                     Next::Linger => Stage::End,
                     Next::WaitIo => {
@@ -301,6 +322,10 @@ impl Frontend {
                     }
                     Next::Suspend => {
                         self.park(held, Waits::Module);
+                        break;
+                    }
+                    Next::Park => {
+                        self.park_request(held);
                         break;
                     }
                 },
@@ -364,17 +389,17 @@ impl Frontend {
                 (Some(now.saturating_add(millis(connection.keep_alive_timeout()))), Some(Interest::Read))
             }
             Waits::Linger => (Some(held.linger_until), Some(Interest::Read)),
-            Waits::Module => (None, None),
+            Waits::Module | Waits::Request => (None, None),
         };
         match waits {
-            Waits::Linger => {}
+            Waits::Linger | Waits::Request => {}
             Waits::Module => connection.suspend(),
             Waits::Io | Waits::Write | Waits::KeepAlive => connection.leave(),
         }
         held.waits = waits;
         self.count(waits);
         let token = held.connection.token();
-        let parked = self.held.park(token, held, deadline, |held| match interest {
+        let parked = self.held.park(token, held, deadline, |held, token| match interest {
             Some(interest) => {
                 let known = held.connection.watch();
                 self.events.arm(held.connection.fd(), token, interest, known)
@@ -401,10 +426,62 @@ impl Frontend {
         }
     }
 
+    /// Lets a request wait without a thread.
+    fn park_request(&self, mut held: Held) {
+        held.connection.leave();
+        held.waits = Waits::Request;
+        self.count(Waits::Request);
+        let token = held.connection.token();
+        let until = held.connection.with_awaited(|awaited| self.timers.at(awaited.until));
+        let parked = self.held.park(token, held, until, |held, token| {
+            let known = held.connection.watch();
+            let armed = held.connection.with_awaited(|awaited| {
+                if let Some((peer, interest)) = awaited.peer {
+                    self.events.arm(peer, token, interest, false)?;
+                }
+                self.events.arm(held.connection.fd(), token, awaited.client, known)
+            });
+            armed.unwrap_or(Ok(()))
+        });
+        match parked {
+            Ok(Some(due)) => self.timers.insert(due, token),
+            Ok(None) => {}
+            Err((held, e)) => {
+                self.uncount(Waits::Request);
+                self.unwatch_peer(&held);
+                if let Some(e) = e {
+                    log::main_server(Level::Error, format!("POOL218: a request cannot be parked: {e}; it is ended"));
+                }
+                return self.keep_pool(held.connection.close());
+            }
+        }
+        // Whoever had it go on before it was parked found nothing.
+        if let Some(held) = self.held.take_if(token, |held| held.waits == Waits::Request && held.connection.is_ready())
+        {
+            self.wake_parked(held);
+        }
+    }
+
+    /// What a parked request waits for besides its client is not watched any more: it may serve another one next.
+    fn unwatch_peer(&self, held: &Held) {
+        held.connection.with_awaited(|awaited| {
+            if let Some((peer, _)) = awaited.peer {
+                self.events.remove(peer);
+            }
+        });
+    }
+
+    /// Has some thread go on with a request that was taken from where it was parked.
+    fn wake_parked(&self, held: Held) {
+        self.uncount(Waits::Request);
+        self.unwatch_peer(&held);
+        self.give(Task::GoOn(held));
+    }
+
     fn leave_to_module(&self, held: Held) {
         let token = held.connection.token();
         self.count(Waits::Module);
-        if let Err((held, _)) = self.held.park(token, held, None, |_| Ok::<(), ()>(())) {
+        if let Err((held, _)) = self.held.park(token, held, None, |_, _| Ok::<(), ()>(())) {
             self.uncount(Waits::Module);
             self.keep_pool(held.connection.close());
         }
@@ -441,6 +518,7 @@ impl Frontend {
             Waits::Write => Some(&self.counts.write),
             Waits::KeepAlive => Some(&self.counts.keep_alive),
             Waits::Module => Some(&self.counts.suspended),
+            Waits::Request => Some(&self.counts.parked),
             // Counted from the beginning of its end until it is closed.
             Waits::Linger => None,
         }
@@ -494,6 +572,9 @@ impl Frontend {
             Look::Later(due) => return self.timers.insert(due, token),
             Look::Due(held) => held,
         };
+        if held.waits == Waits::Request {
+            return self.wake_parked(held);
+        }
         self.uncount(held.waits);
         match held.waits {
             Waits::Io | Waits::Write => self.give(Task::End(held)),
@@ -507,7 +588,7 @@ impl Frontend {
                 self.give(Task::End(held));
             }
             Waits::Linger => self.keep_pool(held.connection.close()),
-            Waits::Module => self.leave_to_module(held),
+            Waits::Module | Waits::Request => self.leave_to_module(held),
         }
     }
 
@@ -517,7 +598,7 @@ impl Frontend {
         let token = held.connection.token();
         let deadline = now.saturating_add(millis(held.connection.timeout()));
         self.count(waits);
-        let again = |held: &mut Held| self.events.arm(held.connection.fd(), token, Interest::Read, true);
+        let again = |held: &mut Held, token| self.events.arm(held.connection.fd(), token, Interest::Read, true);
         match self.held.park(token, held, Some(deadline), again) {
             Ok(Some(due)) => self.timers.insert(due, token),
             Ok(None) => {}
@@ -537,7 +618,7 @@ impl Frontend {
                 write_completion: self.counts.write.load(Relaxed),
                 keep_alive: self.counts.keep_alive.load(Relaxed),
                 lingering: self.counts.lingering.load(Relaxed),
-                suspended: self.counts.suspended.load(Relaxed),
+                suspended: self.counts.suspended.load(Relaxed) + self.counts.parked.load(Relaxed),
             },
         );
         if self.is_ending() {

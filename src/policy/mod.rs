@@ -11,6 +11,7 @@ pub mod habit;
 mod lending;
 pub mod mpm;
 mod state;
+pub mod threads;
 mod timer;
 mod worker;
 mod zygote;

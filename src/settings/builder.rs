@@ -8,8 +8,9 @@
 use super::check::Findings;
 use super::{values, Accounts, Identity, Limits, ModuleRole, Place, PoolTree, ServerPool, ROOT};
 use super::{
-    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES,
-    DEFAULT_POOL_OF_ALL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
+    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_PARKED, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL,
+    DEFAULT_POOL_MAX_PROCESSES, DEFAULT_POOL_OF_ALL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT,
+    DEFAULT_ROOT_MAX_PROCESSES,
 };
 use std::collections::HashMap;
 use std::io;
@@ -50,6 +51,8 @@ struct Block {
     max_requests: Option<u32>,
     queue_timeout: Option<Duration>,
     queue_limit: Option<u32>,
+    max_parked: Option<u32>,
+    max_frontend_threads: Option<u32>,
     env: Vec<(String, String)>,
     umask: Option<u32>,
 }
@@ -229,6 +232,18 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
+    pub fn set_max_parked(&mut self, text: &str) -> Set {
+        let value = values::number(text, &values::PARKED);
+        self.here().max_parked = Some(value.map_err(|e| told("PoolMaxParked", text, &e))?);
+        Ok(())
+    }
+
+    pub fn set_max_frontend_threads(&mut self, text: &str) -> Set {
+        let value = values::number(text, &values::THREADS);
+        self.here().max_frontend_threads = Some(value.map_err(|e| told("PoolMaxFrontendThreads", text, &e))?);
+        Ok(())
+    }
+
     pub fn set_env(&mut self, name: &str, value: &str) -> Set {
         values::env_name(name).map_err(|e| told("PoolEnv", name, &e))?;
         put(&mut self.here().env, name, value);
@@ -354,6 +369,8 @@ fn root_pool(block: &Block) -> ServerPool {
             max_requests: block.max_requests.unwrap_or(DEFAULT_MAX_REQUESTS),
             queue_timeout: block.queue_timeout.unwrap_or(DEFAULT_QUEUE_TIMEOUT),
             queue_limit: block.queue_limit.unwrap_or(DEFAULT_QUEUE_LIMIT),
+            max_parked: block.max_parked.unwrap_or(DEFAULT_MAX_PARKED),
+            max_frontend_threads: block.max_frontend_threads,
         },
         env: block.env.clone(),
         umask: block.umask,
@@ -392,6 +409,8 @@ fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Fin
             max_requests: block.max_requests.unwrap_or(from.max_requests),
             queue_timeout: block.queue_timeout.unwrap_or(from.queue_timeout),
             queue_limit: block.queue_limit.unwrap_or(from.queue_limit),
+            max_parked: block.max_parked.unwrap_or(from.max_parked),
+            max_frontend_threads: block.max_frontend_threads.or(from.max_frontend_threads),
         },
         env,
         umask: block.umask.or(parent.umask),

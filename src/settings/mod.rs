@@ -38,13 +38,16 @@ pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests that wait for one pool.
 pub const DEFAULT_QUEUE_LIMIT: u32 = 100;
 
+/// Requests of one pool that wait without a thread, in one frontend process; each costs 20 to 30 KB.
+pub const DEFAULT_MAX_PARKED: u32 = 5_000;
+
 /// The pool that serves what nothing is assigned to, where frontends cannot.
 pub const DEFAULT_POOL: &str = "default";
 /// It serves a whole server, static files included. PHP processes of 20 to 60 MB: what a machine of 2 GB bears.
 pub const DEFAULT_POOL_OF_ALL_MAX_PROCESSES: u32 = 32;
 
 /// What may stand in a `<ServerPool>` block; any other directive in it would act on the main server unnoticed.
-pub const BLOCK_DIRECTIVES: [&str; 11] = [
+pub const BLOCK_DIRECTIVES: [&str; 13] = [
     "<ServerPool",
     "PoolUser",
     "PoolGroup",
@@ -54,6 +57,8 @@ pub const BLOCK_DIRECTIVES: [&str; 11] = [
     "PoolMaxRequestsPerProcess",
     "PoolQueueTimeout",
     "PoolQueueLimit",
+    "PoolMaxParked",
+    "PoolMaxFrontendThreads",
     "PoolEnv",
     "PoolUmask",
 ];
@@ -118,6 +123,10 @@ pub struct Limits {
     pub max_requests: u32,
     pub queue_timeout: Duration,
     pub queue_limit: u32,
+    /// Requests that wait without a thread, in each frontend process.
+    pub max_parked: u32,
+    /// Threads of each frontend process that may be with its requests for long; `None` for half of them.
+    pub max_frontend_threads: Option<u32>,
 }
 
 /// A node of the pool tree, with everything it inherits worked in.

@@ -16,6 +16,10 @@ pub const PROCESSES: RangeInclusive<u32> = 1..=32_768;
 pub const SPARE: RangeInclusive<u32> = 0..=32_768;
 pub const REQUESTS: RangeInclusive<u32> = 0..=1_000_000_000;
 pub const QUEUE: RangeInclusive<u32> = 0..=100_000;
+/// More than a process may have descriptors.
+pub const PARKED: RangeInclusive<u32> = 0..=1_000_000;
+/// The most that `ThreadsPerChild` can be.
+pub const THREADS: RangeInclusive<u32> = 1..=20_000;
 /// Below a tenth of a second a pool would do little but fork.
 pub const IDLE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
 pub const WAIT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);

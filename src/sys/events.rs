@@ -22,6 +22,8 @@ pub enum Interest {
     Write,
     /// Anything: a socket that is new is writable, so this comes at once.
     Any,
+    /// That it is closed, for sending at least.
+    End,
 }
 
 /// The set.
@@ -53,6 +55,7 @@ impl EventSet {
             Interest::Read => EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP,
             Interest::Write => EpollFlags::EPOLLOUT,
             Interest::Any => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Interest::End => EpollFlags::EPOLLRDHUP,
         };
         let mut event = EpollEvent::new(what | EpollFlags::EPOLLONESHOT, token);
         let done = if known { self.epoll.modify(fd, &mut event) } else { self.epoll.add(fd, event) };

@@ -32,13 +32,13 @@ pub fn is_hung_up(fd: BorrowedFd<'_>, half: bool) -> bool {
 }
 
 /// Waits until `first` is readable (or writable, if that is wanted too), or `second` is readable, or the time is over.
-/// All of these return `Ok`: the caller tries what it wants to do. A signal does not end the wait early with an error.
+/// `Ok(false)` where only the time is over. A signal does not end the wait early with an error.
 pub fn readable_or_writable(
     first: BorrowedFd<'_>,
     write: bool,
     second: Option<BorrowedFd<'_>>,
     patience: Duration,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
     let mut set = [
         libc::pollfd { fd: first.as_raw_fd(), events, revents: 0 },
@@ -54,7 +54,14 @@ pub fn readable_or_writable(
             return Err(e);
         }
     }
-    Ok(())
+    Ok(n != 0)
+}
+
+/// Whether something can be written. Does not wait.
+pub fn is_writable(fd: BorrowedFd<'_>) -> bool {
+    let mut set = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: poll reads and writes the one entry.
+    unsafe { libc::poll(&raw mut set, 1, 0) > 0 }
 }
 
 /// Waits until there is something to read, or the end; false when neither has come within `patience` (milliseconds).

@@ -8,9 +8,7 @@ use super::upload::Upload;
 use super::{request, Run};
 use crate::httpd::{hooks, log};
 use crate::sys::file;
-use crate::wire::frame::{
-    frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_DATA, MAX_INTERIM, MAX_RESPONSE_HEAD,
-};
+use crate::wire::frame::{frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_INTERIM, MAX_RESPONSE_HEAD};
 use crate::wire::response::{
     decode_trailers, is_hop_by_hop, may_be_trailer, Abort, FileRange, LogLine, Meta, ResponseHead,
 };
@@ -32,7 +30,7 @@ pub(super) enum Stage {
     Complete { last: bool },
 }
 
-impl Run<'_, '_> {
+impl Run<'_> {
     /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
     /// line now and then would hold this thread and its client for ever.
     pub(super) fn message_in_time(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
@@ -40,7 +38,7 @@ impl Run<'_, '_> {
         self.message(message, fds)?;
         if self.progressed {
             self.progress = Instant::now();
-        } else if !self.lease.timeout.is_zero() && self.progress.elapsed() > self.lease.timeout {
+        } else if !self.patience.is_zero() && self.progress.elapsed() > self.patience {
             return Err(Stop::Silent);
         }
         Ok(())
@@ -78,8 +76,8 @@ impl Run<'_, '_> {
             return Err(Stop::Violation("a file descriptor that no frame speaks of".into()));
         }
         match self.stage {
-            Stage::Complete { .. } => self.client.finish()?,
-            Stage::Body => self.client.pass(flush)?,
+            Stage::Complete { .. } => self.out.finish()?,
+            Stage::Body => self.out.pass(flush)?,
             Stage::Waiting => {}
         }
         Ok(())
@@ -140,9 +138,9 @@ impl Run<'_, '_> {
         self.remaining = if self.bodiless { None } else { length };
         if self.upload == Upload::Cut || (self.upload != Upload::Complete && head.status >= 400) {
             // The client may still send for long; after this answer nobody reads it.
-            self.client.close_after();
+            self.out.client.close_after();
         }
-        self.client.set_head(head.status, head.status_line, passable(head));
+        self.out.client.set_head(head.status, head.status_line, passable(head));
         self.stage = Stage::Body;
         self.progressed = true;
         Ok(())
@@ -165,7 +163,7 @@ impl Run<'_, '_> {
 
     fn data(&mut self, payload: &[u8]) -> Result<(), Stop> {
         self.count(payload.len() as u64)?;
-        self.client.queue(payload);
+        self.out.data(payload)?;
         Ok(())
     }
 
@@ -179,26 +177,8 @@ impl Run<'_, '_> {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
         self.files += 1;
-        if self.client.can_send_file() && self.files <= MAX_OPEN_FILES {
-            self.client.queue_file(fd, range.offset, range.length);
-            return Ok(());
-        }
         // Encrypted and multiplexed connections copy the bytes anyway; read at our own place, in pieces.
-        let mut piece = Vec::new();
-        let (mut at, mut left) = (range.offset, range.length);
-        while left > 0 {
-            piece.clear();
-            let want = usize::try_from(left.min(MAX_DATA as u64)).unwrap_or(MAX_DATA);
-            let n =
-                file::read_at(fd.as_fd(), at, want, &mut piece).map_err(|e| Stop::Violation(format!("file: {e}")))?;
-            if n == 0 {
-                return Err(Stop::Violation("a file that became shorter".into()));
-            }
-            self.client.queue(&piece);
-            self.client.pass(false)?;
-            at += n as u64;
-            left -= n as u64;
-        }
+        self.out.file(fd, range.offset, range.length, self.files <= MAX_OPEN_FILES);
         Ok(())
     }
 
@@ -212,13 +192,13 @@ impl Run<'_, '_> {
             return self.need_body();
         }
         self.progressed = true;
-        self.client.send_interim(head.status, passable(&head));
+        self.out.client.send_interim(head.status, passable(&head));
         Ok(())
     }
 
     fn need_body(&mut self) -> Result<(), Stop> {
         if self.upload == Upload::HeldBack {
-            self.client.send_continue();
+            self.out.client.send_continue();
             self.upload = Upload::Running;
             self.progressed = true;
         }
@@ -249,7 +229,7 @@ impl Run<'_, '_> {
         }
         for (name, value) in decode_trailers(frame.payload)?.iter() {
             if may_be_trailer(name) {
-                self.client.set_trailer(name, value);
+                self.out.client.set_trailer(name, value);
             }
         }
         if self.meta_complete {

@@ -4,6 +4,7 @@
 //! Owns: the words for the log.  Never: calls an exchange unread that a worker can have read.
 
 use super::answer::Stage;
+use super::delivery::Undelivered;
 use super::upload::Upload;
 use super::Run;
 use crate::httpd::client::ClientGone;
@@ -30,6 +31,8 @@ pub enum Outcome {
     BrokeOff { how: Returned, why: String },
     /// No worker can have read the request: another may.
     Unread,
+    /// It is not over: it waits for what [`Run::awaited`] says.
+    Parked,
 }
 
 /// Why an exchange stops before its end.
@@ -47,6 +50,8 @@ pub(super) enum Stop {
     /// Its socket is at its end.
     Died(Option<io::ErrorKind>),
     Silent,
+    /// Not at all: it needs no thread for now.
+    Parks,
 }
 
 impl From<Malformed> for Stop {
@@ -61,17 +66,25 @@ impl From<ClientGone> for Stop {
     }
 }
 
-impl Run<'_, '_> {
+impl From<Undelivered> for Stop {
+    fn from(why: Undelivered) -> Self {
+        match why {
+            Undelivered::ClientGone => Self::ClientGone,
+            Undelivered::File(what) => Self::Violation(what),
+        }
+    }
+}
+
+impl Run<'_> {
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
         let (status, how, why) = match stop {
             Stop::ClientGone => return Outcome::ClientGone,
+            Stop::Parks => return Outcome::Parked,
             Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && self.reads <= 2 && is_unread(kind) => {
                 return Outcome::Unread
             }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
-            Stop::Silent => {
-                (504, Returned::TimedOut, format!("was silent for {} seconds", self.lease.timeout.as_secs()))
-            }
+            Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.patience.as_secs())),
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
             Stop::Aborted { reason, text, last } => {
                 let how = if last { Returned::Last } else { Returned::Idle };
@@ -84,12 +97,12 @@ impl Run<'_, '_> {
             }
         };
         if self.upload != Upload::Complete {
-            self.client.close_after();
+            self.out.client.close_after();
         }
         if self.stage == Stage::Waiting {
             return Outcome::Answer { status, how, why };
         }
-        self.client.break_off();
+        self.out.break_off();
         Outcome::BrokeOff { how, why }
     }
 }

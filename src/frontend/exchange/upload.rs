@@ -52,10 +52,10 @@ pub(super) enum Unsent {
     Failed(io::ErrorKind),
 }
 
-impl Run<'_, '_> {
+impl Run<'_> {
     pub(super) fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Result<(), Unsent> {
         self.r.export_previous();
-        let (flags, length) = match self.client.body_length() {
+        let (flags, length) = match self.out.client.body_length() {
             BodyLength::None => (0, 0),
             _ if request::is_fragment(self.r) => {
                 self.kept_body = !self.r.is_subrequest();
@@ -64,7 +64,7 @@ impl Run<'_, '_> {
             BodyLength::Known(n) => (REQUEST_LENGTH, n),
             BodyLength::Chunked => (REQUEST_CHUNKED, 0),
         };
-        let expects = flags != 0 && self.client.expects_continue();
+        let expects = flags != 0 && self.out.client.expects_continue();
         self.upload = match (flags, expects) {
             (0, _) => Upload::Complete,
             (_, true) => Upload::HeldBack,
@@ -105,8 +105,11 @@ impl Run<'_, '_> {
     pub(super) fn read_on(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
         buffers.send.clear();
         if self.reads == 1 && !self.heard {
-            buffers.first.clear();
-            std::mem::swap(&mut buffers.first, &mut buffers.body);
+            if !self.first_kept {
+                buffers.first.clear();
+                std::mem::swap(&mut buffers.first, &mut buffers.body);
+                self.first_kept = true;
+            }
             self.wait_until_taken()?;
         }
         Ok(self.read_some(&mut buffers.body, &mut buffers.send))
@@ -146,7 +149,7 @@ impl Run<'_, '_> {
     fn collect(&mut self, body: &mut Vec<u8>) -> PartEnd {
         self.dry = false;
         while body.len() < PREFETCH {
-            match self.client.read_body(body, PREFETCH - body.len()) {
+            match self.out.client.read_body(body, PREFETCH - body.len()) {
                 BodyRead::Data => {}
                 BodyRead::WouldBlock => {
                     self.dry = true;
@@ -169,10 +172,10 @@ impl Run<'_, '_> {
         self.part_end = end;
         match end {
             PartEnd::Open => return,
-            PartEnd::Complete => request::put_body_end(out, self.client.trailers(), self.exchange()),
+            PartEnd::Complete => request::put_body_end(out, self.out.client.trailers(), self.exchange()),
             PartEnd::Failed(status) => {
                 request::put_body_abort(out, status, self.exchange());
-                self.client.close_after();
+                self.out.client.close_after();
             }
         }
         self.upload = Upload::Complete;
@@ -181,10 +184,7 @@ impl Run<'_, '_> {
     /// The client has sent nothing for as long as `Timeout` gives it, and the worker waits for more: it is told that
     /// no more comes, and has its own time for the answer from now on.
     pub(super) fn give_up_client(&mut self, out: &mut Vec<u8>) {
-        self.blame_client(&format!(
-            "sent nothing more of its request body for {} seconds",
-            self.lease.timeout.as_secs()
-        ));
+        self.blame_client(&format!("sent nothing more of its request body for {} seconds", self.patience.as_secs()));
         out.clear();
         self.put_part(&[], PartEnd::Failed(REQUEST_TIMEOUT), out);
         self.progress = Instant::now();

@@ -9,6 +9,7 @@ use super::threads::Thread;
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::httpd::connection::{keep_with, kept_with};
+use crate::httpd::parking::{self, Awaited, Step, Ticket};
 use crate::policy::mpm::connection::{Left, Processed};
 use crate::sys::events::Interest;
 use std::ffi::{c_int, c_void};
@@ -143,12 +144,23 @@ fn state_of(c: *mut ffi::conn_rec) -> *mut State {
     unsafe { kept_with(c) }.map_or(ptr::null_mut(), |kept| kept.mpm.get().cast())
 }
 
+/// What stands for this connection while its request is parked; `None` under another MPM.
+///
+/// # Safety
+/// `c` is live, and only the calling thread uses it.
+pub unsafe fn ticket_of(c: *mut ffi::conn_rec) -> Option<Ticket> {
+    let state = state_of(c);
+    // SAFETY: null, or in the connection's pool.
+    (!state.is_null()).then(|| Ticket(unsafe { (*state).token }))
+}
+
 /// Runs before any other cleanup of the connection: modules that were told it went away hear that it is back.
 unsafe extern "C" fn before_end(data: *mut c_void) -> ffi::apr_status_t {
     ffi::guard::guard(0, || {
         let state = data.cast::<State>();
         // SAFETY: registered with the state, in the same pool, whose contents still live.
         unsafe {
+            parking::forget((*state).c);
             if (*state).away {
                 (*state).away = false;
                 (*(*state).c).sbh = ptr::null_mut();
@@ -314,8 +326,69 @@ impl Connection {
             let rc = ffi::ap_run_process_connection((*state).c);
             Processed {
                 ok: rc == ffi::HOOK_OK || rc == ffi::HOOK_DONE,
-                left: left((*state).public.state),
+                left: if self.is_parked() { Left::Parked } else { left((*state).public.state) },
                 aborted: (*(*state).c).aborted != 0,
+            }
+        }
+    }
+
+    /// Whether its request waits without a thread.
+    pub fn is_parked(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { kept_with(self.c()) }.is_some_and(|kept| kept.parked.borrow().is_some())
+    }
+
+    /// Asks the parked request; `None` without one.
+    fn ask<T>(&self, question: impl FnOnce(&dyn parking::Parked) -> T) -> Option<T> {
+        // SAFETY: a live connection.
+        let kept = unsafe { kept_with(self.c()) }?;
+        kept.parked.borrow().as_ref().map(|left| question(left.parked.as_ref()))
+    }
+
+    /// What wakes its request.
+    pub fn with_awaited<T>(&self, use_it: impl FnOnce(&Awaited<'_>) -> T) -> Option<T> {
+        self.ask(|parked| use_it(&parked.awaited()))
+    }
+
+    /// Its request can go on now.
+    pub fn is_ready(&self) -> bool {
+        self.ask(|parked| parked.is_ready()).unwrap_or(true)
+    }
+
+    /// Goes on with its parked request. A request that is over ends as if its hook had answered just now.
+    pub fn go_on(&mut self) -> Processed {
+        let state = self.at();
+        // SAFETY: a live connection.
+        let kept = unsafe { kept_with(self.c()) };
+        let Some((kept, mut left)) = kept.and_then(|kept| Some((kept, kept.parked.take()?))) else {
+            return Processed { ok: false, left: Left::Other, aborted: false };
+        };
+        let r = left.r;
+        // SAFETY: the request lives until its end, which is below. Its mutex is httpd's sign that a thread has it.
+        unsafe { ffi::apr_thread_mutex_lock((*r).invoke_mtx) };
+        let step = ffi::guard::guard(None, || Some(left.parked.go_on()));
+        // SAFETY: locked above, by this thread.
+        unsafe { ffi::apr_thread_mutex_unlock((*r).invoke_mtx) };
+        match step {
+            None => {
+                // A panic: part of the response may be out, and nothing may be taken for the rest of it.
+                drop(left);
+                // SAFETY: a live connection.
+                unsafe { (*self.c()).aborted = 1 };
+                Processed { ok: false, left: Left::Other, aborted: true }
+            }
+            Some(Step::Parks) => {
+                kept.parked.replace(Some(left));
+                Processed { ok: true, left: Left::Parked, aborted: false }
+            }
+            Some(Step::Ended(answer)) => {
+                drop(left);
+                // SAFETY: what ap_process_async_request does after its hooks; the request may be gone after it.
+                unsafe {
+                    ffi::ap_die(answer, r);
+                    ffi::ap_process_request_after_handler(r);
+                    Processed { ok: true, left: self::left((*state).public.state), aborted: (*(*state).c).aborted != 0 }
+                }
             }
         }
     }

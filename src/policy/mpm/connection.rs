@@ -10,6 +10,8 @@ pub enum Left {
     KeepAlive,
     WriteCompletion,
     Suspended,
+    /// A request of it waits without a thread.
+    Parked,
     Linger,
     /// To be called again when the socket is ready.
     WaitIo,
@@ -35,6 +37,8 @@ pub enum Next {
     WaitIo,
     /// The module has it until it says otherwise.
     Suspend,
+    /// Wait until its request can go on.
+    Park,
     /// Close, lingering.
     Linger,
 }
@@ -48,6 +52,7 @@ pub fn after_processing(processed: Processed) -> Next {
     match processed.left {
         Left::KeepAlive | Left::WriteCompletion => Next::Flush,
         Left::Suspended => Next::Suspend,
+        Left::Parked => Next::Park,
         Left::WaitIo => Next::WaitIo,
         Left::Processing | Left::Linger | Left::Other => Next::Linger,
     }
@@ -103,11 +108,12 @@ pub fn after_flush(flushed: Flushed) -> AfterFlush {
 mod tests {
     use super::*;
 
-    const ALL: [Left; 7] = [
+    const ALL: [Left; 8] = [
         Left::Processing,
         Left::KeepAlive,
         Left::WriteCompletion,
         Left::Suspended,
+        Left::Parked,
         Left::Linger,
         Left::WaitIo,
         Left::Other,
@@ -122,10 +128,18 @@ mod tests {
     }
 
     #[test]
-    fn a_module_may_ask_for_four_things() {
+    fn a_module_may_ask_for_five_things() {
         let next = |left| after_processing(Processed { ok: true, left, aborted: false });
-        let expected =
-            [Next::Linger, Next::Flush, Next::Flush, Next::Suspend, Next::Linger, Next::WaitIo, Next::Linger];
+        let expected = [
+            Next::Linger,
+            Next::Flush,
+            Next::Flush,
+            Next::Suspend,
+            Next::Park,
+            Next::Linger,
+            Next::WaitIo,
+            Next::Linger,
+        ];
         assert_eq!(ALL.map(next), expected);
     }
 

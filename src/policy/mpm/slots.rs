@@ -4,7 +4,8 @@
 //! Never: does I/O (but for what a caller does in `park`), reads a clock.
 //!
 //! A thing has its number for as long as it lives, whether it waits or somebody has it. The number of one that has
-//! ended is not used again for 2^30 others in its place.
+//! ended is not used again for 2^30 others in its place. Each time that it waits gets a number of its own beside that,
+//! so that who was woken late does not take the thing from what it waits for by then.
 
 use super::super::Millis;
 use super::wheel::TICK;
@@ -16,9 +17,13 @@ pub type Token = u64;
 /// No token has one of these bits.
 pub const FREE_BITS: Token = 0xc000_0000_0000_0000;
 const ROUNDS: u32 = 0x3fff_ffff;
+/// Bits of a number that tell the place, and then those that tell which of its waits is meant.
+const PLACE: Token = 0x000f_ffff;
+const WAIT: Token = 0xfff0_0000;
 const CHUNK: usize = 1024;
 /// Most places: more than a process may have descriptors.
 const CHUNKS: usize = 1024;
+const _: () = assert!((CHUNK * CHUNKS) as Token == PLACE + 1);
 
 /// Places for things of type `T`.
 #[derive(Debug)]
@@ -39,6 +44,8 @@ struct Free {
 #[derive(Debug)]
 struct Slot<T> {
     round: u32,
+    /// The number of its last wait, as a token has it.
+    wait: Token,
     parked: Option<Parked<T>>,
     /// The wheel has an entry that comes out at this time.
     timer: Option<Millis>,
@@ -74,14 +81,14 @@ impl<T> Default for Slots<T> {
 impl<T> Slots<T> {
     fn slot(&self, place: u32) -> Option<&Mutex<Slot<T>>> {
         let place = usize::try_from(place).ok()?;
-        let empty = || Mutex::new(Slot { round: 0, parked: None, timer: None });
+        let empty = || Mutex::new(Slot { round: 0, wait: 0, parked: None, timer: None });
         let chunk = self.chunks.get(place / CHUNK)?.get_or_init(|| (0..CHUNK).map(|_| empty()).collect());
         chunk.get(place % CHUNK)
     }
 
     /// The slot of a number that is not old.
     fn current(&self, token: Token) -> Option<MutexGuard<'_, Slot<T>>> {
-        let place = u32::try_from(token & 0xffff_ffff).ok()?;
+        let place = u32::try_from(token & PLACE).ok()?;
         let slot = lock(self.slot(place)?);
         (u64::from(slot.round) == token >> 32).then_some(slot)
     }
@@ -111,20 +118,22 @@ impl<T> Slots<T> {
         let parked = slot.parked.take();
         drop(slot);
         drop(parked);
-        lock(&self.free).places.push(u32::try_from(token & 0xffff_ffff).unwrap_or(u32::MAX));
+        lock(&self.free).places.push(u32::try_from(token & PLACE).unwrap_or(u32::MAX));
     }
 
-    /// Lets a thing wait, until somebody takes it or its deadline is over. `arm` makes it wake somebody; nobody takes
-    /// the thing before `arm` has returned. Answers when the wheel must have an entry for it, if it has none yet.
+    /// Lets a thing wait, until somebody takes it or its deadline is over. `arm` makes it wake somebody by the number of
+    /// this wait, which it gets; nobody takes the thing before `arm` has returned. Answers when the wheel must have an entry for it, if it has none yet.
     pub fn park<E>(
         &self,
         token: Token,
         mut what: T,
         deadline: Option<Millis>,
-        arm: impl FnOnce(&mut T) -> Result<(), E>,
+        arm: impl FnOnce(&mut T, Token) -> Result<(), E>,
     ) -> Result<Option<Millis>, (T, Option<E>)> {
         let Some(mut slot) = self.current(token) else { return Err((what, None)) };
-        if let Err(e) = arm(&mut what) {
+        slot.wait = slot.wait.wrapping_add(PLACE + 1) & WAIT;
+        let this_wait = (token & !WAIT) | slot.wait;
+        if let Err(e) = arm(&mut what, this_wait) {
             return Err((what, Some(e)));
         }
         slot.parked = Some(Parked { what, deadline });
@@ -135,14 +144,25 @@ impl<T> Slots<T> {
         Ok(due)
     }
 
-    /// Takes what waits under this number.
+    /// Takes what waits, if this is the number of its present wait.
     pub fn take(&self, token: Token) -> Option<T> {
-        self.current(token)?.parked.take().map(|parked| parked.what)
+        let mut slot = self.current(token)?;
+        (slot.wait == token & WAIT).then(|| slot.parked.take())?.map(|parked| parked.what)
+    }
+
+    /// Takes the thing with this number, whatever it waits for, if it is wanted. `wanted` is called under a lock.
+    pub fn take_if(&self, token: Token, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+        let mut slot = self.current(token)?;
+        slot.parked.as_ref().is_some_and(|parked| wanted(&parked.what)).then(|| slot.parked.take())?.map(|p| p.what)
     }
 
     /// The wheel's entry for this number has come out.
     pub fn look(&self, token: Token, now: Millis) -> Look<T> {
         let Some(mut slot) = self.current(token) else { return Look::Nothing };
+        // Another entry was put in for an earlier deadline: this one is of no use any more.
+        if slot.timer.is_some_and(|timer| timer > now) {
+            return Look::Nothing;
+        }
         slot.timer = None;
         let Some(deadline) = slot.parked.as_ref().and_then(|p| p.deadline) else { return Look::Nothing };
         if deadline > now {
@@ -172,7 +192,31 @@ mod tests {
     use super::*;
 
     fn park(slots: &Slots<u32>, token: Token, what: u32, deadline: Option<Millis>) -> Option<Millis> {
-        slots.park(token, what, deadline, |_| Ok::<(), ()>(())).expect("parked")
+        slots.park(token, what, deadline, |_, _| Ok::<(), ()>(())).expect("parked")
+    }
+
+    fn take(slots: &Slots<u32>, token: Token) -> Option<u32> {
+        slots.take_if(token, |_| true)
+    }
+
+    #[test]
+    fn who_was_woken_late_takes_nothing_from_the_next_wait() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        let mut waits = Vec::new();
+        for _ in 0..3 {
+            let parked = slots.park(token, 7, None, |_, wait| {
+                waits.push(wait);
+                Ok::<(), ()>(())
+            });
+            assert_eq!(parked, Ok(None));
+            assert!(waits.iter().rev().skip(1).all(|&late| slots.take(late).is_none()));
+            assert_eq!(slots.take(waits[waits.len() - 1]), Some(7));
+        }
+        assert!(waits.iter().all(|wait| wait & FREE_BITS == 0));
+        slots.release(token);
+        slots.reserve().expect("room");
+        assert_eq!(slots.take(waits[2]), None);
     }
 
     #[test]
@@ -180,10 +224,20 @@ mod tests {
         let slots = Slots::default();
         let token = slots.reserve().expect("room");
         assert_eq!(token & FREE_BITS, 0);
-        assert_eq!(slots.take(token), None);
+        assert_eq!(take(&slots, token), None);
         park(&slots, token, 7, None);
-        assert_eq!(slots.take(token), Some(7));
-        assert_eq!(slots.take(token), None);
+        assert_eq!(take(&slots, token), Some(7));
+        assert_eq!(take(&slots, token), None);
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_taken() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        park(&slots, token, 7, None);
+        assert_eq!(slots.take_if(token, |n| *n == 8), None);
+        assert_eq!(slots.take_if(token, |n| *n == 7), Some(7));
+        assert_eq!(slots.take_if(token, |_| true), None);
     }
 
     #[test]
@@ -195,11 +249,11 @@ mod tests {
         assert_ne!(old, new);
         assert_eq!(old & 0xffff_ffff, new & 0xffff_ffff, "the place is used again");
         park(&slots, new, 1, Some(100));
-        assert_eq!(slots.take(old), None);
+        assert_eq!(take(&slots, old), None);
         assert_eq!(slots.look(old, 1_000), Look::Nothing);
         slots.release(old);
-        assert_eq!(slots.park(old, 2, None, |_| Ok::<(), ()>(())), Err((2, None)));
-        assert_eq!(slots.take(new), Some(1));
+        assert_eq!(slots.park(old, 2, None, |_, _| Ok::<(), ()>(())), Err((2, None)));
+        assert_eq!(take(&slots, new), Some(1));
     }
 
     #[test]
@@ -207,7 +261,7 @@ mod tests {
         let slots = Slots::default();
         let token = slots.reserve().expect("room");
         assert_eq!(park(&slots, token, 1, Some(5_000)), Some(5_000));
-        assert_eq!(slots.take(token), Some(1));
+        assert_eq!(take(&slots, token), Some(1));
         assert_eq!(park(&slots, token, 1, Some(8_000)), None);
         assert_eq!(slots.look(token, 5_000), Look::Later(8_000));
         assert_eq!(slots.look(token, 8_000), Look::Due(1));
@@ -219,7 +273,7 @@ mod tests {
         let slots = Slots::default();
         let token = slots.reserve().expect("room");
         assert_eq!(park(&slots, token, 1, Some(60_000)), Some(60_000));
-        assert_eq!(slots.take(token), Some(1));
+        assert_eq!(take(&slots, token), Some(1));
         assert_eq!(park(&slots, token, 1, Some(2_000)), Some(2_000));
         assert_eq!(slots.look(token, 2_000), Look::Due(1));
     }
@@ -229,7 +283,7 @@ mod tests {
         let slots = Slots::default();
         let token = slots.reserve().expect("room");
         park(&slots, token, 1, Some(5_000));
-        slots.take(token);
+        take(&slots, token);
         assert_eq!(slots.look(token, 5_000), Look::Nothing);
         assert_eq!(park(&slots, token, 1, Some(9_000)), Some(9_000));
     }
@@ -238,8 +292,8 @@ mod tests {
     fn what_cannot_be_armed_stays_with_its_owner() {
         let slots = Slots::default();
         let token = slots.reserve().expect("room");
-        assert_eq!(slots.park(token, 3, Some(1), |_| Err("no")), Err((3, Some("no"))));
-        assert_eq!(slots.take(token), None);
+        assert_eq!(slots.park(token, 3, Some(1), |_, _| Err("no")), Err((3, Some("no"))));
+        assert_eq!(take(&slots, token), None);
     }
 
     #[test]
@@ -265,7 +319,7 @@ mod tests {
                         let slots = &slots;
                         scope.spawn(move || match i {
                             0 => usize::from(slots.look(token, 2) == Look::Due(round)),
-                            _ => usize::from(slots.take(token).is_some()),
+                            _ => usize::from(take(slots, token).is_some()),
                         })
                     })
                     .collect();

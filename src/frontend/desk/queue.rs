@@ -1,0 +1,193 @@
+//! A request's place in the queue for a lease.
+//!
+//! Runs in: frontend; the thread that has the request, and whoever has an answer for it.  Trusts: the controller.
+//! Owns: the answer until it is taken.  Never: loses a lease that nobody takes.
+
+use super::{lock, Desk, Leased, NoLease};
+use crate::httpd::parking::{self, Ticket};
+use crate::wire::control::{FrontendMessage, Refusal, Returned, WantId};
+use once_cell::sync::OnceCell;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a request waits for a lease that this process has before it asks the controller for another.
+const LOCAL_PATIENCE: Duration = Duration::from_millis(10);
+/// How much longer than `PoolQueueTimeout` a request waits for the controller's own refusal.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a request that waits looks whether its client is still there.
+const CLIENT_CHECK: Duration = Duration::from_millis(200);
+/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one that has waited this long is
+/// more likely gone, and would have the pool work for nobody.
+const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How waiting for a lease ended without one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unserved {
+    Refused(NoLease),
+    /// The client did not wait for it.
+    ClientGone,
+}
+
+#[derive(Debug)]
+pub(super) enum Answer {
+    Open,
+    Granted(Leased),
+    Refused(NoLease),
+    /// The waiter has given up; a grant that comes still goes back.
+    Withdrawn,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub pool: u32,
+    /// Its Want, once that is sent.
+    want: OnceCell<WantId>,
+    answer: Mutex<Answer>,
+    answered: Condvar,
+    /// Its request is parked.
+    ticket: OnceCell<Ticket>,
+}
+
+impl Waiter {
+    pub fn new(pool: u32) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            want: OnceCell::new(),
+            answer: Mutex::new(Answer::Open),
+            answered: Condvar::new(),
+            ticket: OnceCell::new(),
+        })
+    }
+
+    /// Ends its waiting; gives the answer back when it waits no more. Whoever has answered calls [`wake`](Self::wake).
+    pub fn answer(&self, with: Answer) -> Result<(), Answer> {
+        let mut answer = lock(&self.answer);
+        if !matches!(*answer, Answer::Open) {
+            return Err(with);
+        }
+        *answer = with;
+        self.answered.notify_one();
+        Ok(())
+    }
+
+    /// It has its answer: its request goes on, if it is parked. Not under a lock of the desk's.
+    pub fn wake(&self) {
+        if let Some(ticket) = self.ticket.get() {
+            parking::wake(*ticket);
+        }
+    }
+}
+
+/// A place in the queue. It is given up when this is dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    desk: &'static Desk,
+    waiter: Arc<Waiter>,
+    began: Instant,
+    /// When its Want is sent, if no lease has come free here by then.
+    asks_at: Instant,
+    deadline: Instant,
+}
+
+impl Waiting {
+    pub(super) fn new(desk: &'static Desk, waiter: Arc<Waiter>, here: bool, patience: Duration) -> Self {
+        let began = Instant::now();
+        let asks_at = if here { began + LOCAL_PATIENCE } else { began };
+        Self { desk, waiter, began, asks_at, deadline: began + patience + REFUSAL_PATIENCE }
+    }
+
+    /// Waits until there is an answer; `None` where it takes longer than `most`. `has_left` says whether the client is
+    /// gone; its argument, whether one that stopped sending counts as gone.
+    pub fn wait(
+        &mut self,
+        most: Option<Duration>,
+        has_left: &dyn Fn(bool) -> bool,
+    ) -> Option<Result<Leased, Unserved>> {
+        let give_up = most.map(|most| Instant::now() + most);
+        let waiter = Arc::clone(&self.waiter);
+        let mut answer = lock(&waiter.answer);
+        while matches!(*answer, Answer::Open) {
+            let now = Instant::now();
+            if waiter.want.get().is_none() && now >= self.asks_at {
+                // The answer may come before the lock is taken again.
+                drop(answer);
+                self.send_want();
+                answer = lock(&waiter.answer);
+                continue;
+            }
+            if now >= self.deadline {
+                *answer = Answer::Withdrawn;
+                drop(answer);
+                let text = "the controller did not answer".to_owned();
+                return Some(Err(Unserved::Refused(NoLease { reason: Refusal::QueueTimeout, retry_after_s: 5, text })));
+            }
+            if give_up.is_some_and(|time| now >= time) {
+                return None;
+            }
+            let looks = waiter.want.get().is_some();
+            let next = if looks { now + CLIENT_CHECK } else { self.asks_at };
+            let until = next.min(self.deadline).min(give_up.unwrap_or(next));
+            let (again, timeout) = waiter
+                .answered
+                .wait_timeout(answer, until.saturating_duration_since(now))
+                .unwrap_or_else(PoisonError::into_inner);
+            answer = again;
+            let open = matches!(*answer, Answer::Open);
+            if open && timeout.timed_out() && looks && has_left(self.began.elapsed() >= HALF_CLOSED_PATIENCE) {
+                *answer = Answer::Withdrawn;
+                return Some(Err(Unserved::ClientGone));
+            }
+        }
+        match std::mem::replace(&mut *answer, Answer::Withdrawn) {
+            Answer::Granted(leased) => Some(Ok(leased)),
+            Answer::Refused(why) => Some(Err(Unserved::Refused(why))),
+            Answer::Open | Answer::Withdrawn => Some(Err(Unserved::ClientGone)),
+        }
+    }
+
+    /// The request gives up its thread: the answer wakes it by its ticket.
+    pub fn park(&self, ticket: Ticket) {
+        if self.waiter.want.get().is_none() {
+            self.send_want();
+        }
+        // It has one ticket in its life.
+        let _ = self.waiter.ticket.set(ticket);
+    }
+
+    pub fn is_answered(&self) -> bool {
+        !matches!(*lock(&self.waiter.answer), Answer::Open)
+    }
+
+    /// Until when it can take to be answered.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    fn send_want(&self) {
+        let want = WantId(self.desk.next_want.fetch_add(1, Ordering::Relaxed));
+        if self.waiter.want.set(want).is_ok() {
+            lock(&self.desk.wants).insert(want, Arc::clone(&self.waiter));
+            // Not sent: the helper thread sends every open Want again when it has a controller.
+            self.desk.channel.send(&FrontendMessage::Want { want, pool: self.waiter.pool });
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let answer = std::mem::replace(&mut *lock(&self.waiter.answer), Answer::Withdrawn);
+        if let Some(mut pool) = self.desk.pool(self.waiter.pool) {
+            pool.waiting.retain(|other| !Arc::ptr_eq(other, &self.waiter));
+        }
+        if let Some(want) = self.waiter.want.get() {
+            // Still there: the controller has not answered it.
+            if lock(&self.desk.wants).remove(want).is_some() {
+                self.desk.channel.send(&FrontendMessage::Cancel { want: *want });
+            }
+        }
+        if let Answer::Granted(leased) = answer {
+            self.desk.release(leased.lease, Returned::Idle);
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! A request of a pool, from the queue to the end of its answer.
+//!
+//! Runs in: frontend, the thread that has the request.  Trusts: httpd, the controller.  Owns: the request's lease.
+//! Never: believes a worker; keeps a thread for long where the request can be parked.
+
+use super::desk::{Desk, Lease, Leased, NoLease, Unserved, Waiting};
+use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered};
+use super::keepalive::{self, Occupied};
+use super::request::{self, ServerName};
+use super::{Frontend, PoolFacts, FRONTEND};
+use crate::httpd::parking::{self, Awaited, Parked, Step, Ticket};
+use crate::httpd::{client, log, RequestRec};
+use crate::policy::threads::Entry;
+use crate::policy::Millis;
+use crate::sys::events::Interest;
+use crate::wire::control::{Refusal, Returned};
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many workers granted to a request are tried, as long as surely none has read it.
+const MAX_TRIES: u32 = 5;
+/// How long a request that can be parked waits for a lease on its thread.
+const BRIEF: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// What this thread does.
+    static ENTRY: RefCell<Option<Entry>> = const { RefCell::new(None) };
+}
+
+/// What httpd is to do with the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// The client has its response, or what could be sent of it.
+    Done,
+    /// httpd makes the response for this status.
+    Status(u16),
+    /// It goes on later, on another thread.
+    Parked,
+}
+
+/// How far it is.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for each request, on the stack of its thread")]
+enum Stage<'r> {
+    Begins,
+    Queue(Waiting),
+    Exchange(Run<'r>),
+    /// The worker is free again; the client takes the rest.
+    Delivery {
+        rest: Delivery<'r>,
+        pid: u32,
+        body_left: bool,
+    },
+    Over,
+}
+
+#[derive(Debug)]
+struct Service<'r> {
+    r: RequestRec<'r>,
+    frontend: &'static Frontend,
+    facts: &'static PoolFacts,
+    pool: u32,
+    server: ServerName,
+    ticket: Option<Ticket>,
+    stage: Stage<'r>,
+    began: Instant,
+    cold: bool,
+    replay: Option<Replay>,
+    /// Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
+    grants: u32,
+    /// It is counted among the pool's parked requests.
+    is_parked: bool,
+}
+
+/// Serves a request by a worker of the pool with this index.
+pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
+    let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));
+    let Some((frontend, facts)) = facts else {
+        log::request(log::Level::Error, r, "POOL102: this process has no channel to the controller: restart httpd");
+        return Handled::Status(503);
+    };
+    let Some(server) = frontend.servers.get(&r.server().key()).copied() else {
+        let text = "POOL107: the request's virtual host is not in the configuration";
+        log::request(log::Level::Error, r, format!("{text} [pool {}]", facts.name));
+        return Handled::Status(500);
+    };
+    r.note(c"pool-name", facts.name.as_bytes());
+    if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, frontend.now())) {
+        let why = format!(
+            "PoolMaxFrontendThreads: {most} threads of this process have been with requests of this pool for more \
+             than a second"
+        );
+        return unavailable(r, "POOL118", &facts.name, &why, 1);
+    }
+    let mut service = Service {
+        r,
+        frontend,
+        facts,
+        pool,
+        server,
+        ticket: parking::ticket(r),
+        stage: Stage::Begins,
+        began: Instant::now(),
+        cold: false,
+        replay: None,
+        grants: 0,
+        is_parked: false,
+    };
+    let handled = service.go_on();
+    if handled != Handled::Parked {
+        return handled;
+    }
+    match parking::leave(r, Box::new(service)) {
+        Ok(()) => Handled::Parked,
+        Err(_) => Handled::Status(500),
+    }
+}
+
+impl Frontend {
+    /// The clock of `threads`.
+    fn now(&self) -> Millis {
+        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+}
+
+impl<'r> Service<'r> {
+    fn desk(&self) -> &'static Desk {
+        &self.frontend.desk
+    }
+
+    /// Until the request is over, or parks.
+    fn go_on(&mut self) -> Handled {
+        let _occupied = Occupied::new();
+        let frontend = self.frontend;
+        let entry = ENTRY.with(|mine| Arc::clone(mine.borrow_mut().get_or_insert_with(|| frontend.threads.enter())));
+        let _serving = frontend.threads.serve(entry, self.pool, frontend.now());
+        self.leave_the_lot();
+        loop {
+            let done = match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Begins => self.ask(),
+                Stage::Queue(waiting) => self.queue(waiting),
+                Stage::Exchange(run) => self.converse(run),
+                Stage::Delivery { rest, pid, body_left } => self.deliver(rest, pid, body_left),
+                Stage::Over => Some(Handled::Done),
+            };
+            if let Some(handled) = done {
+                return handled;
+            }
+        }
+    }
+
+    fn leave_the_lot(&mut self) {
+        if std::mem::take(&mut self.is_parked) {
+            self.facts.parked.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// It gives up its thread. One that only waits for a worker may not if too many do already.
+    fn park(&mut self) -> Option<Handled> {
+        let others = self.facts.parked.fetch_add(1, Ordering::Relaxed);
+        self.is_parked = true;
+        if matches!(self.stage, Stage::Queue(_)) && others >= self.facts.max_parked {
+            self.stage = Stage::Over;
+            note_wait(self.r, self.began, self.cold);
+            let why = format!("PoolMaxParked: {others} requests of this process wait for the pool without a thread");
+            return Some(unavailable(self.r, "POOL119", &self.facts.name, &why, 1));
+        }
+        Some(Handled::Parked)
+    }
+
+    fn ask(&mut self) -> Option<Handled> {
+        if self.grants >= MAX_TRIES {
+            let why = "no worker took the request, in several tries: 503";
+            let text = format!("POOL105: [pool {}] {why}", self.facts.name);
+            log::request(log::Level::Error, self.r, request::naming(self.r, text));
+            return Some(failed(self.r, 503, 1));
+        }
+        match self.desk().ask(self.pool, self.facts.queue_timeout) {
+            Ok(leased) => self.begin(leased),
+            Err(waiting) => self.stage = Stage::Queue(waiting),
+        }
+        None
+    }
+
+    fn queue(&mut self, mut waiting: Waiting) -> Option<Handled> {
+        let r = self.r;
+        let most = match self.ticket {
+            None => None,
+            Some(_) if keepalive::is_crowded() || self.began.elapsed() >= BRIEF => Some(Duration::ZERO),
+            Some(_) => Some(BRIEF),
+        };
+        match waiting.wait(most, &|half| client::has_left(r, half)) {
+            Some(Ok(leased)) => {
+                drop(waiting);
+                self.begin(leased);
+                None
+            }
+            Some(Err(Unserved::Refused(why))) => {
+                note_wait(r, self.began, self.cold);
+                Some(refused(r, &self.facts.name, &why))
+            }
+            Some(Err(Unserved::ClientGone)) => Some(self.client_gone()),
+            // What a parked request's client has closed is not watched for again.
+            None if client::has_left(r, true) => Some(self.client_gone()),
+            None => {
+                if let Some(ticket) = self.ticket {
+                    waiting.park(ticket);
+                }
+                self.stage = Stage::Queue(waiting);
+                self.park()
+            }
+        }
+    }
+
+    fn client_gone(&mut self) -> Handled {
+        note_wait(self.r, self.began, self.cold);
+        client::abandon(self.r);
+        Handled::Done
+    }
+
+    fn begin(&mut self, leased: Leased) {
+        let Leased { lease, cold, granted } = leased;
+        self.cold |= cold;
+        self.grants += u32::from(granted);
+        note_wait(self.r, self.began, self.cold);
+        self.r.note(c"pool-pid", lease.pid.to_string().as_bytes());
+        let parties = Parties {
+            r: self.r,
+            server: self.server,
+            pool_name: &self.facts.name,
+            logged: &self.frontend.logged,
+            parks: self.ticket.is_some(),
+        };
+        self.stage = Stage::Exchange(Run::new(parties, lease));
+    }
+
+    fn converse(&mut self, mut run: Run<'r>) -> Option<Handled> {
+        let (desk, pid) = (self.desk(), run.pid());
+        let outcome = run.go_on(&mut self.replay, keepalive::is_crowded());
+        if matches!(outcome, Outcome::Parked) {
+            self.stage = Stage::Exchange(run);
+            return self.park();
+        }
+        let (lease, rest) = run.into_parts();
+        match outcome {
+            Outcome::Parked => None,
+            Outcome::Done { last, body_left } => {
+                desk.release(lease, if last { Returned::Last } else { Returned::Idle });
+                self.stage = Stage::Delivery { rest, pid, body_left };
+                None
+            }
+            Outcome::ClientGone => {
+                desk.release(lease, Returned::Abandoned);
+                client::abandon(self.r);
+                Some(Handled::Done)
+            }
+            Outcome::Unread => {
+                desk.release(lease, Returned::Dead);
+                self.stage = Stage::Begins;
+                None
+            }
+            Outcome::Answer { status, how, why } => {
+                let why = with_obituary(desk, &lease, how, why);
+                desk.release(lease, how);
+                complain(self.r, "POOL103", &self.facts.name, pid, &format!("{why}: {status}"));
+                Some(failed(self.r, status, 1))
+            }
+            Outcome::BrokeOff { how, why } => {
+                let why = with_obituary(desk, &lease, how, why);
+                desk.release(lease, how);
+                self.broke_off(pid, &why);
+                Some(Handled::Done)
+            }
+        }
+    }
+
+    fn broke_off(&self, pid: u32, why: &str) {
+        complain(self.r, "POOL104", &self.facts.name, pid, &format!("{why}: the response was broken off"));
+    }
+
+    fn deliver(&mut self, mut rest: Delivery<'r>, pid: u32, body_left: bool) -> Option<Handled> {
+        let through = if rest.is_through() { Ok(true) } else { rest.go_on() };
+        match through {
+            Ok(true) if body_left => client::discard_body(self.r, self.ticket.is_none()),
+            Ok(true) => keepalive::offer(self.r),
+            Ok(false) => {
+                self.stage = Stage::Delivery { rest, pid, body_left };
+                return self.park();
+            }
+            Err(Undelivered::ClientGone) => client::abandon(self.r),
+            Err(Undelivered::File(what)) => {
+                rest.break_off();
+                self.broke_off(pid, &format!("broke the protocol: it sent {what}"));
+            }
+        }
+        Some(Handled::Done)
+    }
+}
+
+impl Parked for Service<'_> {
+    fn awaited(&self) -> Awaited<'_> {
+        match &self.stage {
+            Stage::Queue(waiting) => Awaited { peer: None, client: Interest::End, until: waiting.deadline() },
+            Stage::Exchange(run) => run.awaited(),
+            Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
+                let until = Instant::now() + self.r.server().timeout();
+                Awaited { peer: None, client: Interest::Write, until }
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(&self.stage, Stage::Queue(waiting) if waiting.is_answered())
+    }
+
+    fn go_on(&mut self) -> Step {
+        match Service::go_on(self) {
+            Handled::Parked => Step::Parks,
+            Handled::Done => Step::Ended(parking::DONE),
+            Handled::Status(status) => Step::Ended(i32::from(status)),
+        }
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        self.leave_the_lot();
+        // The connection has ended under it, or a panic.
+        if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
+            let (lease, _) = run.into_parts();
+            self.desk().release(lease, Returned::Abandoned);
+        }
+    }
+}
+
+/// This module's own answer, not a worker's; a client that got 503 may come again after some seconds.
+fn failed(r: RequestRec<'_>, status: u16, retry_after_s: u32) -> Handled {
+    r.note(FAILED, b"1");
+    if status == 503 {
+        client::set_error_header(r, c"Retry-After", &retry_after_s.max(1).to_string());
+    }
+    Handled::Status(status)
+}
+
+/// The request that this one was redirected from got its error status from this module, not from a worker.
+pub fn has_failed(r: RequestRec<'_>) -> bool {
+    r.previous().is_some_and(|p| p.notes().get(FAILED).is_some())
+}
+
+const FAILED: &std::ffi::CStr = c"pool-failed";
+
+fn note_wait(r: RequestRec<'_>, began: Instant, cold: bool) {
+    r.note(c"pool-wait", began.elapsed().as_micros().to_string().as_bytes());
+    r.note(c"pool-cold", if cold { b"1" } else { b"0" });
+}
+
+/// When the worker died: how, as the controller saw it.
+fn with_obituary(desk: &Desk, lease: &Lease, how: Returned, why: String) -> String {
+    if how != Returned::Dead {
+        return why;
+    }
+    match desk.obituary(lease).map(crate::sys::process::describe_wait_status) {
+        Some(end) => format!("{end} before its response was complete"),
+        None => why,
+    }
+}
+
+fn complain(r: RequestRec<'_>, tag: &str, pool: &str, pid: u32, why: &str) {
+    let text = format!("{tag}: [pool {pool} pid {pid}] the worker {why}");
+    log::request(log::Level::Error, r, request::naming(r, text));
+}
+
+fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
+    let reason = match why.reason {
+        Refusal::QueueFull => "PoolQueueLimit: too many requests wait for a worker already",
+        Refusal::QueueTimeout => "PoolQueueTimeout: no worker became free in time",
+        Refusal::Throttled => {
+            "the pool's processes die when they start (the server's error log says why); the next attempt comes later"
+        }
+        Refusal::NoPool => "the running configuration has no such pool",
+        Refusal::Stopping => "the server is stopping",
+    };
+    // Why processes fail to start is logged once for each attempt, by the controller.
+    let told = why.text.is_empty() || why.reason == Refusal::Throttled;
+    let detail = if told { String::new() } else { format!(" ({})", why.text) };
+    unavailable(r, "POOL106", pool, &format!("{reason}{detail}"), why.retry_after_s)
+}
+
+fn unavailable(r: RequestRec<'_>, tag: &str, pool: &str, reason: &str, retry_after_s: u32) -> Handled {
+    log::request(log::Level::Error, r, request::naming(r, format!("{tag}: [pool {pool}] 503: {reason}")));
+    failed(r, 503, retry_after_s)
+}
