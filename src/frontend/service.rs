@@ -192,6 +192,11 @@ impl<'r> Service<'r> {
             Some(_) => Some(BRIEF),
         };
         match waiting.wait(most, &|half| client::has_left(r, half)) {
+            // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
+            Some(Ok(leased)) if self.ticket.is_some() && self.began.elapsed() >= BRIEF && client::has_left(r, true) => {
+                self.desk().release(leased.lease, Returned::Idle);
+                Some(self.client_gone())
+            }
             Some(Ok(leased)) => {
                 drop(waiting);
                 self.begin(leased);

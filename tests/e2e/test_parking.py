@@ -1,0 +1,348 @@
+"""Slow requests do not hold threads: parked where mod_pool is the MPM, bounded where they cannot be parked."""
+
+import hashlib
+import os
+import re
+import resource
+import signal
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from harness import ALICE, BOB, H2, Later, Site, eventually, fds_of, read_process
+from pages import DIGEST_PHP, usual_pages
+
+pytestmark = pytest.mark.pool_only
+
+# a2enmod's own mpm_event.conf.
+DEBIAN = (
+    "StartServers 2\nMinSpareThreads 25\nMaxSpareThreads 75\nThreadLimit 64\nThreadsPerChild 25\n"
+    "MaxRequestWorkers 150\nMaxConnectionsPerChild 0\n"
+)
+FOUR_THREADS = "StartServers 1\nServerLimit 1\nThreadsPerChild 4\nMaxRequestWorkers 4\nMinSpareThreads 1\nMaxSpareThreads 4\n"
+BIG_PHP = """
+<?php
+// Numbered lines: what is lost, doubled or out of order changes the hash.
+for ($i = 0; $i < (int)$_GET['lines']; $i++) {
+    echo str_pad($i, 99, '.', STR_PAD_LEFT), "\\n";
+    if (isset($_GET['flush']) && $i % 50 == 0) flush();
+}
+"""
+FIRST_PHP = "<?php\necho 'first'; flush();\nsleep((int)$_GET['s']);\necho ' last';\n"
+
+
+def lines(count):
+    return b"".join(b"%b\n" % str(i).encode().rjust(99, b".") for i in range(count))
+
+
+def make(httpd, pool_conf="", mpm_conf=FOUR_THREADS, mpm="pool", **kw):
+    alice = Site("alice", ALICE, pool_conf=pool_conf)
+    server = httpd(mpm=mpm, sites=[alice, Site("bob", BOB), Site("plain", pool=None, conf="AssignServerPool none")], mpm_conf=mpm_conf, **kw)
+    for site in server.sites.values():
+        usual_pages(site)
+        site.script("big.php", BIG_PHP)
+        site.script("first.php", FIRST_PHP)
+        site.script("digest.php", DIGEST_PHP)
+    server.sites["plain"].write("text.txt", "text", mode=0o644)
+    return server.start()
+
+
+class Crowd:
+    """Many clients that send one request each, and read nothing."""
+
+    def __init__(self, server, count, path, host="alice.test", receive_buffer=None):
+        self.clients = []
+        request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        for _ in range(count):
+            s = socket.socket()
+            if receive_buffer:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            s.settimeout(20)
+            s.connect(("127.0.0.1", server.port))
+            s.sendall(request)
+            self.clients.append(s)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.leave()
+
+    def leave(self):
+        for s in self.clients:
+            s.close()
+        self.clients = []
+
+
+def answers_as_ever(server, times=20, within=2):
+    """Another pool and the frontends themselves."""
+    for _ in range(times):
+        for path, site, text in (("/text.txt", "plain", "text"), ("/who.php", "bob", '"site":"bob.test"')):
+            start = time.monotonic()
+            found = server.get(path, site)
+            assert found.status == 200 and text in found.text
+            assert time.monotonic() - start < within
+
+
+@pytest.fixture
+def many_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def rss_kib(server):
+    return sum(int(read_process(p.pid).status["VmRSS"].split()[0]) for p in server.processes("frontend"))
+
+
+@pytest.mark.timeout(180)
+def test_five_thousand_hanging_requests_leave_others_alone(httpd, many_descriptors):
+    conf = "PoolMaxProcesses 8\nPoolQueueLimit 10000\nPoolQueueTimeout 10min"
+    server = make(httpd, conf, DEBIAN)
+    answers_as_ever(server, 3)
+    before = rss_kib(server)
+    with Crowd(server, 5000, "/sleep.php?s=300") as crowd:
+        eventually(lambda: len(server.workers("alice")) == 8, 20)
+        answers_as_ever(server)
+        time.sleep(2)
+        answers_as_ever(server)
+        assert (rss_kib(server) - before) / 5000 < 64, "KiB for each parked request"
+        assert len(server.processes("frontend")) <= 6
+        crowd.leave()
+    # Who waited in the queue is gone from it; who had a worker has left it behind.
+    time.sleep(2)
+    for worker in server.workers("alice"):
+        os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: server.answers("/who.php", "alice"), 20)
+    eventually(lambda: sum(len(fds_of(p.pid)) for p in server.processes("frontend")) < 500, 20)
+
+
+@pytest.mark.parametrize("path", ["/sleep.php?s=60", "/first.php?s=60", "/big.php?lines=300000", "/big.php?lines=300000&flush"])
+def test_requests_that_hang_hold_no_thread(httpd, path):
+    """In the worker, after the first byte, and with clients that read nothing: more of them than there are threads."""
+    server = make(httpd, "PoolMaxProcesses 12")
+    with Crowd(server, 12, path, receive_buffer=4096):
+        eventually(lambda: len(server.workers("alice")) == 12, 20)
+        time.sleep(1)
+        answers_as_ever(server)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("flush", ["", "&flush"], ids=["", "flush"])
+def test_a_slow_reader_gets_every_byte_in_order(httpd, tls, flush):
+    server = make(httpd, "PoolMaxProcesses 2")
+    count = 120_000
+    with server.connect(tls=tls, timeout=30) as c:
+        c.request("GET", f"/big.php?lines={count}{flush}")
+        time.sleep(1.5)
+        answers_as_ever(server, 3)
+        found = c.response()
+        assert hashlib.sha256(found.body).digest() == hashlib.sha256(lines(count)).digest()
+        # The connection goes on.
+        assert c.get("/who.php").json()["site"] == "alice.test"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_slow_reader_of_a_file_frees_its_worker(httpd, tls):
+    server = make(httpd, "PoolMaxProcesses 1")
+    content = lines(200_000)
+    server.sites["alice"].write("big.txt", content)
+    with server.connect(tls=tls, timeout=30) as c:
+        c.request("GET", "/big.txt")
+        time.sleep(1)
+        assert server.get("/who.php").status == 200
+        assert c.response().body == content
+
+
+def test_a_slow_upload_holds_no_thread_and_arrives_whole(httpd):
+    server = make(httpd, "PoolMaxProcesses 8")
+    body = lines(4000)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect(timeout=30)) for _ in range(8)]
+        for c in clients:
+            c.send(f"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        for at in range(0, len(body), 100_000):
+            for c in clients:
+                c.send(body[at:at + 100_000])
+            time.sleep(0.1)
+            answers_as_ever(server, 2)
+        for c in clients:
+            found = c.response().json()
+            assert found["bytes"] == len(body) and found["sha256"] == hashlib.sha256(body).hexdigest()
+
+
+def test_pipelined_requests_behind_a_parked_one_are_answered_in_order(httpd):
+    server = make(httpd)
+    with server.connect() as c:
+        c.send(b"".join(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode() for path, host in (
+            ("/sleep.php?s=0.3", "alice.test"), ("/text.txt", "plain.test"), ("/who.php", "bob.test"),
+            ("/sleep.php?s=0.2", "bob.test"))))
+        assert "end" in c.response().json()
+        assert c.response().text == "text"
+        assert c.response().json()["site"] == "bob.test"
+        assert "end" in c.response().json()
+
+
+def test_the_queue_keeps_its_order_and_its_limits_for_parked_requests(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 6\nPoolQueueTimeout 3s")
+    first = Later(server.get, "/sleep.php?s=1.5")
+    time.sleep(0.3)
+    waiting = []
+    for _ in range(6):
+        waiting.append(Later(server.get, "/sleep.php?s=0.05"))
+        time.sleep(0.05)
+    refused = server.get("/who.php")
+    assert refused.status == 503 and refused.get("Retry-After")
+    assert server.count_log("POOL106: .pool alice. 503: PoolQueueLimit") == 1
+    starts = [w.result().json()["start"] for w in waiting]
+    assert starts == sorted(starts)
+    assert first.result().status == 200
+    held = Later(server.get, "/sleep.php?s=6")
+    time.sleep(0.3)
+    late = server.get("/who.php")
+    assert late.status == 503 and late.get("Retry-After")
+    assert server.count_log("POOL106: .pool alice. 503: PoolQueueTimeout") == 1
+    assert held.result().status == 200
+
+
+def test_past_pool_max_parked_there_is_503(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 100\nPoolMaxParked 5")
+    with Crowd(server, 5, "/sleep.php?s=60"):
+        time.sleep(1)
+        refused = server.get("/who.php")
+        assert refused.status == 503 and refused.get("Retry-After")
+        line = r"POOL119: \[pool alice\] 503: PoolMaxParked: 5 requests of this process wait .* for GET /who.php"
+        assert server.count_log(line) == 1
+        answers_as_ever(server, 3)
+
+
+def test_a_parked_request_whose_client_leaves_ends(httpd):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 100")
+    with Crowd(server, 1, "/sleep.php?s=8"):
+        time.sleep(0.5)
+        for half in (False, True):
+            crowd = Crowd(server, 20, "/sleep.php?s=60")
+            time.sleep(0.5)
+            if half:
+                for s in crowd.clients:
+                    s.shutdown(socket.SHUT_WR)
+                assert all(s.recv(1) == b"" for s in crowd.clients)
+            crowd.leave()
+        start = time.monotonic()
+        assert server.get("/who.php").status == 200
+        assert time.monotonic() - start < 12, "nobody works for those who have left"
+
+
+@pytest.mark.parametrize("path,line", [("/sleep.php?s=60", "POOL103"), ("/first.php?s=60", "POOL104")])
+def test_a_worker_that_dies_under_a_parked_request(httpd, path, line):
+    server = make(httpd)
+    with server.connect() as c:
+        c.request("GET", path)
+        eventually(lambda: server.workers("alice"))
+        time.sleep(0.7)
+        server.kill("worker", "alice")
+        if line == "POOL103":
+            assert c.response().status == 502
+        else:
+            assert not c.response().complete
+    assert server.count_log(f"{line}: .pool alice pid [0-9]+. the worker .*signal 9") == 1
+    assert server.get("/who.php").status == 200
+
+
+def test_a_silent_worker_of_a_parked_request_is_given_up(httpd):
+    server = make(httpd, conf="Timeout 2")
+    found = server.get("/sleep.php?s=30")
+    assert found.status == 504
+    assert server.count_log("POOL103: .pool alice pid [0-9]+. the worker was silent for 2 seconds: 504") == 1
+
+
+def test_parked_requests_outlive_a_graceful_restart(httpd):
+    server = make(httpd, "PoolMaxProcesses 2")
+    inside, queued = [Later(server.get, "/sleep.php?s=3") for _ in range(2)], []
+    time.sleep(0.5)
+    queued = [Later(server.get, "/sleep.php?s=0.1") for _ in range(4)]
+    time.sleep(0.3)
+    server.graceful()
+    assert server.get("/who.php").status == 200
+    assert [x.result().status for x in inside + queued] == [200] * 6
+
+
+def test_a_stop_does_not_wait_for_parked_requests(httpd):
+    server = make(httpd, "PoolMaxProcesses 2")
+    with Crowd(server, 6, "/sleep.php?s=60"):
+        time.sleep(0.7)
+        start = time.monotonic()
+        server.signal(signal.SIGTERM)
+        server.wait_for_end()
+        assert time.monotonic() - start < 4
+    server.stop()
+
+
+def test_an_error_document_of_a_parked_request(httpd):
+    server = make(httpd, conf="ErrorDocument 502 \"it broke\"\n")
+    later = Later(server.get, "/sleep.php?s=60")
+    eventually(lambda: server.workers("alice"))
+    time.sleep(0.5)
+    server.kill("worker", "alice")
+    found = later.result()
+    assert (found.status, found.text) == (502, "it broke")
+
+
+def test_loggers_see_a_parked_request_as_any_other(httpd):
+    server = make(httpd, log_format='%v %>s %B %D \\"%r\\" pool=%{pool-name}n pid=%{pool-pid}n cold=%{pool-cold}n')
+    found = server.get("/sleep.php?s=0.5")
+    pid = found.json()["pid"]
+    line = eventually(lambda: re.search(r"^alice.test 200 (\d+) (\d+) .*", "\n".join(server.access_log()), re.M))
+    assert int(line[1]) == len(found.body) and 500_000 <= int(line[2]) < 5_000_000
+    assert line[0].endswith(f"pool=alice pid={pid} cold=1")
+
+
+# --- where nothing can be parked ------------------------------------------------------------------------
+
+
+def test_a_pool_that_holds_half_of_the_threads_gets_503_and_others_are_served(httpd):
+    mpm = FOUR_THREADS.replace("4", "8")
+    server = make(httpd, "PoolMaxProcesses 8", mpm, mpm="event")
+    with Crowd(server, 4, "/sleep.php?s=60"):
+        eventually(lambda: len(server.workers("alice")) == 4)
+        time.sleep(1.5)
+        refused = server.get("/who.php")
+        assert refused.status == 503 and refused.get("Retry-After")
+        line = r"POOL118: \[pool alice\] 503: PoolMaxFrontendThreads: 4 threads of this process .* for GET /who.php"
+        assert server.count_log(line) == 1
+        answers_as_ever(server)
+
+
+def test_pool_max_frontend_threads_is_the_pools_own(httpd):
+    mpm = FOUR_THREADS.replace("4", "8")
+    server = make(httpd, "PoolMaxProcesses 8\nPoolMaxFrontendThreads 2", mpm, mpm="event")
+    with Crowd(server, 2, "/sleep.php?s=60"):
+        time.sleep(1.7)
+        assert server.get("/who.php").status == 503
+        # The limit of a half is that of the others.
+        with Crowd(server, 2, "/sleep.php?s=60", host="bob.test"):
+            time.sleep(1.7)
+            assert server.get("/who.php", "bob").status == 200
+
+
+@pytest.mark.parametrize("mpm", ["event", "pool"])
+def test_a_hundred_streams_of_one_browser_get_their_answers(httpd, mpm):
+    server = make(httpd, "PoolMaxProcesses 8\nPoolQueueLimit 200", DEBIAN, mpm=mpm)
+    with H2(server, tls=True, timeout=60) as h2:
+        streams = [h2.start(f"/sleep.php?s=0.0{1 + i % 5}") for i in range(100)]
+        assert [h2.wait(s).status for s in streams] == [200] * 100
+
+
+def test_streams_that_hang_leave_others_alone_as_the_mpm(httpd):
+    server = make(httpd, "PoolMaxProcesses 30\nPoolMaxFrontendThreads 3", DEBIAN)
+    with H2(server, tls=True, timeout=60) as h2:
+        for _ in range(3):
+            h2.start("/sleep.php?s=60")
+        h2.flush()
+        eventually(lambda: len(server.workers("alice")) == 3)
+        time.sleep(1.5)
+        assert h2.get("/who.php").status == 503
+        answers_as_ever(server, 5)
