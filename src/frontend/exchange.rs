@@ -106,6 +106,8 @@ pub struct Run<'r> {
     messages: u32,
     stage: Stage,
     heard: bool,
+    /// The worker has ended, and left something unread.
+    reset: bool,
     head: Vec<u8>,
     /// What the loggers shall know; they are told at the end of the response.
     meta: Vec<u8>,
@@ -154,6 +156,7 @@ impl<'r> Run<'r> {
             messages: 0,
             stage: Stage::Waiting,
             heard: false,
+            reset: false,
             head: Vec::new(),
             meta: Vec::new(),
             meta_complete: false,
@@ -404,6 +407,13 @@ impl<'r> Run<'r> {
                 Ok(received)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(Stop::Silent),
+            // The kernel tells once that a message was left unread, before it gives what the worker has answered.
+            Err(e)
+                if e.kind() == io::ErrorKind::ConnectionReset && (self.messages > 1 || self.heard) && !self.reset =>
+            {
+                self.reset = true;
+                self.receive(buf, blocking)
+            }
             Err(e) => Err(Stop::Died(Some(e.kind()))),
         }
     }

@@ -138,11 +138,11 @@ impl<'r> Service<'r> {
         let _serving = frontend.threads.serve(entry, self.pool, frontend.now());
         self.leave_the_lot();
         loop {
-            let done = match std::mem::replace(&mut self.stage, Stage::Over) {
+            let done = match self.stage {
                 Stage::Begins => self.ask(),
-                Stage::Queue(waiting) => self.queue(waiting),
-                Stage::Exchange(run) => self.converse(run),
-                Stage::Delivery { rest, pid, body_left } => self.deliver(rest, pid, body_left),
+                Stage::Queue(_) => self.queue(),
+                Stage::Exchange(_) => self.converse(),
+                Stage::Delivery { .. } => self.deliver(),
                 Stage::Over => Some(Handled::Done),
             };
             if let Some(handled) = done {
@@ -184,45 +184,42 @@ impl<'r> Service<'r> {
         None
     }
 
-    fn queue(&mut self, mut waiting: Waiting) -> Option<Handled> {
+    fn queue(&mut self) -> Option<Handled> {
         let r = self.r;
-        let most = match self.ticket {
-            None => None,
-            Some(_) if keepalive::is_crowded() || self.began.elapsed() >= BRIEF => Some(Duration::ZERO),
-            Some(_) => Some(BRIEF),
+        let (parks, is_late) = (self.ticket.is_some(), self.began.elapsed() >= BRIEF);
+        let most = match parks {
+            false => None,
+            true if keepalive::is_crowded() || is_late => Some(Duration::ZERO),
+            true => Some(BRIEF),
         };
-        match waiting.wait(most, &|half| client::has_left(r, half)) {
-            // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
-            Some(Ok(leased)) if self.ticket.is_some() && self.began.elapsed() >= BRIEF && client::has_left(r, true) => {
-                self.desk().release(leased.lease, Returned::Idle);
-                Some(self.client_gone())
-            }
-            Some(Ok(leased)) => {
-                drop(waiting);
-                self.begin(leased);
-                None
-            }
-            Some(Err(Unserved::Refused(why))) => {
-                note_wait(r, self.began, self.cold);
-                Some(refused(r, &self.facts.name, &why))
-            }
-            Some(Err(Unserved::ClientGone)) => Some(self.client_gone()),
-            // What a parked request's client has closed is not watched for again.
-            None if client::has_left(r, true) => Some(self.client_gone()),
-            None => {
+        let Stage::Queue(waiting) = &mut self.stage else { return None };
+        let answer = waiting.wait(most, &|half| client::has_left(r, half));
+        // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them. And what a
+        // parked request's client has closed is not watched for again.
+        let has_left = parks && (is_late || answer.is_none()) && client::has_left(r, true);
+        match answer {
+            None if !has_left => {
                 if let Some(ticket) = self.ticket {
                     waiting.park(ticket);
                 }
-                self.stage = Stage::Queue(waiting);
-                self.park()
+                return self.park();
             }
+            Some(Ok(leased)) if !has_left => {
+                self.begin(leased);
+                return None;
+            }
+            Some(Ok(leased)) => self.desk().release(leased.lease, Returned::Idle),
+            Some(Err(Unserved::Refused(why))) => {
+                self.stage = Stage::Over;
+                note_wait(r, self.began, self.cold);
+                return Some(refused(r, &self.facts.name, &why));
+            }
+            Some(Err(Unserved::ClientGone)) | None => {}
         }
-    }
-
-    fn client_gone(&mut self) -> Handled {
-        note_wait(self.r, self.began, self.cold);
-        client::abandon(self.r);
-        Handled::Done
+        self.stage = Stage::Over;
+        note_wait(r, self.began, self.cold);
+        client::abandon(r);
+        Some(Handled::Done)
     }
 
     fn begin(&mut self, leased: Leased) {
@@ -241,13 +238,15 @@ impl<'r> Service<'r> {
         self.stage = Stage::Exchange(Run::new(parties, lease));
     }
 
-    fn converse(&mut self, mut run: Run<'r>) -> Option<Handled> {
-        let (desk, pid) = (self.desk(), run.pid());
+    fn converse(&mut self) -> Option<Handled> {
+        // It stays in its place meanwhile: whatever happens, its lease is released.
+        let Stage::Exchange(run) = &mut self.stage else { return None };
         let outcome = run.go_on(&mut self.replay, keepalive::is_crowded());
         if matches!(outcome, Outcome::Parked) {
-            self.stage = Stage::Exchange(run);
             return self.park();
         }
+        let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
+        let (desk, pid) = (self.desk(), run.pid());
         let (lease, rest) = run.into_parts();
         match outcome {
             Outcome::Parked => None,
@@ -258,8 +257,7 @@ impl<'r> Service<'r> {
             }
             Outcome::ClientGone => {
                 desk.release(lease, Returned::Abandoned);
-                client::abandon(self.r);
-                Some(Handled::Done)
+                Some(self.undelivered(&rest, pid))
             }
             Outcome::Unread => {
                 desk.release(lease, Returned::Dead);
@@ -285,22 +283,40 @@ impl<'r> Service<'r> {
         complain(self.r, "POOL104", &self.facts.name, pid, &format!("{why}: the response was broken off"));
     }
 
-    fn deliver(&mut self, mut rest: Delivery<'r>, pid: u32, body_left: bool) -> Option<Handled> {
-        let through = if rest.is_through() { Ok(true) } else { rest.go_on() };
-        match through {
-            Ok(true) if body_left => client::discard_body(self.r, self.ticket.is_none()),
-            Ok(true) => keepalive::offer(self.r),
-            Ok(false) => {
-                self.stage = Stage::Delivery { rest, pid, body_left };
-                return self.park();
+    /// The client is gone, or a filter between it and the pool has failed: nothing more is sent.
+    fn undelivered(&self, rest: &Delivery<'_>, pid: u32) -> Handled {
+        if let Some(why) = rest.client.failure() {
+            let text = format!("POOL120: [pool {} pid {pid}] the response cannot be passed on: {why}", self.facts.name);
+            log::request(log::Level::Error, self.r, request::naming(self.r, text));
+        }
+        client::abandon(self.r);
+        Handled::Done
+    }
+
+    fn deliver(&mut self) -> Option<Handled> {
+        let Stage::Delivery { rest, pid, body_left } = &mut self.stage else { return None };
+        let (pid, body_left) = (*pid, *body_left);
+        match if rest.is_through() { Ok(true) } else { rest.go_on() } {
+            Ok(false) => return self.park(),
+            Ok(true) if !rest.client.has_failed() => {
+                if body_left {
+                    client::discard_body(self.r, self.ticket.is_none());
+                } else {
+                    keepalive::offer(self.r);
+                }
+                return Some(Handled::Done);
             }
-            Err(Undelivered::ClientGone) => client::abandon(self.r),
             Err(Undelivered::File(what)) => {
                 rest.break_off();
                 self.broke_off(pid, &format!("broke the protocol: it sent {what}"));
+                return Some(Handled::Done);
             }
+            Ok(true) | Err(Undelivered::ClientGone) => {}
         }
-        Some(Handled::Done)
+        match &self.stage {
+            Stage::Delivery { rest, .. } => Some(self.undelivered(rest, pid)),
+            _ => None,
+        }
     }
 }
 
@@ -335,7 +351,8 @@ impl Drop for Service<'_> {
         // The connection has ended under it, or a panic.
         if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
             let (lease, _) = run.into_parts();
-            self.desk().release(lease, Returned::Abandoned);
+            let how = if std::thread::panicking() { Returned::Violation } else { Returned::Abandoned };
+            self.desk().release(lease, how);
         }
     }
 }

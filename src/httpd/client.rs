@@ -11,6 +11,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
+/// APR_TIMEUP, which has too many parentheses for bindgen.
+const TIMED_OUT: i32 = 70_007;
 /// Bytes of a body that are dropped in one go.
 const DISCARD: usize = 64 * 1024;
 
@@ -47,6 +49,8 @@ pub enum BodyLength {
 pub struct Client<'r> {
     r: RequestRec<'r>,
     out: *mut ffi::apr_bucket_brigade,
+    /// What an output filter said when it failed.
+    failed: Option<ffi::apr_status_t>,
     input: *mut ffi::apr_bucket_brigade,
 }
 
@@ -61,7 +65,7 @@ impl<'r> Client<'r> {
             let alloc = (*(*rec).connection).bucket_alloc;
             let out = ffi::apr_brigade_create((*rec).pool, alloc);
             let input = ffi::apr_brigade_create((*rec).pool, alloc);
-            Self { r, out, input }
+            Self { r, out, failed: None, input }
         }
     }
 
@@ -207,11 +211,23 @@ impl<'r> Client<'r> {
         self.socket().is_some_and(wait::is_writable)
     }
 
-    /// Plain HTTP/1: nothing between us and the socket reads the bytes of a file.
+    /// Plain HTTP/1: nothing between us and the socket reads the bytes of a file. Not for a subrequest, whose pool, and
+    /// with it the file, may end before the bytes are sent.
     pub fn can_send_file(&self) -> bool {
         let c = self.conn();
         // SAFETY: the connection is live.
-        unsafe { (*c).master.is_null() && ffi::ap_ssl_conn_is_ssl(c) == 0 }
+        unsafe { (*c).master.is_null() && ffi::ap_ssl_conn_is_ssl(c) == 0 && (*self.r.as_ptr()).main.is_null() }
+    }
+
+    /// Passing on has failed: nothing more can be passed on.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// Why passing on has failed, where that was not the client's leaving (or its slowness, which is httpd's to log).
+    pub fn failure(&self) -> Option<String> {
+        const LEFT: [i32; 6] = [0, libc::EPIPE, libc::ECONNRESET, libc::ECONNABORTED, libc::ENOTCONN, TIMED_OUT];
+        self.failed.filter(|rc| !LEFT.contains(rc)).map(super::errorlog::status_text)
     }
 
     /// Whether the client's connection is known to be gone.
@@ -287,7 +303,7 @@ impl<'r> Client<'r> {
     pub fn queue_file(&mut self, file: OwnedFd, offset: u64, length: u64) {
         let Ok(length) = usize::try_from(length) else { return };
         let mut fd = file.as_raw_fd();
-        // The request's pool outlives each of its buckets: the end-of-request bucket behind them ends it.
+        // The pool of a request that is no subrequest outlives its buckets: the end-of-request bucket behind them ends it.
         self.r.pool().place(file);
         // SAFETY: the descriptor stays open as long as the request's pool; APR does not close it (apr_os_file_put).
         unsafe {
@@ -326,6 +342,7 @@ impl<'r> Client<'r> {
             rc
         };
         if rc != 0 || self.is_gone() {
+            self.failed = Some(rc);
             Err(ClientGone)
         } else {
             Ok(())

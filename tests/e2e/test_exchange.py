@@ -341,3 +341,22 @@ def test_a_request_that_is_too_large_for_the_wire(generous, path, fields, status
 def test_a_request_of_nearly_the_limit_is_served(generous):
     fields = [(f"X-{n}", "x" * 60_000) for n in range(17)]
     assert generous.request("GET", "/pid.php?" + "x" * 20_000, headers=fields).status == 200
+
+
+# --- an answer that is whole is never thrown away -----------------------------------------------------
+
+
+def test_the_whole_answer_of_a_worker_that_ends_with_its_upload_unread(httpd):
+    """Its last request: the kernel tells of the unread body before it gives the answer."""
+    site = Site("alice", ALICE, pool_conf="PoolMaxRequestsPerProcess 1\nPoolMaxProcesses 2")
+    server = httpd(sites=[site])
+    site.write("early.php", "<?php header('Connection: close'); echo str_repeat('0123456789', 30000);")
+    server.start()
+    for size in [100_000, 160_000, 200_000, 250_000, 4_000_000] * 4:
+        with server.connect(timeout=20) as c:
+            c.send(b"POST /early.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: %d\r\n\r\n" % size)
+            c.send_while_reading([bytes(10_000)] * (size // 10_000))
+            time.sleep(0.05)
+            found = c.response("POST")
+            assert (found.status, found.complete, len(found.body)) == (200, True, 300_000)
+    assert not re.search("POOL10[34]", server.error_log())

@@ -673,6 +673,10 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
         AddType text/html .shtml
         AddOutputFilter INCLUDES .shtml
         Alias /pool @ROOT@/sites/alice
+        <Directory @ROOT@/sites/alice>
+            Options +ExecCGI
+            AddHandler cgi-script .cgi
+        </Directory>
         <IfModule pool_module>
             AssignServerPool none
         </IfModule>
@@ -683,16 +687,30 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
         </Location>
     """)
     alice = Site("alice", ALICE)
-    server = httpd(sites=[front, alice])
+    server = httpd(sites=[front, alice], modules=["cgi"])
+    with_pool = server.with_pool
     front.write(
         "page.shtml",
         '[<!--#include virtual="/pool/part.txt" -->][<!--#include virtual="/pool/part.php?x=1" -->]',
     )
+    front.write("hints.shtml", 'before [<!--#include virtual="/pool/nph-hints.cgi" -->] behind')
+    front.write("files.shtml", '<!--#include virtual="/pool/big.txt" -->' * 3)
+    alice.script("nph-hints.cgi", """
+        #!/bin/sh
+        printf 'HTTP/1.1 103 Early Hints\\r\\nX-Part: 1\\r\\n\\r\\nHTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\n\\r\\nhints'
+    """)
+    big = b"".join(b"%9d\n" % i for i in range(100_000))
+    alice.write("big.txt", big)
     alice.write("part.txt", "part")
     alice.write("part.php", "<?php echo 'uid ', posix_geteuid(), ' x=', $_GET['x'];")
     server.start()
     found = server.get("/page.shtml", "front")
     assert found.text.strip() == f"[part][uid {alice.owner[0]} x=1]"
+    # An interim response of a part would stand in the middle of the page.
+    if with_pool:
+        found = server.get("/hints.shtml", "front")
+        assert (found.complete, found.text, found.interim) == (True, "before [hints] behind", [])
+    assert server.get("/files.shtml", "front").body == big * 3
 
 
 # --- the client goes away ---------------------------------------------------------------------------

@@ -192,7 +192,11 @@ impl Run<'_> {
             return self.need_body();
         }
         self.progressed = true;
-        self.out.client.send_interim(head.status, passable(&head));
+        // What a part of a page says stands in the middle of the page's own body.
+        if !self.r.is_subrequest() {
+            let fields = passable(&head).filter(|(name, _)| !name.eq_ignore_ascii_case(b"Content-Length"));
+            self.out.client.send_interim(head.status, fields);
+        }
         Ok(())
     }
 

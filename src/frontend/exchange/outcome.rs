@@ -78,7 +78,11 @@ impl From<Undelivered> for Stop {
 impl Run<'_> {
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
         let (status, how, why) = match stop {
-            Stop::ClientGone => return Outcome::ClientGone,
+            // The worker has done everything; what it did is not lost on others.
+            Stop::ClientGone => match self.stage {
+                Stage::Complete { last } => return Outcome::Done { last, body_left: false },
+                _ => return Outcome::ClientGone,
+            },
             Stop::Parks => return Outcome::Parked,
             Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && self.reads <= 2 && is_unread(kind) => {
                 return Outcome::Unread
