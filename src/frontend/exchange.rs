@@ -278,7 +278,7 @@ impl<'r> Run<'r> {
             if self.upload != Upload::Running && !self.pending {
                 match self.hear(&mut buffers.receive, if self.parks && crowded { Blocking::No } else { Blocking::Yes })
                 {
-                    Err(Stop::Silent) if self.parks && !self.is_overdue() => return Err(self.parks_unless_gone()),
+                    Err(Stop::Silent) if self.parks && !self.is_overdue() => return Err(Stop::Parks),
                     heard => heard?,
                 }
                 continue;
@@ -323,7 +323,7 @@ impl<'r> Run<'r> {
                 return Err(Stop::Silent);
             }
             if self.parks && since.elapsed() > BRIEF {
-                return Err(self.parks_unless_gone());
+                return Err(Stop::Parks);
             }
             wait::readable_or_writable(lease, false, None, TAKEN_POLL).map_err(|e| Stop::Died(Some(e.kind())))?;
         }
@@ -342,15 +342,6 @@ impl<'r> Run<'r> {
 
     fn is_overdue(&self) -> bool {
         self.left().is_zero()
-    }
-
-    /// The request can be parked now, if somebody waits for its answer still.
-    fn parks_unless_gone(&self) -> Stop {
-        if self.out.client.socket().is_some_and(|client| wait::is_hung_up(client, true)) {
-            Stop::ClientGone
-        } else {
-            Stop::Parks
-        }
     }
 
     /// Waits until either side can go on.
@@ -373,6 +364,11 @@ impl<'r> Run<'r> {
             Ok(_) => Ok(()),
             Err(e) => Err(Stop::Died(Some(e.kind()))),
         }
+    }
+
+    /// It is the worker's turn.
+    pub fn waits_for_worker(&self) -> bool {
+        self.out.is_through() && (self.upload != Upload::Running || self.pending)
     }
 
     /// What a parked exchange waits for.

@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How many workers granted to a request are tried, as long as surely none has read it.
 const MAX_TRIES: u32 = 5;
+/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
+/// is more likely gone, and would have the pool work for nobody.
+const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a request that can be parked waits for a lease on its thread.
 const BRIEF: Duration = Duration::from_millis(10);
 
@@ -72,6 +75,8 @@ struct Service<'r> {
     grants: u32,
     /// It is counted among the pool's parked requests.
     is_parked: bool,
+    /// While it is parked: its client sends nothing any more.
+    half_closed: bool,
 }
 
 /// Serves a request by a worker of the pool with this index.
@@ -107,6 +112,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         replay: None,
         grants: 0,
         is_parked: false,
+        half_closed: false,
     };
     let handled = service.go_on();
     if handled != Handled::Parked {
@@ -161,6 +167,7 @@ impl<'r> Service<'r> {
     fn park(&mut self) -> Option<Handled> {
         let others = self.facts.parked.fetch_add(1, Ordering::Relaxed);
         self.is_parked = true;
+        self.half_closed = client::has_left(self.r, true);
         if matches!(self.stage, Stage::Queue(_)) && others >= self.facts.max_parked {
             self.stage = Stage::Over;
             note_wait(self.r, self.began, self.cold);
@@ -193,10 +200,11 @@ impl<'r> Service<'r> {
             true => Some(BRIEF),
         };
         let Stage::Queue(waiting) = &mut self.stage else { return None };
-        let answer = waiting.wait(most, &|half| client::has_left(r, half));
-        // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them. And what a
-        // parked request's client has closed is not watched for again.
-        let has_left = parks && (is_late || answer.is_none()) && client::has_left(r, true);
+        let began = self.began;
+        let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
+        let answer = waiting.wait(most, &has_left);
+        // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
+        let has_left = parks && (is_late || answer.is_none()) && has_left();
         match answer {
             None if !has_left => {
                 if let Some(ticket) = self.ticket {
@@ -241,9 +249,13 @@ impl<'r> Service<'r> {
     fn converse(&mut self) -> Option<Handled> {
         // It stays in its place meanwhile: whatever happens, its lease is released.
         let Stage::Exchange(run) = &mut self.stage else { return None };
-        let outcome = run.go_on(&mut self.replay, keepalive::is_crowded());
+        let mut outcome = run.go_on(&mut self.replay, keepalive::is_crowded());
         if matches!(outcome, Outcome::Parked) {
-            return self.park();
+            let late = self.began.elapsed() >= HALF_CLOSED_PATIENCE;
+            if !run.waits_for_worker() || !client::has_left(self.r, late) {
+                return self.park();
+            }
+            outcome = Outcome::ClientGone;
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
@@ -322,14 +334,19 @@ impl<'r> Service<'r> {
 
 impl Parked for Service<'_> {
     fn awaited(&self) -> Awaited<'_> {
-        match &self.stage {
+        let mut awaited = match &self.stage {
             Stage::Queue(waiting) => Awaited { peer: None, client: Interest::End, until: waiting.deadline() },
             Stage::Exchange(run) => run.awaited(),
             Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();
                 Awaited { peer: None, client: Interest::Write, until }
             }
+        };
+        if awaited.client == Interest::End && self.half_closed {
+            awaited.client = Interest::Reset;
+            awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
         }
+        awaited
     }
 
     fn is_ready(&self) -> bool {

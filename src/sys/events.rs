@@ -24,6 +24,8 @@ pub enum Interest {
     Any,
     /// That it is closed, for sending at least.
     End,
+    /// That it is reset, or closed for good.
+    Reset,
 }
 
 /// The set.
@@ -56,6 +58,8 @@ impl EventSet {
             Interest::Write => EpollFlags::EPOLLOUT,
             Interest::Any => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
             Interest::End => EpollFlags::EPOLLRDHUP,
+            // These are told in any case.
+            Interest::Reset => EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP,
         };
         let mut event = EpollEvent::new(what | EpollFlags::EPOLLONESHOT, token);
         let done = if known { self.epoll.modify(fd, &mut event) } else { self.epoll.add(fd, event) };

@@ -229,11 +229,21 @@ def test_a_parked_request_whose_client_leaves_ends(httpd):
             if half:
                 for s in crowd.clients:
                     s.shutdown(socket.SHUT_WR)
-                assert all(s.recv(1) == b"" for s in crowd.clients)
+                assert all(s.recv(1) == b"" for s in crowd.clients)  # a moment later
             crowd.leave()
         start = time.monotonic()
         assert server.get("/who.php").status == 200
         assert time.monotonic() - start < 12, "nobody works for those who have left"
+
+
+def test_a_client_that_only_stops_sending_gets_its_answer_within_two_seconds(httpd):
+    server = make(httpd, "PoolMaxProcesses 1")
+    for path in ("/sleep.php?s=0.5", "/first.php?s=1"):
+        with server.connect() as c:
+            c.request("GET", path, headers=[("Connection", "close")])
+            c.half_close()
+            found = c.response()
+            assert (found.status, found.complete) == (200, True) and found.body
 
 
 @pytest.mark.parametrize("path,line", [("/sleep.php?s=60", "POOL103"), ("/first.php?s=60", "POOL104")])

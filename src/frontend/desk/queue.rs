@@ -17,9 +17,6 @@ const LOCAL_PATIENCE: Duration = Duration::from_millis(10);
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a request that waits looks whether its client is still there.
 const CLIENT_CHECK: Duration = Duration::from_millis(200);
-/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one that has waited this long is
-/// more likely gone, and would have the pool work for nobody.
-const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How waiting for a lease ended without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +81,6 @@ impl Waiter {
 pub struct Waiting {
     desk: &'static Desk,
     waiter: Arc<Waiter>,
-    began: Instant,
     /// When its Want is sent, if no lease has come free here by then.
     asks_at: Instant,
     deadline: Instant,
@@ -94,16 +90,12 @@ impl Waiting {
     pub(super) fn new(desk: &'static Desk, waiter: Arc<Waiter>, here: bool, patience: Duration) -> Self {
         let began = Instant::now();
         let asks_at = if here { began + LOCAL_PATIENCE } else { began };
-        Self { desk, waiter, began, asks_at, deadline: began + patience + REFUSAL_PATIENCE }
+        Self { desk, waiter, asks_at, deadline: began + patience + REFUSAL_PATIENCE }
     }
 
     /// Waits until there is an answer; `None` where it takes longer than `most`. `has_left` says whether the client is
-    /// gone; its argument, whether one that stopped sending counts as gone.
-    pub fn wait(
-        &mut self,
-        most: Option<Duration>,
-        has_left: &dyn Fn(bool) -> bool,
-    ) -> Option<Result<Leased, Unserved>> {
+    /// gone.
+    pub fn wait(&mut self, most: Option<Duration>, has_left: &dyn Fn() -> bool) -> Option<Result<Leased, Unserved>> {
         let give_up = most.map(|most| Instant::now() + most);
         let waiter = Arc::clone(&self.waiter);
         let mut answer = lock(&waiter.answer);
@@ -134,7 +126,7 @@ impl Waiting {
                 .unwrap_or_else(PoisonError::into_inner);
             answer = again;
             let open = matches!(*answer, Answer::Open);
-            if open && timeout.timed_out() && looks && has_left(self.began.elapsed() >= HALF_CLOSED_PATIENCE) {
+            if open && timeout.timed_out() && looks && has_left() {
                 *answer = Answer::Withdrawn;
                 return Some(Err(Unserved::ClientGone));
             }
