@@ -41,6 +41,8 @@ impl Controller {
                     "mod_pool: pool {name}: its processes fail to start, next attempt in {delay_s} s: {text}"
                 ));
             }
+            // Its end is what the parent waits for.
+            Action::Warm { generation } => drop(self.until_ready.remove(&generation)),
             Action::GenerationGone { generation } => {
                 self.tables.remove(&generation);
             }

@@ -103,7 +103,6 @@ impl Controller {
                     if build_id != self.start.build_id {
                         self.note_replaced();
                     }
-                    self.until_ready.remove(&generation);
                     self.feed(Event::SeedReady { generation });
                 }
                 SeedReport::ZygoteStarted { request, pid } => {

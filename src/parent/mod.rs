@@ -87,7 +87,8 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     Ok(started.then_some(state.controller).flatten())
 }
 
-/// After a reload: waits until the new seed can fork, or has failed to get ready, or a signal comes. Frontends of the
+/// After a reload: waits until the new seed can fork and has warmed the pools that are in use, or has failed to get
+/// ready, or a signal comes. Frontends of the
 /// configuration before serve meanwhile.
 pub fn wait_for_seed() {
     let ready = state().seed_ready.take();

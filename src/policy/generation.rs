@@ -3,13 +3,13 @@
 //! Runs in: controller.  Trusts: the events.  Owns: pool tables, the state of each seed.
 //! Never: ends a generation that a frontend still belongs to.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::account::Chain;
 use super::state::State;
 use super::timer::TimerKey;
-use super::{delay_after, seconds, Action, Millis, PoolKey, OLD_IDLE, RETIRE_GRACE};
+use super::{delay_after, seconds, Action, Millis, PoolKey, OLD_IDLE, RETIRE_GRACE, WARM_PATIENCE};
 use super::{SEED_DEADLINE, SEED_PATIENCE, SEED_PROVEN, STOP_GRACE};
 use crate::wire::control::{PoolRow, PoolTable, Refusal};
 
@@ -45,6 +45,9 @@ pub(super) struct Generation {
     pub reason: String,
     /// Nobody belongs to it any more, and it is not the newest.
     pub ended: bool,
+    /// Pools that are in use in older generations, and how many workers they have there: as many are made ready before
+    /// frontends change over. Empty once that is done, or was tried for long enough.
+    pub warming: BTreeMap<PoolKey, usize>,
     /// Processes that were forked for it and not reaped.
     pub zygotes: usize,
     pub workers: usize,
@@ -83,9 +86,14 @@ impl State {
             failures: 0,
             reason: String::new(),
             ended: false,
+            warming: BTreeMap::new(),
             zygotes: 0,
             workers: 0,
         };
+        // Nobody changes over to an older one any more.
+        for older in self.generations.keys().copied().collect::<Vec<_>>() {
+            self.warmed(older);
+        }
         self.generations.insert(number, generation);
         self.set_caps();
         self.start_seed(number);
@@ -166,30 +174,75 @@ impl State {
         self.warm_up(number);
     }
 
-    /// Starts the zygotes of pools that are in use in an older generation: their next request comes soon.
+    /// Makes the pools ready that are in use in an older generation: their next requests come soon.
     fn warm_up(&mut self, number: u64) {
-        if !self.is_newest(number) {
-            return;
+        let mut in_use: HashMap<Rc<str>, usize> = HashMap::new();
+        for (key, pool) in &self.pools {
+            let workers = pool.lent + pool.idle.len() + pool.forking;
+            if key.generation < number && workers > 0 {
+                if let Some(row) = self.row(*key) {
+                    *in_use.entry(Rc::clone(&row.name)).or_default() += workers;
+                }
+            }
         }
-        let in_use: HashSet<Rc<str>> = self
-            .pools
-            .iter()
-            .filter(|(key, pool)| key.generation != number && pool.lent + pool.idle.len() + pool.forking > 0)
-            .filter_map(|(key, _)| self.row(*key).map(|row| Rc::clone(&row.name)))
-            .collect();
-        if in_use.is_empty() {
-            return;
-        }
-        let Some(g) = self.generations.get(&number) else {
+        let newest = self.is_newest(number);
+        let Some(g) = self.generations.get_mut(&number) else {
             return;
         };
-        let rows = (0u32..).zip(&g.rows).filter(|(_, row)| row.limits.uid.is_some() && in_use.contains(&row.name));
-        let keys: Vec<PoolKey> = rows.map(|(pool, _)| PoolKey { generation: number, pool }).collect();
+        if newest {
+            let rows = (0u32..).zip(&g.rows).filter(|(_, row)| row.limits.uid.is_some());
+            let warming =
+                rows.filter_map(|(pool, row)| Some((PoolKey { generation: number, pool }, *in_use.get(&row.name)?)));
+            g.warming = warming.collect();
+        }
+        let keys: Vec<PoolKey> = g.warming.keys().copied().collect();
+        if keys.is_empty() {
+            self.out.push(Action::Warm { generation: number });
+            return;
+        }
+        self.timers.arm(TimerKey::Warm(number), self.now + WARM_PATIENCE);
         for key in keys {
             self.ensure_pool(key);
-            if self.throttled(key).is_none() {
-                self.ready_zygote(key);
+            self.grow(key);
+            self.settle(key);
+        }
+    }
+
+    /// Workers that a pool is to have before frontends change over to its generation.
+    pub(super) fn warming(&self, key: PoolKey) -> usize {
+        self.generations.get(&key.generation).and_then(|g| g.warming.get(&key)).copied().unwrap_or(0)
+    }
+
+    /// After each event: tells when the newest generation is warm. A pool that cannot have more workers, or cannot start,
+    /// is as warm as it gets.
+    pub(super) fn check_warm(&mut self) {
+        let Some((&number, g)) = self.generations.iter().next_back().filter(|(_, g)| !g.warming.is_empty()) else {
+            return;
+        };
+        let cold = |key: &PoolKey, wanted: usize| {
+            let Some(pool) = self.pools.get(key) else {
+                return false;
+            };
+            if self.throttled(*key).is_some() {
+                return false;
             }
+            let zygote = self.zygote_is_ready(pool.zygote);
+            !zygote
+                || pool.forking > 0
+                || (pool.idle.len() + pool.lent < wanted && self.accounts.full(&pool.chain).is_none())
+        };
+        if !g.warming.iter().any(|(key, wanted)| cold(key, *wanted)) {
+            self.warmed(number);
+        }
+    }
+
+    pub(super) fn warmed(&mut self, number: u64) {
+        self.timers.disarm(TimerKey::Warm(number));
+        let warming = self.generations.get_mut(&number).map(|g| std::mem::take(&mut g.warming)).unwrap_or_default();
+        if !warming.is_empty() {
+            self.out.push(Action::Warm { generation: number });
+        }
+        for key in warming.into_keys() {
             self.settle(key);
         }
     }
@@ -200,6 +253,10 @@ impl State {
         };
         let was = std::mem::replace(&mut g.seed, SeedState::Absent);
         self.timers.disarm(TimerKey::Seed(number));
+        self.warmed(number);
+        let Some(g) = self.generations.get_mut(&number) else {
+            return;
+        };
         if g.ended || self.stopping {
             self.forget_generation(number);
             return;

@@ -271,7 +271,7 @@ impl State {
         if self.stopping || !self.generation_open(key.generation) {
             return;
         }
-        let spare = self.min_spare(key);
+        let spare = self.min_spare(key).max(self.warming(key));
         if spare > 0 {
             self.ensure_pool(key);
         }

@@ -74,6 +74,8 @@ pub const FORGET_AFTER: Millis = 60_000;
 pub const SEED_PROVEN: Millis = 60_000;
 /// After so many failed starts of the seed, who needs it is refused at once.
 pub const SEED_PATIENCE: u32 = 3;
+/// Frontends change over to a new generation after this time, however few of its pools are warm.
+pub const WARM_PATIENCE: Millis = 5_000;
 /// An idle worker of an older generation is retired after this time.
 pub const OLD_IDLE: Millis = 1_000;
 /// A Want that has waited this long takes a slot from other pools under the same cap, busy ones included: half of
@@ -156,6 +158,8 @@ pub enum Action {
     Forget { lease: LeaseId },
     /// A pool's processes die at start: log it.
     Throttled { key: PoolKey, delay_s: u64, text: String },
+    /// The seed is ready, and so are the pools that are in use: frontends may change over to this generation.
+    Warm { generation: u64 },
     /// The generation has no process left: drop its table.
     GenerationGone { generation: u64 },
     /// Everything has ended after [`Event::Stop`].

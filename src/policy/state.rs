@@ -114,6 +114,7 @@ impl State {
             Event::Tick => {}
         }
         self.expire();
+        self.check_warm();
         self.check_done();
         actions.append(&mut self.out);
     }
@@ -239,6 +240,7 @@ impl State {
                 TimerKey::Worker(lease) => self.worker_expired(lease),
                 TimerKey::Zygote(zygote) => self.zygote_expired(zygote),
                 TimerKey::Seed(generation) => self.seed_expired(generation),
+                TimerKey::Warm(generation) => self.warmed(generation),
             }
         }
     }

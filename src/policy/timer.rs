@@ -24,6 +24,8 @@ pub(super) enum TimerKey {
     Zygote(ZygoteId),
     /// A seed must be ready, or is started again, or must have ended.
     Seed(u64),
+    /// Frontends change over to a generation although not all of its pools are warm.
+    Warm(u64),
 }
 
 /// Deadlines in their order; each key has at most one.

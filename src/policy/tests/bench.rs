@@ -38,6 +38,7 @@ impl Bench {
         let mut b = Self { state: State::new(), now: 1_000_000, actions: Vec::new() };
         b.configure(1, root_cap, pools);
         b.event(Event::SeedReady { generation: 1 });
+        assert!(b.take(|a| *a == Action::Warm { generation: 1 }).is_some());
         b.event(Event::FrontendCame { frontend: F1, generation: 1 });
         b.event(Event::FrontendCame { frontend: F2, generation: 1 });
         b

@@ -147,7 +147,7 @@ impl World {
             Action::GenerationGone { generation } => {
                 assert!(self.frontends.values().all(|g| *g != generation), "a frontend has lost its configuration");
             }
-            Action::EndSeed { .. } | Action::Throttled { .. } => {}
+            Action::EndSeed { .. } | Action::Throttled { .. } | Action::Warm { .. } => {}
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, FrontendId};
-use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, ZYGOTE_DEADLINE};
+use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
 use crate::wire::control::{PoolRow, Refusal, Returned};
 
 fn one(cap: u32) -> Bench {
@@ -230,26 +230,64 @@ fn a_generation_ends_with_its_last_frontend() {
     assert!(b.has(|a| *a == Action::GenerationGone { generation: 1 }));
     assert!(b.state.pools.keys().all(|key| key.generation == 2));
     assert!(b.state.zygotes.values().all(|z| z.key.generation == 2));
-    assert!(b.state.workers.is_empty());
+    assert!(b.state.workers.values().all(|w| w.key.generation == 2));
 }
 
-#[test]
-fn a_pool_in_use_is_warmed_in_the_new_generation() {
-    let mut b = Bench::new(100, vec![row("a", Some(0), 4), row("b", Some(0), 4)]);
+/// A server whose pool `a` has two workers in generation 1, and that has begun with generation 2, where it is the second.
+fn reloading(cap: u32) -> (Bench, crate::policy::ZygoteId) {
+    let mut b = Bench::new(100, vec![row("a", Some(0), cap), row("b", Some(0), 4)]);
     b.lent(F1, 1, 1);
-    b.configure(2, 100, vec![row("b", Some(0), 4), row("a", Some(0), 4)]);
+    b.lent(F1, 2, 1);
+    b.configure(2, 100, vec![row("b", Some(0), 4), row("a", Some(0), cap)]);
     b.actions.clear();
     b.event(Event::SeedReady { generation: 2 });
     let key = crate::policy::PoolKey { generation: 2, pool: 2 };
     let started = b.take(|a| matches!(a, Action::StartZygote { key: k, .. } if *k == key)).expect("of the same name");
     b.nothing();
     let Action::StartZygote { zygote, .. } = started else { panic!("just matched") };
+    (b, zygote)
+}
+
+const WARM: Action = Action::Warm { generation: 2 };
+
+#[test]
+fn a_pool_in_use_is_warmed_in_the_new_generation() {
+    let (mut b, zygote) = reloading(4);
     b.event(Event::ZygoteReady { zygote });
-    b.nothing();
+    let orders = b.actions.iter().filter(|a| matches!(a, Action::Fork { .. })).count();
+    assert_eq!(orders, 2, "as many workers as it has");
+    assert!(!b.has(|a| *a == WARM));
+    b.obey();
+    assert!(b.has(|a| *a == WARM));
+    b.actions.clear();
     b.pass(29_999);
-    assert!(!b.has(|a| matches!(a, Action::EndZygote { .. })));
+    b.nothing();
     b.pass(1);
-    assert!(b.has(|a| *a == Action::EndZygote { zygote }), "not for ever");
+    assert!(b.retired().is_some(), "not for ever");
+}
+
+#[test]
+fn a_pool_without_room_is_warm_with_its_zygote() {
+    let (mut b, zygote) = reloading(2);
+    b.event(Event::ZygoteReady { zygote });
+    assert!(b.fork_ordered().is_none());
+    assert!(b.has(|a| *a == WARM));
+}
+
+#[test]
+fn nobody_waits_for_a_pool_that_cannot_be_warmed() {
+    let (mut b, zygote) = reloading(4);
+    b.event(Event::ZygoteFailed { zygote, text: "php.ini".into() });
+    assert!(b.has(|a| *a == WARM));
+    let (mut b, _) = reloading(4);
+    b.pass(WARM_PATIENCE - 1);
+    assert!(!b.has(|a| *a == WARM));
+    b.pass(1);
+    assert!(b.has(|a| *a == WARM));
+    let mut b = one(4);
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.event(Event::SeedReady { generation: 2 });
+    assert!(b.has(|a| *a == WARM), "nothing is in use");
 }
 
 #[test]
