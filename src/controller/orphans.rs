@@ -89,6 +89,7 @@ impl Controller {
         for process in known.chain(self.seeds.values().map(Seed::pidfd)) {
             process.kill();
         }
+        self.discard_sockets();
         end_children();
     }
 }

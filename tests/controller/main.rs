@@ -5,11 +5,11 @@ mod cast;
 mod stage;
 
 use cast::{become_seed, Behaviour};
-use mod_pool::sys::socket::Blocking;
+use mod_pool::sys::socket::{self, Blocking};
 use mod_pool::wire::control::{ControllerMessage, FrontendMessage, Refusal, Returned, WantId};
 use stage::{alive, children_of, eventually, Frontend, Stage};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -32,6 +32,8 @@ fn main() {
         ("a_pool_that_cannot_start_is_throttled", a_pool_that_cannot_start_is_throttled),
         ("forged_pids_are_not_believed", forged_pids_are_not_believed),
         ("another_socket_does_not_come_back_as_the_lease", another_socket_does_not_come_back_as_the_lease),
+        ("what_is_discarded_is_closed_and_nothing_else", what_is_discarded_is_closed_and_nothing_else),
+        ("a_lease_with_a_lingering_socket_holds_up_nobody", a_lease_with_a_lingering_socket_holds_up_nobody),
         ("a_frontend_that_dies_takes_its_workers_along", a_frontend_that_dies_takes_its_workers_along),
         ("zygote_and_seed_are_replaced", zygote_and_seed_are_replaced),
         ("what_a_script_left_behind_is_ended", what_a_script_left_behind_is_ended),
@@ -285,6 +287,45 @@ fn another_socket_does_not_come_back_as_the_lease() {
     let next = f.lease(2, 1);
     assert_ne!(next.pid, pid);
     assert!(next.ask("ping").starts_with("pong"));
+}
+
+fn what_is_discarded_is_closed_and_nothing_else() {
+    use mod_pool::sys::{discard, process, wait};
+    let pair = || socket::seqpacket_pair().expect("socketpair");
+    let ((left, right), (other, _kept)) = (pair(), pair());
+    let parcel = socket::parcel(&[right.as_fd()]).expect("parcel");
+    drop(right);
+    let child = discard::close_in_child(vec![parcel]).expect("fork");
+    eventually("the end", || wait::is_hung_up(left.as_fd(), false));
+    eventually("the child's end", || process::reap_pid(child));
+    assert!(!wait::is_hung_up(other.as_fd(), false));
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let full = stage::lingering(&listener.local_addr().expect("address").to_string());
+    let parcel = socket::parcel(&[full.as_fd()]).expect("parcel");
+    drop(full);
+    let began = Instant::now();
+    let child = discard::close_in_child(vec![parcel]).expect("fork");
+    eventually("the child's end", || process::reap_pid(child));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+fn a_lease_with_a_lingering_socket_holds_up_nobody() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let lease = f.lease(1, 1);
+    let pid = lease.pid;
+    assert_eq!(lease.ask(&format!("load {}", listener.local_addr().expect("address"))), "soon");
+    f.give_back(lease, Returned::Idle);
+    let began = Instant::now();
+    eventually("the worker's end", || !alive(pid));
+    for want in 2..6 {
+        let lease = f.lease(want, 2);
+        assert!(lease.cold && lease.ask("ping").starts_with("pong"));
+        f.give_back(lease, Returned::Violation);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 fn a_frontend_that_dies_takes_its_workers_along() {

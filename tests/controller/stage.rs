@@ -101,6 +101,16 @@ pub fn read_some(fd: &OwnedFd) -> String {
     String::from_utf8_lossy(&buf[..n]).into_owned()
 }
 
+/// A connection full of what nobody reads: who closes it last waits for 20 seconds, unless he is ending.
+pub fn lingering(to: &str) -> OwnedFd {
+    let mut stream = std::net::TcpStream::connect(to).expect("connect");
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 20 };
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).expect("SO_LINGER");
+    stream.set_nonblocking(true).expect("O_NONBLOCK");
+    while stream.write(&[0; 65536]).is_ok() {}
+    stream.into()
+}
+
 /// What an exec of the controller's image does: it holds nothing of the parent's.
 fn close_all_but(keep: RawFd) {
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
