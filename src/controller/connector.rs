@@ -129,6 +129,8 @@ impl Controller {
             }
             ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
             ParentMessage::Stop => self.feed(Event::Stop),
+            ParentMessage::Ping => {}
+            ParentMessage::Discard => self.discard(None, fds),
         }
     }
 

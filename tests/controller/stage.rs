@@ -49,6 +49,11 @@ pub fn stop(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP).expect("kill");
 }
 
+pub fn is_stopped(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T'))
+}
+
 pub fn session(pid: u32) -> u32 {
     mod_pool::sys::process::session_of(pid).expect("alive")
 }
@@ -348,6 +353,16 @@ impl Frontend {
     /// Whether a worker with this pid was ever granted.
     pub fn knows(&self, pid: u32) -> bool {
         self.pids.contains(&pid)
+    }
+
+    pub fn send_with(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) {
+        socket::send(self.channel.as_fd(), &message.encode(), fds, Blocking::Yes).expect("channel");
+    }
+
+    /// With the data socket, however it is.
+    pub fn give_back_all(&self, lease: Lease, how: Returned) {
+        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+        self.send_with(&message, &[lease.data.as_fd()]);
     }
 
     pub fn give_back(&self, lease: Lease, how: Returned) {

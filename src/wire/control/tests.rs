@@ -88,6 +88,8 @@ fn parent_messages() {
         ParentMessage::Configure { generation: 7 },
         ParentMessage::ChildStarted { pid: 4711 },
         ParentMessage::ChildGone { pid: 4711 },
+        ParentMessage::Ping,
+        ParentMessage::Discard,
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
