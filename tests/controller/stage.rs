@@ -49,7 +49,9 @@ pub fn stop(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP).expect("kill");
 }
 
-pub fn is_stopped(pid: u32) -> bool {
+/// Whether it is there, and stopped now.
+pub fn try_stop(pid: u32) -> bool {
+    let _ = nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP);
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T'))
 }
