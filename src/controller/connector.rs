@@ -46,7 +46,10 @@ impl Controller {
             };
             match message {
                 ConnectorMessage::Hello(hello) if sender.pid == pid => self.hello(hello, fds, sender),
-                _ => self.note_refusal(sender, "not the hello of the child that has this connector"),
+                _ => {
+                    self.discard(None, fds);
+                    self.note_refusal(sender, "not the hello of the child that has this connector");
+                }
             }
         }
     }
@@ -60,7 +63,8 @@ impl Controller {
         match hear(connector, ConnectorMessage::decode) {
             Heard::Message(message, received) => Some((message, received.fds, received.credentials?)),
             Heard::Nothing => None,
-            Heard::Garbage(why) => {
+            Heard::Garbage(why, fds) => {
+                self.discard(None, fds);
                 let pid = child.unwrap_or(self.start.parent);
                 log::error(&format!("mod_pool: the connector of pid {pid}: {why}"));
                 // There is no other way to the parent.
@@ -83,8 +87,11 @@ impl Controller {
             self.poller.remove(self.start.connector.as_fd());
             return;
         };
-        let connector = self.children.remove(&pid);
-        self.close(connector);
+        if let Some(connector) = self.children.remove(&pid) {
+            self.unwatch(connector.token, &connector.what);
+            // The parent has a copy that the next controller may need: it is not shut down.
+            self.discard(None, [connector.what]);
+        }
     }
 
     /// What a keeper has heard of httpd's parent.
@@ -122,6 +129,8 @@ impl Controller {
             }
             ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
             ParentMessage::Stop => self.feed(Event::Stop),
+            ParentMessage::Ping => {}
+            ParentMessage::Discard => self.discard(None, fds),
         }
     }
 
@@ -134,8 +143,12 @@ impl Controller {
 
     /// A child of the MPM, or with -X the parent, wants to be served.
     fn hello(&mut self, hello: Hello, fds: Vec<OwnedFd>, sender: Credentials) {
-        let Ok([channel]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return self.note_refusal(sender, "without its channel");
+        let channel = match <[OwnedFd; 1]>::try_from(fds) {
+            Ok([channel]) => channel,
+            Err(fds) => {
+                self.discard(None, fds);
+                return self.note_refusal(sender, "without its channel");
+            }
         };
         if hello.build_id != self.start.build_id {
             self.note_replaced();

@@ -4,7 +4,7 @@
 //! Owns: the controller's end of each frontend's channel.  Never: waits for a frontend that does not read.
 
 use super::{hear, Controller, Heard, Watched};
-use crate::policy::{Event, FrontendId};
+use crate::policy::{Event, FrontendId, PoolKey};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
@@ -31,63 +31,101 @@ impl Controller {
             let Some(frontend) = self.frontends.get(&id) else {
                 return;
             };
-            let (message, received) = match hear(frontend.channel.what.as_fd(), FrontendMessage::decode) {
-                Heard::Message(message, received) => (message, received),
+            let generation = frontend.generation;
+            let (message, fds) = match hear(frontend.channel.what.as_fd(), FrontendMessage::decode) {
+                Heard::Message(message, received) => (message, received.fds),
                 Heard::Nothing => return,
-                Heard::End | Heard::Garbage(_) => return self.close_frontend(id),
+                Heard::End => return self.close_frontend(id),
+                Heard::Garbage(_, fds) => {
+                    self.discard(None, fds);
+                    return self.close_frontend(id);
+                }
             };
-            match message {
-                FrontendMessage::Want { want, pool } => self.feed(Event::Want { frontend: id, want, pool }),
-                FrontendMessage::Cancel { want } => self.feed(Event::Cancel { frontend: id, want }),
-                FrontendMessage::Return { lease, lend, how } => self.take_back(id, lease, lend, how, received.fds),
-            }
+            let rest = match message {
+                FrontendMessage::Want { want, pool } => {
+                    self.feed(Event::Want { frontend: id, want, pool });
+                    fds
+                }
+                FrontendMessage::Cancel { want } => {
+                    self.feed(Event::Cancel { frontend: id, want });
+                    fds
+                }
+                FrontendMessage::Return { lease, lend, how } => self.take_back(id, lease, lend, how, fds),
+                FrontendMessage::Discard { pool } => {
+                    self.discard(Some(PoolKey { generation, pool }), fds);
+                    Vec::new()
+                }
+            };
+            self.discard(None, rest);
         }
     }
 
-    fn take_back(&mut self, id: FrontendId, lease: LeaseId, lend: LendCount, how: Returned, fds: Vec<OwnedFd>) {
+    /// Gives out the descriptors that are of no use.
+    fn take_back(
+        &mut self,
+        id: FrontendId,
+        lease: LeaseId,
+        lend: LendCount,
+        how: Returned,
+        mut fds: Vec<OwnedFd>,
+    ) -> Vec<OwnedFd> {
         if !self.policy.is_lent(id, lease, lend) {
-            return;
+            return fds;
         }
         let mut how = how;
-        if how == Returned::Idle {
-            let socket = fds.into_iter().next();
-            let worker = self.workers.get_mut(&lease);
-            match (socket, worker) {
-                // Another socket in its place would let one frontend play the worker of the next.
-                (Some(socket), Some(worker)) if descriptor::identity(&socket).ok() == worker.identity => {
-                    // An idle worker has nothing to say: it has died, or it breaks the protocol.
-                    if descriptor::is_readable(&socket) {
-                        how = Returned::Violation;
-                    }
-                    worker.data = Some(socket);
+        let worker = self.workers.get_mut(&lease);
+        // Another socket in its place would let one frontend play the worker of the next.
+        let is_lease = |socket: &OwnedFd, identity| descriptor::identity(socket).ok() == identity;
+        let ours = worker.filter(|w| w.data.is_none() && fds.first().is_some_and(|fd| is_lease(fd, w.identity)));
+        match (how, ours) {
+            (Returned::Idle, Some(worker)) => {
+                let socket = fds.remove(0);
+                // An idle worker has nothing to say: it has died, or it breaks the protocol.
+                if descriptor::is_readable(&socket) {
+                    how = Returned::Violation;
                 }
-                // The descriptor was lost on the way (our limit): its last copy is closed, so the worker ends.
-                _ => how = Returned::Last,
+                worker.data = Some(socket);
             }
+            // The descriptor was lost on the way (our limit): its last copy is closed, so the worker ends.
+            (Returned::Idle, None) => how = Returned::Last,
+            (_, Some(worker)) => {
+                let (key, socket) = (worker.key, fds.remove(0));
+                self.end(Some(key), socket);
+            }
+            (_, None) => {}
         }
         self.feed(Event::Return { frontend: id, lease, lend, how });
+        fds
     }
 
     /// Sends a lease and closes the own copy of its data socket.
     pub(super) fn grant(&mut self, id: FrontendId, lease: LeaseId, message: &ControllerMessage) {
-        let Some(socket) = self.workers.get_mut(&lease).and_then(|w| w.data.take()) else {
+        let Some(worker) = self.workers.get_mut(&lease) else {
             return;
         };
-        self.send_to(id, message, &[socket.as_fd()]);
+        let (key, Some(socket)) = (worker.key, worker.data.take()) else {
+            return;
+        };
+        // Once it is sent, the frontend has the last copy.
+        if !self.send_to(id, message, &[socket.as_fd()]) {
+            self.end(Some(key), socket);
+        }
     }
 
     pub(super) fn tell(&mut self, id: FrontendId, message: &ControllerMessage) {
         self.send_to(id, message, &[]);
     }
 
-    fn send_to(&mut self, id: FrontendId, message: &ControllerMessage, fds: &[BorrowedFd<'_>]) {
+    /// Whether it was sent.
+    fn send_to(&mut self, id: FrontendId, message: &ControllerMessage, fds: &[BorrowedFd<'_>]) -> bool {
         let Some(frontend) = self.frontends.get(&id) else {
-            return;
+            return false;
         };
         let sent = socket::send(frontend.channel.what.as_fd(), &message.encode(), fds, Blocking::No);
         if sent.is_err() {
             self.close_frontend(id);
         }
+        sent.is_ok()
     }
 
     /// Sends a log line to a frontend of a generation, one whose channel is not rather full.
@@ -111,6 +149,8 @@ impl Controller {
             return;
         };
         self.unwatch(frontend.channel.token, &frontend.channel.what);
+        // Leases may lie in it.
+        self.end(None, frontend.channel.what);
         self.unwatch(frontend.process.token, &frontend.process.what);
         // The policy may be at work just now: the event waits in the queue until it is done.
         self.events.push_back(Event::FrontendLeft { frontend: id });

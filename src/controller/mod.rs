@@ -3,10 +3,11 @@
 //! Runs in: its own process (root, or httpd's user when httpd is not root; one thread).
 //! Trusts: kernel credentials, pidfds, wait status; of messages only those it could check against them.
 //! Owns: the children of all seeds and zygotes, one end of each control channel, the data sockets of idle workers.
-//! Never: waits for a peer, reads a configuration, opens a path that a tenant can write.
+//! Never: waits for a peer, reads a configuration, opens a path that a tenant can write, closes what he has filled.
 #![forbid(unsafe_code)]
 
 mod act;
+mod closers;
 mod connector;
 mod frontends;
 mod keeper;
@@ -60,6 +61,7 @@ enum Source {
     WorkerProcess(LeaseId),
     PoolErrors(u64),
     Foreign(u32),
+    Closer(u32),
 }
 
 /// What one look at a channel brings.
@@ -70,24 +72,37 @@ enum Heard<M> {
     Nothing,
     /// The other end is closed.
     End,
-    /// What cannot be understood, or a channel that fails.
-    Garbage(String),
+    /// What cannot be understood, with what came along; or a channel that fails.
+    Garbage(String, Vec<OwnedFd>),
 }
 
 /// Takes one message from a channel, without waiting.
 fn hear<M>(channel: BorrowedFd<'_>, decode: fn(&[u8]) -> Result<M, Malformed>) -> Heard<M> {
     let mut buf = [0; MAX_CONTROL_MESSAGE];
-    match socket::receive(channel, &mut buf, Blocking::No) {
-        Ok(received) if received.len == 0 => Heard::End,
-        Ok(received) if received.truncated => Heard::Garbage("it said too much at a time".into()),
+    let received = socket::receive(channel, &mut buf, Blocking::No);
+    understand(received, &buf, decode)
+}
+
+/// As [`hear`], from a process that a tenant may have in hand: a descriptor of his is not received.
+fn hear_tenant<M>(channel: BorrowedFd<'_>, decode: fn(&[u8]) -> Result<M, Malformed>) -> Heard<M> {
+    let mut buf = [0; MAX_CONTROL_MESSAGE];
+    let received = socket::receive_bare(channel, &mut buf);
+    understand(received, &buf, decode)
+}
+
+fn understand<M>(received: io::Result<Received>, buf: &[u8], decode: fn(&[u8]) -> Result<M, Malformed>) -> Heard<M> {
+    match received {
+        Ok(received) if received.len == 0 && received.fds.is_empty() => Heard::End,
+        Ok(received) if received.truncated => Heard::Garbage("it said too much at a time".into(), received.fds),
         Ok(received) => match decode(buf.get(..received.len).unwrap_or_default()) {
             Ok(message) => Heard::Message(message, received),
-            Err(e) => Heard::Garbage(format!("it broke the protocol: {e}")),
+            Err(e) => Heard::Garbage(format!("it broke the protocol: {e}"), received.fds),
         },
         Err(e) if e.kind() == ErrorKind::WouldBlock => Heard::Nothing,
         // The same end, with something that the other side left unread (unix(7)).
         Err(e) if e.kind() == ErrorKind::ConnectionReset => Heard::End,
-        Err(e) => Heard::Garbage(format!("its channel fails: {e}")),
+        Err(e) if e.kind() == ErrorKind::InvalidData => Heard::Garbage("it sent a descriptor".into(), Vec::new()),
+        Err(e) => Heard::Garbage(format!("its channel fails: {e}"), Vec::new()),
     }
 }
 
@@ -125,6 +140,7 @@ struct Controller {
     foreign: HashMap<u32, Watched<PidFd>>,
     errors: pool_errors::PoolErrors,
     orphans: orphans::Sweep,
+    closers: closers::Closers,
     connector_token: u64,
     replaced_noted: bool,
     refusal_noted: Option<Millis>,
@@ -184,6 +200,7 @@ impl Controller {
             foreign: HashMap::new(),
             errors: pool_errors::PoolErrors::default(),
             orphans: orphans::Sweep::default(),
+            closers: closers::Closers::default(),
             connector_token: 0,
             replaced_noted: false,
             refusal_noted: None,
@@ -228,6 +245,7 @@ impl Controller {
             self.feed(Event::Tick);
             self.report_dropped_lines();
             self.sweep_orphans();
+            self.run_closers();
             if self.done {
                 return 0;
             }
@@ -257,6 +275,7 @@ impl Controller {
             Source::ZygoteProcess(id) => self.reap_zygote(id),
             Source::WorkerProcess(lease) => self.reap_worker(lease),
             Source::PoolErrors(token) => self.read_pool_errors(token),
+            Source::Closer(pid) => self.reap_closer(pid),
             Source::Foreign(pid) => {
                 if let Some(process) = self.foreign.remove(&pid) {
                     self.unwatch(process.token, &process.what);
@@ -285,7 +304,7 @@ impl Controller {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.now();
-        [self.policy.next_deadline(), self.errors.deadline(), Some(self.orphans.deadline())]
+        [self.policy.next_deadline(), self.errors.deadline(), Some(self.orphans.deadline()), self.closers.deadline()]
             .into_iter()
             .flatten()
             .min()

@@ -9,7 +9,7 @@ use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
 use crate::policy::Millis;
 use crate::sys::process::{self, PidFd};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How often we look.
@@ -21,62 +21,124 @@ const UNCLAIMED: Millis = 10_000;
 /// How long the last look, at the end of the controller, may take.
 const LAST_LOOK: Duration = Duration::from_secs(2);
 
-/// When to look next, and since when unknown children are there.
+/// Most children looked at in one go; the others come next.
+const MOST_AT_ONCE: usize = 256;
+/// Of each pool, one line is logged in this time.
+const NOTE_INTERVAL: Millis = 1_000;
+
+/// When to look next, and what is known of the children that are nobody's.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     due: Millis,
+    /// Since when.
     suspects: HashMap<u32, Millis>,
+    /// Killed, and not reaped yet.
+    killed: HashSet<u32>,
+    /// Where the last look stopped; 0 after a whole round.
+    last: u32,
+    /// Killed and not told yet, by pool: how many, and one of them.
+    untold: BTreeMap<String, (usize, u32)>,
+    told: Option<Millis>,
 }
 
 impl Sweep {
     pub(super) fn deadline(&self) -> Millis {
-        self.due
+        let tell = self.told.filter(|_| !self.untold.is_empty()).map(|at| at + NOTE_INTERVAL);
+        tell.map_or(self.due, |at| at.min(self.due))
     }
 
     pub(super) fn soon(&mut self, now: Millis) {
         self.due = self.due.min(now + SOON);
+    }
+
+    /// Those of these children that it is the turn of. What is kept about others is forgotten.
+    fn turn(&mut self, mut unknown: Vec<u32>, now: Millis) -> Vec<u32> {
+        unknown.sort_unstable();
+        self.suspects.retain(|pid, _| unknown.binary_search(pid).is_ok());
+        self.killed.retain(|pid| unknown.binary_search(pid).is_ok());
+        let from = unknown.partition_point(|pid| *pid <= self.last);
+        unknown.drain(..from);
+        self.last = 0;
+        if unknown.len() > MOST_AT_ONCE {
+            unknown.truncate(MOST_AT_ONCE);
+            self.last = unknown.last().copied().unwrap_or(0);
+            self.soon(now);
+        }
+        unknown
     }
 }
 
 impl Controller {
     pub(super) fn sweep_orphans(&mut self) {
         let now = self.now();
-        if now < self.orphans.due {
-            return;
+        if now >= self.orphans.due {
+            self.orphans.due = now + INTERVAL;
+            self.look_for_orphans(now);
         }
-        self.orphans.due = now + INTERVAL;
+        if self.orphans.told.is_none_or(|at| now >= at + NOTE_INTERVAL) {
+            for (pool, (n, pid)) in std::mem::take(&mut self.orphans.untold) {
+                self.orphans.told = Some(now);
+                let who = if n == 1 { format!("pid {pid}") } else { format!("pid {pid} and {} others", n - 1) };
+                let verb = if n == 1 { "is" } else { "are" };
+                log::notice(&format!("mod_pool: {who}, left behind by a process of {pool}, {verb} killed"));
+            }
+        }
+    }
+
+    fn look_for_orphans(&mut self, now: Millis) {
         let Ok(children) = process::children() else {
             return;
         };
         let unknown: Vec<u32> = children.into_iter().filter(|pid| !self.pids.contains(pid)).collect();
-        let suspects = std::mem::take(&mut self.orphans.suspects);
         let awaiting = self.awaits_children();
-        for pid in unknown {
-            let since = suspects.get(&pid).copied().unwrap_or(now);
+        let mut pools = None;
+        for pid in self.orphans.turn(unknown, now) {
+            if awaiting && !self.orphans.killed.contains(&pid) {
+                let since = *self.orphans.suspects.entry(pid).or_insert(now);
+                if now < since + UNCLAIMED {
+                    self.orphans.soon(now);
+                    continue;
+                }
+            }
+            // Also the zombie of one that is left alone is nobody else's to reap.
+            if process::reap_pid(pid) {
+                self.orphans.killed.remove(&pid);
+                self.orphans.suspects.remove(&pid);
+                continue;
+            }
+            if self.orphans.killed.contains(&pid) {
+                continue;
+            }
             let leader = process::session_of(pid);
-            let guarded = leader.is_some_and(|leader| leader != pid && self.pids.contains(&leader));
-            if awaiting && now < since + UNCLAIMED {
-                self.orphans.suspects.insert(pid, since);
-                self.orphans.soon(now + SOON);
+            if leader.is_some_and(|leader| leader != pid && self.pids.contains(&leader)) {
                 continue;
             }
-            if guarded {
-                // Its zombie is nobody else's to reap.
-                process::reap_pid(pid);
-                continue;
-            }
-            self.end_child(pid);
+            let pool = pool_of(pid, pools.get_or_insert_with(|| self.pools_by_uid()));
+            self.end_child(pid, pool);
         }
     }
 
-    fn end_child(&mut self, pid: u32) {
-        if process::reap_pid(pid) {
-            return;
+    /// The names of pools that have their uid for themselves.
+    fn pools_by_uid(&self) -> HashMap<u32, Option<String>> {
+        let mut pools: HashMap<u32, Option<String>> = HashMap::new();
+        for row in self.tables.values().flat_map(|table| &table.pools) {
+            if let Some(uid) = row.uid {
+                let of_uid = pools.entry(uid).or_insert_with(|| Some(row.name.clone()));
+                if of_uid.as_ref() != Some(&row.name) {
+                    *of_uid = None;
+                }
+            }
         }
+        pools
+    }
+
+    fn end_child(&mut self, pid: u32, pool: String) {
         // A child cannot be replaced under its number before we have reaped it.
         if let Ok(process) = PidFd::open(pid) {
-            log::notice(&format!("mod_pool: pid {pid}, left behind by a process of a pool, is killed"));
             process.kill();
+            self.orphans.killed.insert(pid);
+            let untold = self.orphans.untold.entry(pool).or_insert((0, pid));
+            untold.0 += 1;
             self.orphans.soon(self.now());
         }
     }
@@ -89,8 +151,15 @@ impl Controller {
         for process in known.chain(self.seeds.values().map(Seed::pidfd)) {
             process.kill();
         }
+        self.discard_sockets();
         end_children();
     }
+}
+
+fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {
+    let uid = process::uids_of(pid).ok().map(|uids| uids[0]);
+    let name = uid.and_then(|uid| pools.get(&uid)).and_then(Option::as_ref);
+    name.map_or_else(|| "a pool".into(), |name| format!("pool {name}"))
 }
 
 /// Ends and reaps every child, and what becomes a child meanwhile.
@@ -108,5 +177,32 @@ pub(super) fn end_children() {
             }
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_children_each_has_its_turn() {
+        let mut sweep = Sweep { due: 1_000_000, ..Sweep::default() };
+        let many: Vec<u32> = (1..=600).rev().collect();
+        assert_eq!(sweep.turn(many.clone(), 0), (1..=256).collect::<Vec<_>>());
+        assert_eq!(sweep.due, SOON);
+        assert_eq!(sweep.turn(many.clone(), 0), (257..=512).collect::<Vec<_>>());
+        sweep.due = 1_000_000;
+        assert_eq!(sweep.turn(many.clone(), 0), (513..=600).collect::<Vec<_>>());
+        assert_eq!(sweep.due, 1_000_000, "the round is over");
+        assert_eq!(sweep.turn(many, 0)[0], 1);
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten() {
+        let mut sweep = Sweep { due: 1_000_000, ..Sweep::default() };
+        sweep.killed.extend([1, 2]);
+        sweep.suspects.extend([(2, 0), (3, 0)]);
+        assert_eq!(sweep.turn(vec![2], 0), [2]);
+        assert_eq!((sweep.killed.len(), sweep.suspects.len(), sweep.due), (1, 1, 1_000_000));
     }
 }

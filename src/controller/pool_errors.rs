@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of one pool that are logged in each [`PERIOD`].
 const ALLOWANCE: usize = 64 * 1024;
+/// Bytes that a line costs beside its own: what httpd writes in front of it, and the work of everybody on its way.
+const LINE_COST: usize = 128;
 const PERIOD: Millis = 1_000;
 /// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
 /// controller busy.
@@ -41,6 +43,20 @@ struct Budget {
     dropped: u64,
     /// Pipes that are not watched until the period ends.
     paused: Vec<u64>,
+}
+
+impl Budget {
+    /// Counts a line. Whether it is to be logged.
+    fn takes(&mut self, len: usize) -> bool {
+        let cost = len + LINE_COST;
+        let fits = self.bytes + cost <= ALLOWANCE;
+        if fits {
+            self.bytes += cost;
+        } else {
+            self.dropped += 1;
+        }
+        fits
+    }
 }
 
 /// All such pipes, and what each pool has written in this period.
@@ -172,11 +188,9 @@ impl Controller {
     fn pool_line(&mut self, key: PoolKey, pid: u32, line: Vec<u8>) {
         let now = self.now();
         let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
-        if budget.bytes + line.len() > ALLOWANCE {
-            budget.dropped += 1;
+        if !budget.takes(line.len()) {
             return;
         }
-        budget.bytes += line.len() + 1;
         if !self.send_pool_line(key, pid, line) {
             if let Some(budget) = self.errors.budgets.get_mut(&key) {
                 budget.dropped += 1;
@@ -241,6 +255,15 @@ mod tests {
         let mut pipe = pipe();
         assert_eq!(pipe.take(b"one\ntw"), vec![b"one".to_vec()]);
         assert_eq!(pipe.take(b"o\n\n\x1b\n"), vec![b"two".to_vec(), b"\\x1b".to_vec()]);
+    }
+
+    #[test]
+    fn short_lines_use_up_the_allowance_too() {
+        let mut budget = Budget::default();
+        let taken = (0..100_000).filter(|_| budget.takes(1)).count();
+        assert_eq!((taken, budget.dropped), (508, 100_000 - 508));
+        let mut budget = Budget::default();
+        assert_eq!((0..100).filter(|_| budget.takes(MAX_LOG_LINE)).count(), 30);
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Controller {
             let report = match hear(channel.what.as_fd(), SeedReport::decode) {
                 Heard::Message(report, _) => report,
                 Heard::Nothing => return,
-                Heard::End | Heard::Garbage(_) => return self.drop_seed(generation),
+                Heard::End | Heard::Garbage(..) => return self.drop_seed(generation),
             };
             match report {
                 SeedReport::Ready { build_id, .. } => {

@@ -24,7 +24,7 @@ pub(super) struct WorkerProcess {
     pub identity: Option<(u64, u64)>,
     /// `None` until its zygote has told its pid.
     process: Option<Watched<PidFd>>,
-    key: PoolKey,
+    pub key: PoolKey,
     errors: Option<u64>,
 }
 
@@ -52,6 +52,7 @@ impl Controller {
     }
 
     fn try_fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) -> io::Result<()> {
+        self.held_back(key)?;
         let (data, theirs) = socket::seqpacket_pair()?;
         socket::buffer_size(data.as_fd(), DATA_BUFFER)?;
         socket::buffer_size(theirs.as_fd(), DATA_BUFFER)?;
@@ -89,10 +90,12 @@ impl Controller {
         self.feed(Event::Forked { lease, pid });
     }
 
-    /// Closes the own copy of the data socket, if there is one.
+    /// Ends the data socket, if it is here: its worker reads the end.
     pub(super) fn retire(&mut self, lease: LeaseId) {
         if let Some(worker) = self.workers.get_mut(&lease) {
-            worker.data = None;
+            if let (key, Some(data)) = (worker.key, worker.data.take()) {
+                self.end(Some(key), data);
+            }
         }
     }
 
@@ -110,6 +113,9 @@ impl Controller {
     }
 
     fn close_worker(&mut self, worker: WorkerProcess) {
+        if let Some(data) = worker.data {
+            self.end(Some(worker.key), data);
+        }
         if let Some(process) = worker.process {
             self.pids.remove(&process.what.pid());
             self.close(Some(process));

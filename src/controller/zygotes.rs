@@ -3,7 +3,7 @@
 //! Runs in: controller.  Trusts: nothing a zygote says (it runs as the pool's user): only answers to open orders, with
 //! pids that the kernel confirms.  Owns: each zygote's process and channel.  Never: waits for a zygote.
 
-use super::{hear, log, Controller, Heard, Source, Watched};
+use super::{hear_tenant, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
@@ -73,6 +73,7 @@ impl Controller {
                 ordered: self.now(),
             },
         );
+        self.held_back(key)?;
         let (channel, theirs) = socket::seqpacket_pair()?;
         let (errors, errors_write) = descriptor::pipe()?;
         let errors = self.add_pool_errors(errors, key)?;
@@ -118,7 +119,7 @@ impl Controller {
     }
 
     fn close_zygote(&mut self, zygote: ZygoteProcess) {
-        self.close(zygote.channel);
+        self.end_channel(zygote.key, zygote.channel);
         if let Some(process) = zygote.process {
             self.pids.remove(&process.what.pid());
             self.close(Some(process));
@@ -134,7 +135,7 @@ impl Controller {
             let Some(channel) = self.zygotes.get(&id).and_then(|z| z.channel.as_ref()) else {
                 return;
             };
-            match hear(channel.what.as_fd(), ZygoteReport::decode) {
+            match hear_tenant(channel.what.as_fd(), ZygoteReport::decode) {
                 Heard::Message(ZygoteReport::Ready, _) => self.zygote_is_ready(id),
                 Heard::Message(ZygoteReport::Forked { request, pid }, _) => self.zygote_forked(id, request, pid),
                 Heard::Message(ZygoteReport::Failed { text }, _) => {
@@ -146,7 +147,7 @@ impl Controller {
                     self.close_channel(id);
                     return self.kill_process(id);
                 }
-                Heard::Garbage(why) => return self.violated(id, &why),
+                Heard::Garbage(why, _) => return self.violated(id, &why),
             }
         }
     }
@@ -200,8 +201,17 @@ impl Controller {
     }
 
     fn close_channel(&mut self, id: ZygoteId) {
-        let channel = self.zygotes.get_mut(&id).and_then(|z| z.channel.take());
-        self.close(channel);
+        if let Some(zygote) = self.zygotes.get_mut(&id) {
+            let (key, channel) = (zygote.key, zygote.channel.take());
+            self.end_channel(key, channel);
+        }
+    }
+
+    fn end_channel(&mut self, key: PoolKey, channel: Option<Watched<OwnedFd>>) {
+        if let Some(channel) = channel {
+            self.unwatch(channel.token, &channel.what);
+            self.end(Some(key), channel.what);
+        }
     }
 
     pub(super) fn kill_zygote(&mut self, id: ZygoteId) {

@@ -38,6 +38,7 @@ pub fn register() {
         ffi::ap_hook_pre_config(Some(pre_config), none, none, last);
         ffi::ap_hook_check_config(Some(check_config), none, none, last);
         ffi::ap_hook_post_config(Some(post_config), none, none, last);
+        ffi::ap_hook_monitor(Some(monitor), none, none, last);
         ffi::ap_hook_child_status(Some(child_status), none, none, first);
         ffi::ap_hook_child_init(Some(child_init), none, none, first);
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
@@ -151,12 +152,23 @@ unsafe extern "C" fn child_status(
 ) {
     guard((), || {
         let Ok(pid) = u32::try_from(pid) else { return };
-        if state == ffi::mpm_child_status_MPM_CHILD_STARTED {
-            parent::child_status(pid, true);
-        } else if state == ffi::mpm_child_status_MPM_CHILD_EXITED {
-            parent::child_status(pid, false);
+        let started = state == ffi::mpm_child_status_MPM_CHILD_STARTED;
+        if started || state == ffi::mpm_child_status_MPM_CHILD_EXITED {
+            if let Err(e) = parent::child_status(pid, started) {
+                log::main_server(log::Level::Error, format!("POOL119: frontend {pid}: {e}"));
+            }
         }
     });
+}
+
+unsafe extern "C" fn monitor(_p: *mut ffi::apr_pool_t, _s: *mut ffi::server_rec) -> c_int {
+    guard(HOOK_DECLINED, || {
+        if let Some(silence) = parent::look_after_controller() {
+            let text = format!("POOL120: the controller has read nothing for {} s: it is killed", silence.as_secs());
+            log::main_server(log::Level::Error, text);
+        }
+        HOOK_DECLINED
+    })
 }
 
 unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::server_rec) {

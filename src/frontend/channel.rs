@@ -69,6 +69,20 @@ impl Channel {
         self.send_fds(message, &[fd])
     }
 
+    /// Gives the controller what a worker of the pool with this index may have filled, or has sent. The own copies are
+    /// closed here, which frees nothing. They come back when there is no controller now.
+    #[expect(dead_code)]
+    pub fn discard(&self, pool: u32, fds: Vec<OwnedFd>) -> Result<(), Vec<OwnedFd>> {
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let sent = socket::parcel(&borrowed)
+            .is_ok_and(|parcel| self.send_with(&FrontendMessage::Discard { pool }, parcel.as_fd()));
+        if sent {
+            Ok(())
+        } else {
+            Err(fds)
+        }
+    }
+
     fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let Some(channel) = current.as_ref() else { return false };

@@ -2,7 +2,7 @@
 //!
 //! Runs in: the process that reads the configuration (root, one thread).  Trusts: httpd, its own configuration.
 //! Owns: both ends of its connector, the controller's process, the controller's end of each child's connector.
-//! Never: reads what a frontend, a tenant or the controller sent.
+//! Never: reads what a frontend, a tenant or the controller sent; closes what one of them may have filled.
 #![forbid(unsafe_code)]
 
 use crate::settings::PoolTree;
@@ -12,7 +12,7 @@ use crate::sys::socket::{self, Blocking};
 use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
 use once_cell::sync::Lazy;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,11 @@ use std::time::{Duration, Instant};
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long httpd's start waits for the first seed; a request that comes earlier waits in its frontend.
 const SEED_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the controller may leave a message unread before it is killed and another one started.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long stop goes on waiting for a controller that was killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
 #[derive(Debug, Default)]
@@ -33,6 +38,10 @@ struct State {
     configuration: Option<Configuration>,
     /// The MPM's children, and where a new controller hears them. Dropped in the parent only.
     children: BTreeMap<u32, Kept>,
+    /// Those of which the controller was not told yet.
+    unannounced: BTreeSet<u32>,
+    /// Since when the controller has not read everything, and how often that was seen.
+    silent: Option<(Instant, u32)>,
     /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
     seed_ready: Option<OwnedFd>,
 }
@@ -123,9 +132,8 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     }
     state.ensure_controller()?;
     state.send_configuration(None)?;
-    for (pid, connector) in &state.children {
-        state.send(&ParentMessage::ChildStarted { pid: *pid }, &[connector.as_fd()])?;
-    }
+    state.unannounced = state.children.keys().copied().collect();
+    state.announce(Blocking::Yes);
     Ok(state.controller)
 }
 
@@ -134,22 +142,66 @@ pub fn controller() -> Option<u32> {
     state().controller
 }
 
-/// httpd's `child_status` hook: a child of the MPM started, or is gone.
-pub fn child_status(pid: u32, started: bool) {
+/// httpd's `child_status` hook: a child of the MPM started, or is gone. An error when the child will not be served, or
+/// not yet.
+pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
     let mut state = state();
     // With -X this process is its own child, and nothing was forked for it.
     if state.configuration.is_none() || pid == state.owner {
-        return;
+        return Ok(());
     }
-    // A controller that is gone learns it from controller_died's next one.
+    // A controller that is gone, or does not read, sees the end of the child's connector all the same.
     if !started {
         state.children.remove(&pid);
-        let _ = state.send(&ParentMessage::ChildGone { pid }, &[]);
-    } else if let Some(connector) = heritage::connector_of_last_child() {
-        // The MPM says so right after its fork: no other has come between.
-        let _ = state.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()]);
-        if let Some(kept) = heritage::keep(connector) {
-            state.children.insert(pid, kept);
+        if !state.unannounced.remove(&pid) {
+            let _ = state.send(&ParentMessage::ChildGone { pid }, &[], Blocking::No);
+        }
+        return Ok(());
+    }
+    // The MPM says so right after its fork: no other has come between.
+    let connector = heritage::connector_of_last_child()
+        .ok_or_else(|| io::Error::other("there was no descriptor for its connector; it is never served"))?;
+    // Who does not read one message does not read the next: the parent waits once.
+    let blocking = if state.unannounced.is_empty() { Blocking::Yes } else { Blocking::No };
+    let told = state.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()], blocking);
+    if let Some(kept) = heritage::keep(connector) {
+        state.children.insert(pid, kept);
+        if told.is_err() {
+            state.unannounced.insert(pid);
+        }
+    }
+    told.map_err(|e| io::Error::new(e.kind(), format!("the controller was not told of it, and will be: {e}")))
+}
+
+/// Now and then: tells the controller what it does not know yet, and looks whether it still reads. One that has not
+/// for [`SILENCE`] is killed: `Some`. httpd then tells of its death.
+pub fn look_after_controller() -> Option<Duration> {
+    let mut state = state();
+    if state.configuration.is_none() || state.owner != launch::own_pid() {
+        return None;
+    }
+    state.announce(Blocking::No);
+    state.discard_stale();
+    let pid = state.controller?;
+    let unread = socket::unread_by_peer(state.connector.as_ref()?.speak.as_fd()).ok()?;
+    let now = Instant::now();
+    match &mut state.silent {
+        Some((since, looks)) if unread > 0 => {
+            *looks += 1;
+            // Seen twice: the whole machine may have stood still.
+            let silence = now.duration_since(*since);
+            if *looks < 2 || silence < SILENCE {
+                return None;
+            }
+            state.silent = None;
+            launch::signal_child(pid, 9);
+            Some(silence)
+        }
+        _ => {
+            // Read, that is the sign of life.
+            let _ = state.send(&ParentMessage::Ping, &[], Blocking::No);
+            state.silent = Some((now, 0));
+            None
         }
     }
 }
@@ -163,11 +215,15 @@ pub fn stop() {
     }
     state.configuration = None;
     let Some(pid) = state.controller.take() else { return };
-    let _ = state.send(&ParentMessage::Stop, &[]);
+    let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
     let patience = Instant::now() + STOP_PATIENCE;
     while launch::child_state(pid) == ChildState::Running {
         if Instant::now() >= patience {
             launch::signal_child(pid, 9);
+        }
+        // Even its end may be held up, by the kernel.
+        if Instant::now() >= patience + KILL_PATIENCE {
+            break;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -197,7 +253,34 @@ impl State {
         self.controller = Some(launch::start_image(argv, &own_environment(), connector.listen.as_fd())?);
         // The controller's own, which it does not need.
         drop(heritage::connector_of_last_child());
+        self.silent = None;
         Ok(true)
+    }
+
+    /// Tells the controller of the children that it does not know, as far as it reads.
+    fn announce(&mut self, blocking: Blocking) {
+        while let Some(pid) = self.unannounced.first().copied() {
+            let told = self
+                .children
+                .get(&pid)
+                .map(|connector| self.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()], blocking));
+            if told.is_some_and(|told| told.is_err()) {
+                return;
+            }
+            self.unannounced.remove(&pid);
+        }
+    }
+
+    /// The connectors of daemons are of no use. What is not empty the controller has closed elsewhere.
+    fn discard_stale(&self) {
+        for connector in heritage::stale_connectors() {
+            if !socket::end_is_empty(connector.as_fd())
+                && self.send(&ParentMessage::Discard, &[connector.as_fd()], Blocking::No).is_err()
+            {
+                // Kept open: there is no better place for it.
+                std::mem::forget(connector);
+            }
+        }
     }
 
     /// The controller closes `until_ready` when the seed has read its configuration, or has died.
@@ -207,15 +290,15 @@ impl State {
         let error_log = io::stderr();
         let message = ParentMessage::Configure { generation: configuration.table.generation };
         match until_ready {
-            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()]),
-            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()]),
+            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes),
+            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes),
         }
     }
 
-    fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
+    fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {
         let Some(connector) = &self.connector else { return Ok(()) };
         let bytes = ConnectorMessage::Parent(message.clone()).encode();
-        socket::send(connector.speak.as_fd(), &bytes, fds, Blocking::Yes)
+        socket::send(connector.speak.as_fd(), &bytes, fds, blocking)
     }
 }
 

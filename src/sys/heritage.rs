@@ -6,7 +6,7 @@
 //! who shares a socket with others can shut it down for them, or fill it.
 //!
 //! Runs in: parent; the handlers around each of its forks.  Trusts: its caller's numbers.
-//! Owns: the list of what is hidden, the connector of the child forked last.
+//! Owns: the list of what is hidden, the connector of the child forked last, and those of daemons.
 //! Never: allocates or locks in a handler; the caller may hold any lock.
 
 use std::fs::File;
@@ -26,6 +26,8 @@ static CLOSED: [AtomicI32; MOST_CHILDREN] = [const { AtomicI32::new(NONE) }; MOS
 static CLOSED_END: AtomicUsize = AtomicUsize::new(0);
 /// Whether forks of this process give connectors to their children.
 static GIVES: AtomicBool = AtomicBool::new(false);
+/// In the parent: ends of connectors that nobody has asked for. Whoever got the other ends may have filled them.
+static STALE: [AtomicI32; 32] = [const { AtomicI32::new(NONE) }; 32];
 /// In a child: its end.
 static CHILDS: AtomicI32 = AtomicI32::new(NONE);
 /// In the parent: the other end of the one that the child forked last has.
@@ -58,6 +60,11 @@ pub fn own_connector() -> Option<OwnedFd> {
 /// In the parent, right after a fork: the other end of the child's connector. The kernel tells there who speaks.
 pub fn connector_of_last_child() -> Option<OwnedFd> {
     take(&OTHER)
+}
+
+/// In the parent: the other ends of connectors of daemons. Something may lie in them that is slow to close.
+pub fn stale_connectors() -> Vec<OwnedFd> {
+    STALE.iter().filter_map(take).collect()
 }
 
 fn take(place: &AtomicI32) -> Option<OwnedFd> {
@@ -116,8 +123,15 @@ unsafe extern "C" fn before() {
     if !GIVES.load(Ordering::Relaxed) {
         return;
     }
-    // Of a daemon: nobody has asked for it.
-    drop(take(&OTHER));
+    // Of a daemon: nobody has asked for it. To close it may take long, and it is of no use any more.
+    let old = OTHER.swap(NONE, Ordering::Relaxed);
+    if old != NONE {
+        // SAFETY: takes integers only.
+        unsafe { libc::shutdown(old, libc::SHUT_RDWR) };
+        let free = |place: &AtomicI32| place.compare_exchange(NONE, old, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        // Where there is no room it stays open.
+        let _ = STALE.iter().any(free);
+    }
     let mut pair = [NONE; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: writes two descriptors to a live array.
@@ -214,8 +228,13 @@ mod tests {
         let got = socket::receive(other.as_fd(), &mut buf, Blocking::No).expect("a message");
         assert_eq!(&buf[..got.len], b"hello");
         assert_ne!(got.credentials.expect("who it was").pid, std::process::id());
+        assert!(stale_connectors().is_empty());
         // What the next child has leads elsewhere, and its own children get nothing.
         assert!(in_a_child(|| !in_a_child(|| own_connector().is_some())));
         assert_eq!(socket::receive(other.as_fd(), &mut buf, Blocking::No).expect("the end").len, 0);
+        // The connector of a child that nobody has asked for is kept, and of no use to the child.
+        assert!(in_a_child(|| true));
+        let asked_for = connector_of_last_child();
+        assert!(stale_connectors().len() == 1 && asked_for.is_some());
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod descriptor;
+pub mod discard;
 pub mod events;
 pub mod file;
 pub mod fork;

@@ -8,12 +8,16 @@
 
 use std::io;
 use std::mem::{size_of, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-/// Most descriptors that one message may bring; the kernel drops what is beyond the buffer, and
-/// [`Received::fds_lost`] tells.
+/// Most descriptors that one message may bring; [`Received::fds_lost`] tells of more.
 pub const MAX_FDS: usize = 4;
+/// Most that a message can bring (the kernel's `SCM_MAX_FD`). There is room for all of them: those that found none
+/// would be closed by the kernel within the call, which may take as long as he likes who sent them.
+const MOST_SENT: usize = 253;
+/// Most messages that [`end_is_empty`] drops: more than a response that its client has given up leaves unread.
+const MOST_DROPPED: usize = 256;
 
 /// Whether a call may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub struct Received {
     pub fds: Vec<OwnedFd>,
     /// The message was longer than the buffer; the rest is gone.
     pub truncated: bool,
-    /// Descriptors were sent that could not be received (too many, or `RLIMIT_NOFILE`).
+    /// More than [`MAX_FDS`] descriptors were sent, or some could not be received (`RLIMIT_NOFILE`).
     pub fds_lost: bool,
     /// Only on a socket with [`pass_credentials`].
     pub credentials: Option<Credentials>,
@@ -157,7 +161,7 @@ union Control {
 
 const CONTROL_LEN: usize = {
     // SAFETY: CMSG_SPACE is arithmetic on its argument.
-    unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) as usize }
+    unsafe { libc::CMSG_SPACE((MOST_SENT * size_of::<RawFd>()) as u32) as usize }
 } + {
     // SAFETY: as above.
     unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize }
@@ -215,6 +219,79 @@ pub fn send_parts(
             return Err(e);
         }
     }
+}
+
+/// What lies at the head of the queue: its length, and whether something comes with it that only a control buffer
+/// could take. It stays there, descriptors are not opened.
+fn look(fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
+    let mut byte = 0u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let mut header: libc::msghdr = {
+        // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte to a live variable; there is no control buffer.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    let len = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
+    Ok((len, header.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// Receives one message that is to bring no descriptor, without waiting. One that does stays where it is, and is told
+/// as `ErrorKind::InvalidData`: a descriptor that was received has to be closed, and that may take as long as he likes
+/// who sent it (each close(2) of a copy flushes a file of FUSE). Not for a socket with [`pass_credentials`].
+pub fn receive_bare(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
+    // Nobody else receives here: what was seen is what comes next.
+    match look(fd)? {
+        (_, true) => Err(io::ErrorKind::InvalidData.into()),
+        (_, false) => receive(fd, buf, Blocking::No),
+    }
+}
+
+fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
+    let option = |name| {
+        let mut value: libc::c_int = -1;
+        let mut len: libc::socklen_t = 4;
+        // SAFETY: the kernel writes at most `len` bytes, an int, to a live variable.
+        unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
+        value
+    };
+    option(libc::SO_DOMAIN) == libc::AF_UNIX && option(libc::SO_TYPE) == libc::SOCK_SEQPACKET
+}
+
+/// Ends the connection in both directions, for every process that holds a copy of this end, drops what has arrived here
+/// without a descriptor, and tells whether nothing else is left to be received. It stays so: what the peer sends from now on fails. To close such an end frees nothing
+/// that the peer has sent, and takes no time. False for any other kind of descriptor, which is left alone.
+pub fn end_is_empty(fd: BorrowedFd<'_>) -> bool {
+    if !is_seqpacket(fd) {
+        return false;
+    }
+    shutdown(fd);
+    for _ in 0..MOST_DROPPED {
+        match receive_bare(fd, &mut [0]) {
+            Ok(dropped) if dropped.len > 0 => {}
+            // It was pending, in front of what has arrived.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    // Its sender's credentials come with each message, an empty one too, and not with the end.
+    if pass_credentials(fd).is_err() {
+        return false;
+    }
+    look(fd).is_ok_and(|seen| seen == (0, false))
+}
+
+/// Packs descriptors into a socket, in whose queue they lie: it can be sent, held and closed like any socket, and who
+/// closes its last copy closes them. The own copies stay open.
+pub fn parcel(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+    let (outside, inside) = seqpacket_pair()?;
+    for some in fds.chunks(MAX_FDS) {
+        send(outside.as_fd(), b"x", some, Blocking::No)?;
+    }
+    Ok(inside)
 }
 
 /// Receives one message. Descriptors arrive close-on-exec.
@@ -278,6 +355,7 @@ pub fn receive(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Re
         // SAFETY: `header` and `at` are those of this walk.
         at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
     }
+    received.fds_lost |= received.fds.len() > MAX_FDS;
     Ok(received)
 }
 
@@ -285,7 +363,6 @@ pub fn receive(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Re
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_message_keeps_its_boundary_and_brings_its_descriptor() {
@@ -324,6 +401,79 @@ mod tests {
         let many = [a.as_fd(); MAX_FDS + 1];
         let e = send(a.as_fd(), b"x", &many, Blocking::Yes).expect_err("refused");
         assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_are_received_and_told() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        let sent = nix::sys::socket::sendmsg::<()>(
+            a.as_raw_fd(),
+            &[io::IoSlice::new(b"x")],
+            &[nix::sys::socket::ControlMessage::ScmRights(&[a.as_raw_fd(); MOST_SENT])],
+            nix::sys::socket::MsgFlags::empty(),
+            None,
+        );
+        assert_eq!(sent, Ok(1));
+        let got = receive(b.as_fd(), &mut [0; 8], Blocking::No).expect("receive");
+        assert_eq!((got.fds.len(), got.fds_lost), (MOST_SENT, true));
+    }
+
+    #[test]
+    fn an_end_is_empty_when_nothing_was_sent_to_it() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        assert!(end_is_empty(a.as_fd()) && end_is_empty(b.as_fd()));
+        assert!(send(b.as_fd(), b"x", &[], Blocking::No).is_err(), "it was shut down");
+        for message in [&b"x"[..], b""] {
+            for with in [true, false] {
+                let (a, b) = seqpacket_pair().expect("socketpair");
+                let fd = [a.as_fd()];
+                send(a.as_fd(), message, if with { &fd } else { &[] }, Blocking::No).expect("send");
+                // Only what is nothing but bytes is dropped.
+                let plain = !with;
+                assert_eq!(end_is_empty(b.as_fd()), plain, "{message:?} {with}");
+                // Also when the peer is gone, and has left something unread itself.
+                let (a, b) = seqpacket_pair().expect("socketpair");
+                send(a.as_fd(), message, if with { &fd } else { &[] }, Blocking::No).expect("send");
+                send(b.as_fd(), b"unread", &[], Blocking::No).expect("send");
+                drop(a);
+                assert_eq!(end_is_empty(b.as_fd()), plain, "{message:?} {with}");
+            }
+        }
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        send(b.as_fd(), b"unread", &[], Blocking::No).expect("send");
+        drop(a);
+        assert!(end_is_empty(b.as_fd()));
+        let (a, _b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        assert!(!end_is_empty(a.as_fd()));
+    }
+
+    #[test]
+    fn a_descriptor_where_none_belongs_is_not_received() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        let mut buf = [0; 8];
+        let e = receive_bare(b.as_fd(), &mut buf).expect_err("nothing");
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        send(a.as_fd(), b"one", &[], Blocking::No).expect("send");
+        send(a.as_fd(), b"two", &[a.as_fd()], Blocking::No).expect("send");
+        assert_eq!(receive_bare(b.as_fd(), &mut buf).expect("the first").len, 3);
+        for _ in 0..2 {
+            let e = receive_bare(b.as_fd(), &mut buf).expect_err("the second");
+            assert_eq!(e.kind(), io::ErrorKind::InvalidData);
+        }
+        drop(a);
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        drop(a);
+        assert_eq!(receive_bare(b.as_fd(), &mut buf).expect("the end").len, 0);
+    }
+
+    #[test]
+    fn a_parcel_holds_its_descriptors_until_it_is_closed() {
+        let (mut left, right) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let packed = parcel(&[right.as_fd(); 6]).expect("parcel");
+        drop(right);
+        assert!(!crate::sys::wait::is_hung_up(left.as_fd(), false));
+        drop(packed);
+        assert_eq!(left.read(&mut [0]).expect("the end"), 0);
     }
 
     #[test]

@@ -121,7 +121,24 @@ fn become_worker(data: &OwnedFd) -> ! {
                 });
                 send(data, pid.to_string().as_bytes());
             }
-            _ => exit_now(3),
+            _ => match bytes.strip_prefix(b"load ") {
+                Some(address) => load(data, &String::from_utf8_lossy(address)),
+                None => exit_now(3),
+            },
         }
     }
+}
+
+/// When the lease is idle, a lingering socket is left in it, and the worker ends.
+fn load(data: &OwnedFd, address: &str) {
+    let worker = std::process::id();
+    crate::stage::fork(|| {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let full = crate::stage::lingering(address);
+        socket::send(data.as_fd(), b"", &[full.as_fd()], Blocking::No).expect("the lease");
+        // Before this process closes its own.
+        crate::stage::kill(worker);
+        true
+    });
+    send(data, b"soon");
 }

@@ -5,11 +5,11 @@ mod cast;
 mod stage;
 
 use cast::{become_seed, Behaviour};
-use mod_pool::sys::socket::Blocking;
-use mod_pool::wire::control::{ControllerMessage, FrontendMessage, Refusal, Returned, WantId};
+use mod_pool::sys::socket::{self, Blocking};
+use mod_pool::wire::control::{ControllerMessage, FrontendMessage, LendCount, Refusal, Returned, WantId};
 use stage::{alive, children_of, eventually, Frontend, Stage};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -32,6 +32,10 @@ fn main() {
         ("a_pool_that_cannot_start_is_throttled", a_pool_that_cannot_start_is_throttled),
         ("forged_pids_are_not_believed", forged_pids_are_not_believed),
         ("another_socket_does_not_come_back_as_the_lease", another_socket_does_not_come_back_as_the_lease),
+        ("what_is_discarded_is_closed_and_nothing_else", what_is_discarded_is_closed_and_nothing_else),
+        ("a_lease_with_a_lingering_socket_holds_up_nobody", a_lease_with_a_lingering_socket_holds_up_nobody),
+        ("what_a_frontend_hands_in_holds_up_nobody", what_a_frontend_hands_in_holds_up_nobody),
+        ("a_pool_whose_descriptors_cannot_be_closed_is_stopped", a_pool_whose_descriptors_cannot_be_closed_is_stopped),
         ("a_frontend_that_dies_takes_its_workers_along", a_frontend_that_dies_takes_its_workers_along),
         ("zygote_and_seed_are_replaced", zygote_and_seed_are_replaced),
         ("what_a_script_left_behind_is_ended", what_a_script_left_behind_is_ended),
@@ -285,6 +289,126 @@ fn another_socket_does_not_come_back_as_the_lease() {
     let next = f.lease(2, 1);
     assert_ne!(next.pid, pid);
     assert!(next.ask("ping").starts_with("pong"));
+}
+
+fn what_is_discarded_is_closed_and_nothing_else() {
+    use mod_pool::sys::{discard, process, wait};
+    let pair = || socket::seqpacket_pair().expect("socketpair");
+    let ((left, right), (other, _kept)) = (pair(), pair());
+    let parcel = socket::parcel(&[right.as_fd()]).expect("parcel");
+    drop(right);
+    let child = discard::close_in_child(vec![parcel]).expect("fork");
+    eventually("the end", || wait::is_hung_up(left.as_fd(), false));
+    eventually("the child's end", || process::reap_pid(child));
+    assert!(!wait::is_hung_up(other.as_fd(), false));
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let full = stage::lingering(&listener.local_addr().expect("address").to_string());
+    let parcel = socket::parcel(&[full.as_fd()]).expect("parcel");
+    drop(full);
+    let began = Instant::now();
+    let child = discard::close_in_child(vec![parcel]).expect("fork");
+    eventually("the child's end", || process::reap_pid(child));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+fn a_lease_with_a_lingering_socket_holds_up_nobody() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let lease = f.lease(1, 1);
+    let pid = lease.pid;
+    assert_eq!(lease.ask(&format!("load {}", listener.local_addr().expect("address"))), "soon");
+    f.give_back(lease, Returned::Idle);
+    let began = Instant::now();
+    eventually("the worker's end", || !alive(pid));
+    for want in 2..6 {
+        let lease = f.lease(want, 2);
+        assert!(lease.cold && lease.ask("ping").starts_with("pong"));
+        f.give_back(lease, Returned::Violation);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+fn what_a_frontend_hands_in_holds_up_nobody() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address").to_string();
+    let began = Instant::now();
+    // A lease of which the frontend knows that it is full, or that it is at its end, and one that it cannot give back.
+    let mut want = 0;
+    let mut loaded = |f: &mut Frontend| {
+        want += 1;
+        let lease = f.lease(want, 1);
+        assert_eq!(lease.ask(&format!("load {address}")), "soon");
+        eventually("the worker's end", || !alive(lease.pid));
+        lease
+    };
+    for how in [Returned::Violation, Returned::Dead, Returned::Last] {
+        let lease = loaded(&mut f);
+        f.give_back_all(lease, how);
+    }
+    let lease = loaded(&mut f);
+    let parcel = socket::parcel(&[stage::lingering(&address).as_fd()]).expect("parcel");
+    f.send_with(&FrontendMessage::Discard { pool: 1 }, &[parcel.as_fd(), lease.data.as_fd()]);
+    f.send_with(&FrontendMessage::Discard { pool: 99 }, &[lease.data.as_fd()]);
+    f.send_with(&FrontendMessage::Cancel { want: WantId(99) }, &[lease.data.as_fd()]);
+    let stale = FrontendMessage::Return { lease: lease.id, lend: LendCount(77), how: Returned::Last };
+    f.send_with(&stale, &[lease.data.as_fd()]);
+    f.send(&FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Dead });
+    drop((parcel, lease));
+    for want in 10..14 {
+        assert!(f.lease(want, 2).ask("ping").starts_with("pong"));
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+fn a_pool_whose_descriptors_cannot_be_closed_is_stopped() {
+    use mod_pool::sys::process::session_of;
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address").to_string();
+    // What the kernel may do with a process that closes something, a stop does here: it lives for a moment only.
+    let mut want = 0;
+    let mut held = || {
+        want += 1;
+        let lease = f.lease(want, 1);
+        let known = children_of(stage.controller);
+        assert_eq!(lease.ask(&format!("load {address}")), "soon");
+        f.give_back(lease, Returned::Idle);
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            let new = children_of(stage.controller).into_iter().filter(|pid| !known.contains(pid));
+            // What its worker has left is there for a moment, too, in the worker's session.
+            let mut closers = new.filter(|pid| session_of(*pid) == session_of(stage.controller));
+            if let Some(closer) = closers.find(|pid| stage::try_stop(*pid)) {
+                return Some(closer);
+            }
+        }
+        None
+    };
+    let closer = (0..20).find_map(|_| held()).expect("a closer that could be stopped");
+    let other = f.lease(100, 1);
+    eventually("the end of the pool's processes", || !alive(other.pid));
+    f.give_back(other, Returned::Dead);
+    f.send(&FrontendMessage::Want { want: WantId(101), pool: 1 });
+    let (why, text) = f.refused(101);
+    assert_eq!(why, Refusal::Throttled);
+    assert!(text.contains("cannot be closed"), "{text}");
+    assert!(f.lease(102, 2).ask("ping").starts_with("pong"), "another pool is not concerned");
+    stage::kill(closer);
+    let mut want = 200;
+    eventually("the pool works again", || {
+        want += 1;
+        f.send(&FrontendMessage::Want { want: WantId(want), pool: 1 });
+        f.expect("an answer", |m| match m {
+            ControllerMessage::Grant { want: of, .. } => (*of == WantId(want)).then_some(true),
+            ControllerMessage::Refuse { want: of, .. } => (*of == WantId(want)).then_some(false),
+            _ => None,
+        })
+    });
 }
 
 fn a_frontend_that_dies_takes_its_workers_along() {

@@ -49,6 +49,13 @@ pub fn stop(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP).expect("kill");
 }
 
+/// Whether it is there, and stopped now.
+pub fn try_stop(pid: u32) -> bool {
+    let _ = nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP);
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('T'))
+}
+
 pub fn session(pid: u32) -> u32 {
     mod_pool::sys::process::session_of(pid).expect("alive")
 }
@@ -99,6 +106,16 @@ pub fn read_some(fd: &OwnedFd) -> String {
         n > 0
     });
     String::from_utf8_lossy(&buf[..n]).into_owned()
+}
+
+/// A connection full of what nobody reads: who closes it last waits for 20 seconds, unless he is ending.
+pub fn lingering(to: &str) -> OwnedFd {
+    let mut stream = std::net::TcpStream::connect(to).expect("connect");
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 20 };
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).expect("SO_LINGER");
+    stream.set_nonblocking(true).expect("O_NONBLOCK");
+    while stream.write(&[0; 65536]).is_ok() {}
+    stream.into()
 }
 
 /// What an exec of the controller's image does: it holds nothing of the parent's.
@@ -338,6 +355,16 @@ impl Frontend {
     /// Whether a worker with this pid was ever granted.
     pub fn knows(&self, pid: u32) -> bool {
         self.pids.contains(&pid)
+    }
+
+    pub fn send_with(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) {
+        socket::send(self.channel.as_fd(), &message.encode(), fds, Blocking::Yes).expect("channel");
+    }
+
+    /// With the data socket, however it is.
+    pub fn give_back_all(&self, lease: Lease, how: Returned) {
+        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+        self.send_with(&message, &[lease.data.as_fd()]);
     }
 
     pub fn give_back(&self, lease: Lease, how: Returned) {

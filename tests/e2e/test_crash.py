@@ -270,6 +270,22 @@ def test_death_of_the_controller(httpd):
     assert [a.status for a in in_threads(6, lambda _: server.get("/sleep.php?s=0.2"))] == [200] * 6
 
 
+def test_a_controller_that_hangs_is_replaced(httpd):
+    """httpd's parent looks after it in its monitor hook, every 10 s or so."""
+    server = make(httpd)
+    busy_pid(server)
+    old = server.processes("controller")[0].pid
+    # One that reads, however idle, is left alone.
+    time.sleep(25)
+    assert server.processes("controller")[0].pid == old
+    os.kill(old, signal.SIGSTOP)
+    eventually(lambda: gone(old), 45, what="the end of the old one")
+    eventually(lambda: len(server.processes("controller")) == 1, 5, what="a new controller")
+    assert "POOL120" in server.error_log()
+    server.kill("worker")
+    assert recovers(server) < 5
+
+
 def test_request_in_flight_survives_the_controller(httpd):
     server = make(httpd)
     busy_pid(server)

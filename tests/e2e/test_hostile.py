@@ -5,6 +5,7 @@ alice's PHP writes frames of her own into her lease, by FFI. bob is the victim.
 
 import json
 import re
+import socket
 import threading
 import time
 
@@ -526,6 +527,70 @@ def test_too_many_descriptors_do_not_leak(attack, server, count):
 
 def test_descriptors_with_messages_that_carry_none(attack, server):
     attack({"data": w.log("x"), "fds": ["good"] * 10, "repeat": 20}, OK + w.data("x") + w.end(), then="exit")
+
+
+LINGER_PHP = r"""
+<?php
+// Leaves a full TCP socket that lingers in the own lease, where nobody reads it, and ends this worker.
+$c = FFI::cdef('
+    typedef long ssize_t; typedef unsigned long size_t;
+    struct iovec { void *base; size_t len; };
+    struct msghdr { void *name; unsigned namelen; struct iovec *iov; size_t iovlen; void *control; size_t controllen;
+                    int flags; };
+    ssize_t sendmsg(int, const struct msghdr *, int); ssize_t send(int, const void *, size_t, int);
+    int socket(int, int, int); int connect(int, const void *, unsigned); int close(int); int fork(void);
+    int getsockopt(int, int, int, void *, unsigned *); int setsockopt(int, int, int, const void *, unsigned);
+    void _exit(int); int usleep(unsigned);
+');
+if ($c->fork() != 0) { echo getmypid(); return; }
+$c->usleep((int)(1e6 * $_GET['after']));
+$tcp = $c->socket(2, 1, 0);
+$address = FFI::new('char[16]'); FFI::memcpy($address, pack('vnNJ', 2, (int)$_GET['port'], 0x7f000001, 0), 16);
+if ($c->connect($tcp, FFI::addr($address), 16) != 0) $c->_exit(1);
+$linger = FFI::new('int[2]'); $linger[0] = 1; $linger[1] = 20;
+$c->setsockopt($tcp, 1, 13, FFI::addr($linger), 8);
+$data = FFI::new('char[65536]');
+while ($c->send($tcp, FFI::addr($data), 65536, 0x4040) > 0);
+$control = FFI::new('char[24]'); FFI::memcpy($control, pack('Plll', 20, 1, 1, $tcp), 20);
+$iov = $c->new('struct iovec'); $iov->base = FFI::cast('void *', FFI::addr($data)); $iov->len = 1;
+$m = $c->new('struct msghdr'); $m->iov = FFI::addr($iov); $m->iovlen = 1;
+$m->control = FFI::cast('void *', FFI::addr($control)); $m->controllen = 24;
+$sent = 0;
+for ($fd = 3; $fd < 1024; $fd++) {
+    $type = FFI::new('int'); $len = FFI::new('unsigned'); $len->cdata = 4;
+    if ($c->getsockopt($fd, 1, 3, FFI::addr($type), FFI::addr($len)) == 0 && $type->cdata == 5)
+        $sent += $c->sendmsg($fd, FFI::addr($m), 0x4000) > 0;
+}
+// Not the last copy: that lies in the lease.
+$c->close($tcp);
+file_put_contents(getenv('SCRATCH') . '/linger', $sent);
+posix_kill(posix_getppid(), 9);
+$c->_exit(0);
+"""
+
+
+def test_a_lingering_socket_in_an_idle_lease_holds_up_nobody(server):
+    """Who closes that socket last sleeps for 20 s: it must not be the controller, which forks everybody's workers."""
+    alice = server.sites["alice"]
+    alice.write("linger.php", LINGER_PHP)
+    sent = server.scratch / "linger"
+    sent.unlink(missing_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        # The frontend gives an idle lease back after a second.
+        worker = int(server.get(f"/linger.php?after=2.5&port={port}").text)
+        eventually(lambda: gone(worker), 10, what="the worker's end")
+        assert sent.read_text() == "1"
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            server.kill("worker", "bob")
+            start = time.monotonic()
+            assert server.get("/victim.php", "bob", timeout=30).status == 200
+            assert time.monotonic() - start < 2
+            time.sleep(0.3)
+        assert server.get("/own.txt").text == "alice herself"
+        # Who closed it is gone, too: it had nothing to wait for.
+        eventually(lambda: not server.processes("closer"), 5)
 
 
 # --- other ways -------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ pub enum ParentMessage {
     ChildGone { pid: u32 },
     /// End every process of every pool, then exit.
     Stop,
+    /// Means nothing. Whether it was received, the parent sees at its own end of the connector.
+    Ping,
+    /// A connector comes with it that a process may have filled which is no child of the MPM: to be closed.
+    Discard,
 }
 
 /// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
@@ -53,6 +57,8 @@ const CHILD_STARTED: u8 = 2;
 const CHILD_GONE: u8 = 3;
 const STOP: u8 = 4;
 const HELLO: u8 = 5;
+const PING: u8 = 6;
+const DISCARD: u8 = 7;
 
 impl ConnectorMessage {
     /// The message as bytes.
@@ -90,6 +96,8 @@ impl ParentMessage {
                 out.put_u32(*pid);
             }
             Self::Stop => out.put_u8(STOP),
+            Self::Ping => out.put_u8(PING),
+            Self::Discard => out.put_u8(DISCARD),
         }
         out
     }
@@ -102,6 +110,8 @@ impl ParentMessage {
                 CHILD_STARTED => Self::ChildStarted { pid: field::pid(r)? },
                 CHILD_GONE => Self::ChildGone { pid: field::pid(r)? },
                 STOP => Self::Stop,
+                PING => Self::Ping,
+                DISCARD => Self::Discard,
                 _ => return Err(Malformed::Field("kind")),
             })
         })

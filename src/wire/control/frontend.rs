@@ -25,8 +25,12 @@ pub enum FrontendMessage {
     Want { want: WantId, pool: u32 },
     /// Nobody waits for it any more.
     Cancel { want: WantId },
-    /// The lease is given back. Only with [`Returned::Idle`] the data socket travels with it.
+    /// The lease is given back. With [`Returned::Idle`] the data socket travels with it; otherwise it may, to be closed
+    /// by the controller instead of the frontend.
     Return { lease: LeaseId, lend: LendCount, how: Returned },
+    /// Sockets that travel with it may be full of what a worker of the pool with this index sent: the controller has them closed
+    /// where nobody waits for that.
+    Discard { pool: u32 },
 }
 
 /// In which state a lease comes back.
@@ -93,6 +97,7 @@ pub enum Refusal {
 const WANT: u8 = 1;
 const CANCEL: u8 = 2;
 const RETURN: u8 = 3;
+const DISCARD: u8 = 4;
 
 const GRANT: u8 = 1;
 const REFUSE: u8 = 2;
@@ -131,6 +136,10 @@ impl FrontendMessage {
                 out.put_u32(lend.0);
                 out.put_u8(*how as u8);
             }
+            Self::Discard { pool } => {
+                out.put_u8(DISCARD);
+                out.put_u32(*pool);
+            }
         }
         out
     }
@@ -146,6 +155,7 @@ impl FrontendMessage {
                     lend: LendCount(r.u32()?),
                     how: field::one_of(r, &Returned::ALL, "how")?,
                 },
+                DISCARD => Self::Discard { pool: r.u32()? },
                 _ => return Err(Malformed::Field("kind")),
             })
         })

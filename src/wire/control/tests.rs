@@ -88,6 +88,8 @@ fn parent_messages() {
         ParentMessage::Configure { generation: 7 },
         ParentMessage::ChildStarted { pid: 4711 },
         ParentMessage::ChildGone { pid: 4711 },
+        ParentMessage::Ping,
+        ParentMessage::Discard,
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
@@ -134,6 +136,7 @@ fn a_hello_of_another_version_is_refused() {
 fn frontend_messages() {
     let (lease, lend) = (LeaseId(1 << 40), LendCount(9));
     let mut all = vec![FrontendMessage::Want { want: WantId(1), pool: 2 }, FrontendMessage::Cancel { want: WantId(3) }];
+    all.push(FrontendMessage::Discard { pool: 2 });
     all.extend(
         [Returned::Idle, Returned::Last, Returned::Abandoned, Returned::Dead, Returned::Violation, Returned::TimedOut]
             .map(|how| FrontendMessage::Return { lease, lend, how }),
