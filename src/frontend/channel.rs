@@ -71,7 +71,6 @@ impl Channel {
 
     /// Gives the controller what a worker of the pool with this index may have filled, or has sent. The own copies are
     /// closed here, which frees nothing. They come back when there is no controller now.
-    #[expect(dead_code)]
     pub fn discard(&self, pool: u32, fds: Vec<OwnedFd>) -> Result<(), Vec<OwnedFd>> {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let sent = socket::parcel(&borrowed)

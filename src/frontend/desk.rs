@@ -6,6 +6,7 @@
 mod queue;
 
 use super::channel::Channel;
+use super::closer;
 use crate::sys::socket::{self, PeerState};
 use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
 use crate::wire::frame::Exchange;
@@ -161,6 +162,16 @@ fn unfit(lease: &Lease) -> Option<Returned> {
     }
 }
 
+/// Ends a worker of which the controller knows nothing, or which it cannot be told of.
+fn close(lease: Lease) {
+    // What the worker has left in its queue is closed with the last copy.
+    if !socket::end_is_empty(lease.socket.as_fd()) {
+        if let Some(socket) = Arc::into_inner(lease.socket) {
+            closer::discard(lease.pool, vec![socket]);
+        }
+    }
+}
+
 impl Desk {
     pub fn new(pools: usize, channel: Channel) -> Self {
         Self {
@@ -209,17 +220,22 @@ impl Desk {
             if let Some(mut pool) = self.pool(lease.pool) {
                 pool.take_in(&lease, now);
             }
-            self.give_up(&lease, how);
+            self.give_up(lease, how);
         }
     }
 
     /// The worker is not to be used any more.
-    fn give_up(&self, lease: &Lease, how: Returned) {
+    fn give_up(&self, lease: Lease, how: Returned) {
         // After its controller has died the next one gives the number to another worker. This one ends.
         if lease.era == self.era.load(Ordering::Relaxed) {
             lock(&self.obituaries).remove(&lease.id);
-            self.channel.send(&FrontendMessage::Return { lease: lease.id, lend: lease.lend, how });
+            let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
+            if self.channel.send_with(&message, lease.socket.as_fd()) {
+                // The controller has a copy, and closes the last one.
+                return;
+            }
         }
+        close(lease);
     }
 
     /// Gives a free lease to the request here that has waited longest; with none, keeps it, or gives it back where the
@@ -228,9 +244,8 @@ impl Desk {
         let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(&lease) };
         let recalled = pool.take_in(&lease, now);
         if lease.era != self.era.load(Ordering::Relaxed) {
-            // Not under the lock: what the worker has left in the socket is freed with it.
             drop(pool);
-            return;
+            return close(lease);
         }
         if recalled || !pool.may_hand_over(lease.granted, now) {
             drop(pool);
@@ -239,7 +254,7 @@ impl Desk {
         if !pool.waiting.is_empty() {
             if let Some(how) = unfit(&lease) {
                 drop(pool);
-                return self.give_up(&lease, how);
+                return self.give_up(lease, how);
             }
         }
         let mut leased = Leased { lease, cold: false, granted: false };
@@ -385,7 +400,7 @@ impl Desk {
             if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id) {
                 if let Some((_, lease)) = pool.idle.remove(at) {
                     drop(pool);
-                    self.give_up(&lease, Returned::Dead);
+                    self.give_up(lease, Returned::Dead);
                     return;
                 }
             }
@@ -431,7 +446,7 @@ impl Desk {
             pool.contended_until = None;
             in_flight.extend(pool.out.values().map(|out| (out.pid, index)));
             drop(pool);
-            drop(idle);
+            idle.into_iter().for_each(|(_, lease)| close(lease));
         }
         in_flight
     }

@@ -25,7 +25,7 @@ use outcome::{is_unread, Stop};
 use std::cell::RefCell;
 use std::io;
 use std::mem::take;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 pub use upload::Replay;
 use upload::{PartEnd, Unsent, Upload};
@@ -118,6 +118,8 @@ pub struct Run<'r> {
     progress: Instant,
     progressed: bool,
     log_lines: u32,
+    /// Descriptors that the worker has sent and nobody wants.
+    doomed: Vec<OwnedFd>,
     /// Bytes the response may still have.
     remaining: Option<u64>,
     bodiless: bool,
@@ -165,6 +167,7 @@ impl<'r> Run<'r> {
             progress: Instant::now(),
             progressed: false,
             log_lines: 0,
+            doomed: Vec::new(),
             remaining: None,
             bodiless: false,
         }
@@ -174,9 +177,9 @@ impl<'r> Run<'r> {
         self.lease.pid
     }
 
-    /// The exchange is over: its lease, and what the client has not taken yet.
-    pub fn into_parts(self) -> (Lease, Delivery<'r>) {
-        (self.lease, self.out)
+    /// The exchange is over: its lease, what the client has not taken yet, and descriptors to be closed.
+    pub fn into_parts(self) -> (Lease, Delivery<'r>, Vec<OwnedFd>) {
+        (self.lease, self.out, self.doomed)
     }
 
     /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the
@@ -394,8 +397,12 @@ impl<'r> Run<'r> {
                 Err(Stop::Violation("an empty message".into()))
             }
             Ok(received) if received.len == 0 => Err(Stop::Died(None)),
-            Ok(received) if received.truncated => Err(Stop::Violation("a message beyond the limit".into())),
+            Ok(received) if received.truncated => {
+                self.doomed.extend(received.fds);
+                Err(Stop::Violation("a message beyond the limit".into()))
+            }
             Ok(received) if received.fds_lost => {
+                self.doomed.extend(received.fds);
                 Err(Stop::Violation("more file descriptors than allowed, or none left here".into()))
             }
             Ok(received) => {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod closer;
 mod desk;
 mod exchange;
 mod keepalive;
@@ -19,6 +20,7 @@ use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, MAX_CONTROL_MESSAGE};
 use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
+use closer::Closer;
 use desk::Desk;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
@@ -39,6 +41,7 @@ struct Frontend {
     desk: Desk,
     pools: Vec<PoolFacts>,
     threads: Threads,
+    closer: Closer,
     began: Instant,
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
@@ -104,7 +107,8 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     let began = Instant::now();
-    let frontend = Frontend { desk, pools, threads, began, main: start.main, logs, servers, logged };
+    let frontend =
+        Frontend { desk, pools, threads, closer: Closer::default(), began, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }

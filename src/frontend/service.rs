@@ -3,6 +3,7 @@
 //! Runs in: frontend, the thread that has the request.  Trusts: httpd, the controller.  Owns: the request's lease.
 //! Never: believes a worker; keeps a thread for long where the request can be parked.
 
+use super::closer;
 use super::desk::{Desk, Lease, Leased, NoLease, Unserved, Waiting};
 use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered};
 use super::keepalive::{self, Occupied};
@@ -97,7 +98,11 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
             "PoolMaxFrontendThreads: {most} threads of this process have been with requests of this pool for more \
              than a second"
         );
-        return unavailable(r, "POOL118", &facts.name, &why, 1);
+        return unavailable(r, "POOL121", &facts.name, &why, 1);
+    }
+    if frontend.closer.is_stuck(pool) {
+        let why = "its processes have sent this one descriptors that cannot be closed";
+        return unavailable(r, "POOL124", &facts.name, why, 5);
     }
     let mut service = Service {
         r,
@@ -172,7 +177,7 @@ impl<'r> Service<'r> {
             self.stage = Stage::Over;
             note_wait(self.r, self.began, self.cold);
             let why = format!("PoolMaxParked: {others} requests of this process wait for the pool without a thread");
-            return Some(unavailable(self.r, "POOL119", &self.facts.name, &why, 1));
+            return Some(unavailable(self.r, "POOL122", &self.facts.name, &why, 1));
         }
         Some(Handled::Parked)
     }
@@ -259,7 +264,8 @@ impl<'r> Service<'r> {
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
-        let (lease, rest) = run.into_parts();
+        let (lease, rest, doomed) = run.into_parts();
+        closer::discard(self.pool, doomed);
         match outcome {
             Outcome::Parked => None,
             Outcome::Done { last, body_left } => {
@@ -298,7 +304,7 @@ impl<'r> Service<'r> {
     /// The client is gone, or a filter between it and the pool has failed: nothing more is sent.
     fn undelivered(&self, rest: &Delivery<'_>, pid: u32) -> Handled {
         if let Some(why) = rest.client.failure() {
-            let text = format!("POOL120: [pool {} pid {pid}] the response cannot be passed on: {why}", self.facts.name);
+            let text = format!("POOL123: [pool {} pid {pid}] the response cannot be passed on: {why}", self.facts.name);
             log::request(log::Level::Error, self.r, request::naming(self.r, text));
         }
         client::abandon(self.r);
@@ -367,7 +373,8 @@ impl Drop for Service<'_> {
         self.leave_the_lot();
         // The connection has ended under it, or a panic.
         if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let (lease, _) = run.into_parts();
+            let (lease, _, doomed) = run.into_parts();
+            closer::discard(self.pool, doomed);
             let how = if std::thread::panicking() { Returned::Violation } else { Returned::Abandoned };
             self.desk().release(lease, how);
         }

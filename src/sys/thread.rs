@@ -1,6 +1,6 @@
 //! A helper thread that no signal reaches.
 //!
-//! Runs in: frontend, before httpd has started its own threads.  Trusts: its caller.  Owns: nothing.
+//! Runs in: frontend, any thread.  Trusts: its caller.  Owns: nothing.
 //! Never: leaves the calling thread's signal mask changed.
 
 use std::io;

@@ -531,7 +531,7 @@ def test_descriptors_with_messages_that_carry_none(attack, server):
 
 LINGER_PHP = r"""
 <?php
-// Leaves a full TCP socket that lingers in the own lease, where nobody reads it, and ends this worker.
+// Sends a full TCP socket that lingers to the own lease, where nobody reads it when that is idle, and ends this worker.
 $c = FFI::cdef('
     typedef long ssize_t; typedef unsigned long size_t;
     struct iovec { void *base; size_t len; };
@@ -542,8 +542,9 @@ $c = FFI::cdef('
     int getsockopt(int, int, int, void *, unsigned *); int setsockopt(int, int, int, const void *, unsigned);
     void _exit(int); int usleep(unsigned);
 ');
-if ($c->fork() != 0) { echo getmypid(); return; }
-$c->usleep((int)(1e6 * $_GET['after']));
+$now = isset($_GET['now']);
+if (!$now && $c->fork() != 0) { echo getmypid(); return; }
+$c->usleep((int)(1e6 * ($_GET['after'] ?? 0)));
 $tcp = $c->socket(2, 1, 0);
 $address = FFI::new('char[16]'); FFI::memcpy($address, pack('vnNJ', 2, (int)$_GET['port'], 0x7f000001, 0), 16);
 if ($c->connect($tcp, FFI::addr($address), 16) != 0) $c->_exit(1);
@@ -564,7 +565,7 @@ for ($fd = 3; $fd < 1024; $fd++) {
 // Not the last copy: that lies in the lease.
 $c->close($tcp);
 file_put_contents(getenv('SCRATCH') . '/linger', $sent);
-posix_kill(posix_getppid(), 9);
+if (!$now) posix_kill(posix_getppid(), 9);
 $c->_exit(0);
 """
 
@@ -591,6 +592,19 @@ def test_a_lingering_socket_in_an_idle_lease_holds_up_nobody(server):
         assert server.get("/own.txt").text == "alice herself"
         # Who closed it is gone, too: it had nothing to wait for.
         eventually(lambda: not server.processes("closer"), 5)
+
+
+def test_lingering_sockets_in_answers_hold_no_thread(server):
+    """Who receives it and closes it last sleeps for 20 s: it must not be a thread that serves requests."""
+    server.sites["alice"].write("linger.php", LINGER_PHP)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        start = time.monotonic()
+        for _ in range(40):
+            found = server.get(f"/linger.php?now&port={port}", timeout=15)
+            assert found.status in (502, 503)
+            assert server.get("/victim.php", "bob").status == 200
+        assert time.monotonic() - start < 15
 
 
 # --- other ways -------------------------------------------------------------------------------------
@@ -622,6 +636,8 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
         <?php
         $c = FFI::cdef('int prlimit(int, int, const void *, void *);');
         $n = 0;
+        // One that was just forked has the zygote's title still.
+        usleep(100000);
         foreach (glob('/proc/[0-9]*/cmdline') as $f) {
             $t = str_replace("\\0", ' ', (string)@file_get_contents($f));
             if (!str_starts_with($t, 'mod_pool: zygote alice')) continue;

@@ -214,7 +214,7 @@ def test_past_pool_max_parked_there_is_503(httpd):
         time.sleep(1)
         refused = server.get("/who.php")
         assert refused.status == 503 and refused.get("Retry-After")
-        line = r"POOL119: \[pool alice\] 503: PoolMaxParked: 5 requests of this process wait .* for GET /who.php"
+        line = r"POOL122: \[pool alice\] 503: PoolMaxParked: 5 requests of this process wait .* for GET /who.php"
         assert server.count_log(line) == 1
         answers_as_ever(server, 3)
 
@@ -321,7 +321,7 @@ def test_a_pool_that_holds_half_of_the_threads_gets_503_and_others_are_served(ht
         time.sleep(1.5)
         refused = server.get("/who.php")
         assert refused.status == 503 and refused.get("Retry-After")
-        line = r"POOL118: \[pool alice\] 503: PoolMaxFrontendThreads: 4 threads of this process .* for GET /who.php"
+        line = r"POOL121: \[pool alice\] 503: PoolMaxFrontendThreads: 4 threads of this process .* for GET /who.php"
         assert server.count_log(line) == 1
         answers_as_ever(server)
 

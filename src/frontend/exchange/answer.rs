@@ -15,6 +15,7 @@ use crate::wire::response::{
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
+use std::vec;
 
 /// Most log lines of one request that reach the error log; the last one says so.
 const MAX_LOG_LINES: u32 = 200;
@@ -48,6 +49,12 @@ impl Run<'_> {
     /// returns.
     fn message(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
         let mut fds = fds.into_iter();
+        let done = self.frames(message, &mut fds);
+        self.doomed.extend(fds);
+        done
+    }
+
+    fn frames(&mut self, message: &[u8], fds: &mut vec::IntoIter<OwnedFd>) -> Result<(), Stop> {
         let mut flush = false;
         let mut any = false;
         let mut all = frames(message);
@@ -61,9 +68,9 @@ impl Run<'_> {
                 return Err(Stop::Violation("a frame behind the end of the response".into()));
             }
             flush |= frame.has(FLAG_FLUSH);
-            match self.frame(&frame, &mut fds) {
+            match self.frame(&frame, fds) {
                 // The lease is used on after an honest abort: nothing else may have come with it.
-                Err(Stop::Aborted { .. }) if all.next().is_some() || fds.next().is_some() => {
+                Err(Stop::Aborted { .. }) if all.next().is_some() || fds.len() > 0 => {
                     return Err(Stop::Violation("a frame behind the end of the response".into()));
                 }
                 done => done?,
@@ -72,7 +79,7 @@ impl Run<'_> {
         if !any {
             return Err(Stop::Violation("an empty message".into()));
         }
-        if fds.next().is_some() {
+        if fds.len() > 0 {
             return Err(Stop::Violation("a file descriptor that no frame speaks of".into()));
         }
         match self.stage {
@@ -170,9 +177,15 @@ impl Run<'_> {
     fn file(&mut self, payload: &[u8], fd: Option<OwnedFd>) -> Result<(), Stop> {
         let range = FileRange::decode(payload)?;
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
-        self.count(range.length)?;
-        let size =
-            file::passable_size(fd.as_fd()).ok_or(Stop::Violation("a descriptor that is no plain file".into()))?;
+        if let Err(stop) = self.count(range.length) {
+            self.doomed.push(fd);
+            return Err(stop);
+        }
+        let Some(size) = file::passable_size(fd.as_fd()) else {
+            self.doomed.push(fd);
+            return Err(Stop::Violation("a descriptor that is no plain file".into()));
+        };
+        // A plain file of this machine's own is closed at once.
         if range.offset + range.length > size {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }

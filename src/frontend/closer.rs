@@ -1,0 +1,77 @@
+//! Closes what a tenant may have loaded.
+//!
+//! Runs in: frontend; one thread for each pool that has such things to close.  Trusts: nothing of them.
+//! Owns: descriptors that nobody wants.  Never: closes one in a thread that serves others.
+//!
+//! To close a descriptor that a worker has sent, or a socket in whose queue it lies, can take as long as the worker likes:
+//! a TCP connection lingers (socket(7)), a file of FUSE is flushed. So they are packed and sent to the controller, whose
+//! disposable processes end with them, and even that is done by a thread of its own, as the own copy has to be closed.
+
+use super::FRONTEND;
+use crate::sys::thread;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A pool with so many sets of descriptors that are not closed yet gets no requests here: each may bring another.
+const MOST: usize = 16;
+
+/// What is to be closed, by pool.
+#[derive(Debug, Default)]
+pub struct Closer {
+    pools: Mutex<HashMap<u32, VecDeque<Vec<OwnedFd>>>>,
+    /// There may be some.
+    any: AtomicBool,
+}
+
+impl Closer {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, VecDeque<Vec<OwnedFd>>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much of this pool's is left to be closed that nothing more may come.
+    pub fn is_stuck(&self, pool: u32) -> bool {
+        self.any.load(Ordering::Relaxed) && self.lock().get(&pool).is_some_and(|sets| sets.len() >= MOST)
+    }
+
+    /// The next set of a pool; the one before it is closed. `None` ends the pool's thread.
+    fn next(&self, pool: u32, first: bool) -> Option<Vec<OwnedFd>> {
+        let mut pools = self.lock();
+        let sets = pools.get_mut(&pool)?;
+        if !first {
+            sets.pop_front();
+        }
+        // Its place stays taken until it is closed.
+        let next = sets.front_mut().map(std::mem::take);
+        if next.is_none() {
+            pools.remove(&pool);
+            self.any.store(!pools.is_empty(), Ordering::Relaxed);
+        }
+        next
+    }
+}
+
+/// Closes descriptors that came from a pool's processes, at some time.
+pub fn discard(pool: u32, fds: Vec<OwnedFd>) {
+    let Some(frontend) = FRONTEND.get().filter(|_| !fds.is_empty()) else { return };
+    let closer = &frontend.closer;
+    {
+        let mut pools = closer.lock();
+        closer.any.store(true, Ordering::Relaxed);
+        let sets = pools.entry(pool).or_default();
+        sets.push_back(fds);
+        if sets.len() > 1 {
+            return;
+        }
+    }
+    let work = move || {
+        let mut first = true;
+        while let Some(set) = closer.next(pool, std::mem::take(&mut first)) {
+            // Without a controller they are closed here and now, however long that takes.
+            drop(frontend.desk.channel.discard(pool, set));
+        }
+    };
+    // Without memory for a thread they stay open, and the pool has no more than MOST.
+    let _ = thread::spawn_quiet("mod_pool", work);
+}
