@@ -397,6 +397,30 @@ def test_buckets_of_listeners(httpd):
         assert server.get("/text.txt").text == "text"
 
 
+def test_there_are_no_more_buckets_than_frontends(httpd):
+    server = make(httpd, mpm_conf=threads(4, "ListenCoresBucketsRatio 1\n"))
+    for _ in range(20):
+        assert server.get("/text.txt").text == "text"
+    server.graceful()
+    for _ in range(20):
+        assert server.get("/text.txt").text == "text"
+
+
+def test_after_graceful_each_bucket_has_a_frontend(httpd):
+    """One old frontend stays, and takes a place of one bucket only."""
+    server = make(httpd, mpm_conf="ListenCoresBucketsRatio 1\nStartServers 2\nServerLimit 8\nThreadsPerChild 4\n"
+                                  "MinSpareThreads 1\nMaxSpareThreads 100\n", without=["reqtimeout"])
+    running = [half_a_request(server) for _ in range(6)]
+    eventually(lambda: status(server)["Scoreboard"].count("R") == 6, what="threads that read")
+    for _ in range(3):
+        server.graceful()
+        for _ in range(20):
+            assert server.get("/text.txt").text == "text"
+    for c in running:
+        assert finish(c).text == "text"
+        c.close()
+
+
 # --- restart and stop ---------------------------------------------------------------------------------
 
 
@@ -492,6 +516,53 @@ def test_stop_ends_all_at_once(httpd):
     assert not server.pid_file.exists()
     assert "caught SIGTERM" in server.error_log()
     running.close()
+
+
+def test_the_pid_file_stays_until_all_have_ended(httpd):
+    server = make(httpd, mode="daemon")
+    frozen = frontends(server)[0]
+    os.kill(frozen, signal.SIGSTOP)
+    server.signal(signal.SIGTERM)
+    time.sleep(1)
+    assert server.pid_file.exists() and server.is_running()
+    assert not server.count_log("caught SIGTERM")
+    os.kill(frozen, signal.SIGKILL)
+    server.wait_for_end(15)
+    assert not server.pid_file.exists()
+    assert server.count_log("caught SIGTERM, shutting down")
+
+
+def test_a_bad_configuration_at_graceful_lets_requests_finish(httpd):
+    server = make(httpd, without=["reqtimeout"])
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    server.conf_file.write_text("NoSuchDirective on\n")
+    server.signal(signal.SIGUSR1)
+    server.wait_for_end(15)
+    time.sleep(0.5)
+    assert finish(running).text == "text"
+    running.close()
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "h2", "h2c"])
+def test_stop_does_not_wait_for_a_busy_script(httpd, protocol):
+    site = Site("alice", ALICE)
+    server = httpd(mpm="pool", sites=[site])
+    site.write("sleep.php", "<?php sleep(30);")
+    site.write("text.txt", "text", mode=0o644)
+    server.start("daemon")
+    assert server.get("/text.txt").text == "text"
+    if protocol == "HTTP/1.1":
+        c = server.connect()
+        c.request("GET", "/sleep.php")
+    else:
+        H2(server, tls=protocol == "h2").start("/sleep.php")
+    time.sleep(0.5)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    server.wait_for_end(20)
+    # 0.3 s for threads that hang, 1 s for the pools' processes; mpm_event's children are killed after 9 s.
+    assert time.monotonic() - began < 3
 
 
 def test_graceful_stop_waits_for_requests(httpd):

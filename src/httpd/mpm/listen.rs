@@ -43,9 +43,15 @@ pub enum OpenError {
 }
 
 /// Opens the listeners of this configuration. `keep` is the number of buckets to make, 0 for as many as
-/// `ListenCoresBucketsRatio` says.
-pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: bool) -> Result<Vec<Bucket>, OpenError> {
-    // SAFETY: httpd's parent, one thread; the main server is live.
+/// `ListenCoresBucketsRatio` says, up to `most`.
+pub fn open(
+    pconf: AprPool<'_>,
+    main: ServerRec<'_>,
+    keep: usize,
+    most: usize,
+    one_process: bool,
+) -> Result<Vec<Bucket>, OpenError> {
+    // SAFETY: httpd's main thread, which alone changes the list of listeners; the main server is live.
     if unsafe { ffi::ap_setup_listeners(main.as_ptr()) } < 1 {
         return Err(OpenError::NoListener);
     }
@@ -59,6 +65,12 @@ pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: b
     }
     let mut buckets = Vec::new();
     for i in 0..usize::try_from(count).unwrap_or(0) {
+        if i >= most.max(1) {
+            // httpd alone knows the ratio, so that there are too many at first.
+            // SAFETY: the array has `count` lists; nobody has got this one.
+            unsafe { ffi::ap_close_listeners_ex(*lists.add(i)) };
+            continue;
+        }
         let mut pod = ptr::null_mut();
         if !one_process {
             // SAFETY: the pool is live; the call writes the pointer.
@@ -75,7 +87,7 @@ pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: b
 
 /// Closes every listener of this process.
 pub fn close_all() {
-    // SAFETY: httpd's own list; nobody accepts in this process.
+    // SAFETY: httpd's own list, which its main thread alone changes; nobody accepts in this process.
     unsafe { ffi::ap_close_listeners() };
 }
 
