@@ -3,11 +3,11 @@
 //! Runs in: parent (opens), frontend (accepts).  Trusts: httpd.  Owns: nothing (the configuration's pool has it all).
 //! Never: outlives the configuration; `Buckets` of an earlier one must not be used.
 
-use super::connection::{Accepted, TransactionPool};
+use super::transaction::{Accepted, TransactionPool};
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::httpd::ServerRec;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
@@ -222,12 +222,32 @@ unsafe impl Send for Listener {}
 unsafe impl Sync for Listener {}
 
 /// Why nothing was accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum NotAccepted {
     /// Nobody is there, or is gone again.
     Nobody,
     /// No descriptor or no memory.
     Shortage,
+    /// Something else that does not go away by itself.
+    Failed(std::io::Error),
+}
+
+impl NotAccepted {
+    /// accept(2): what is wrong with one client's connection is told here, too. Those are the errors that
+    /// ap_unixd_accept passes over; of the others it does not tell which it was.
+    fn from_status(rc: c_int) -> Self {
+        match rc {
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Self::Shortage,
+            libc::EAGAIN
+            | libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPROTO
+            | libc::ETIMEDOUT
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH => Self::Nobody,
+            other => Self::Failed(std::io::Error::from_raw_os_error(other)),
+        }
+    }
 }
 
 impl Listener {
@@ -238,19 +258,12 @@ impl Listener {
 
     /// Accepts a connection, if one waits. The pool becomes the connection's.
     pub fn accept(&self, pool: TransactionPool) -> Result<Accepted, (NotAccepted, TransactionPool)> {
-        let mut socket: *mut c_void = ptr::null_mut();
-        // SAFETY: the record is live and its function set (`listeners`); the pool is this thread's.
-        let rc = unsafe {
-            match (*self.record).accept_func {
-                Some(accept) => accept(&raw mut socket, self.record, pool.as_ptr()),
-                None => ffi::APR_EGENERAL.cast_signed(),
-            }
-        };
-        if rc == 0 && !socket.is_null() {
-            return Ok(Accepted::new(pool, socket.cast()));
+        let mut socket = ptr::null_mut();
+        // SAFETY: the record is live; the pool is this thread's.
+        let rc = unsafe { ffi::apr_socket_accept(&raw mut socket, (*self.record).sd, pool.as_ptr()) };
+        if rc != 0 {
+            return Err((NotAccepted::from_status(rc), pool));
         }
-        // ap_unixd_accept's word for all that does not go away by itself.
-        let shortage = rc == ffi::APR_EGENERAL.cast_signed();
-        Err((if shortage { NotAccepted::Shortage } else { NotAccepted::Nobody }, pool))
+        Ok(Accepted::new(pool, socket))
     }
 }
