@@ -274,7 +274,8 @@ impl Frontend {
 
     /// Takes no new connections.
     pub fn close_gate(&self) {
-        if self.gate().close() {
+        let mut gate = self.gate();
+        if gate.close() {
             self.unwatch_listeners();
         }
     }

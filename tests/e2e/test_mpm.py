@@ -239,6 +239,7 @@ def test_more_connections_at_once_than_threads_are_all_served(httpd):
             assert server.get("/text.txt").text == "text"
 
     in_threads(60, client)
+    assert not server.count_log("POOL2")
 
 
 def test_a_secondary_protocol_through_mod_proxy(httpd):
