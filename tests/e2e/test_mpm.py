@@ -1,18 +1,21 @@
 """mod_pool as the MPM: what mpm_event does, done by it. Pools behind it are the other files' matter (`--mpm=pool`)."""
 
+import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from harness import ALICE, HTTPD, Broken, H2, Site, eventually, in_threads
-from test_config import conf  # noqa: F401 - conf is a fixture
+from test_config import apxs, conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
 
@@ -231,6 +234,28 @@ def test_a_full_process_takes_no_more_connections_than_it_may_and_loses_none(htt
     c.close()
 
 
+def test_where_no_thread_comes_free_idle_connections_are_sent_away(httpd):
+    server = make(httpd, mpm_conf=threads(1, "AsyncRequestWorkerFactor 40\n"), without=["reqtimeout"],
+                  conf=STATUS + "KeepAliveTimeout 60\n")
+    before = frontends(server)
+    idle = []
+    for tls in (False, True):
+        idle.append(server.connect(tls=tls))
+        assert idle[-1].get("/text.txt").text == "text"
+    h2 = H2(server, tls=True)
+    assert h2.wait(h2.start("/text.txt")).text == "text"
+    running = half_a_request(server)
+    began = time.monotonic()
+    for c in idle:
+        assert c.is_closed(timeout=10)
+    while h2.conn.sock.recv(4096):  # GOAWAY, then the end
+        pass
+    assert time.monotonic() - began < 5
+    assert finish(running).text == "text"
+    running.close()
+    assert frontends(server) == before
+
+
 def test_more_connections_at_once_than_threads_are_all_served(httpd):
     server = make(httpd, mpm_conf="StartServers 2\nServerLimit 2\nThreadsPerChild 4\nMaxRequestWorkers 8\n")
 
@@ -305,6 +330,46 @@ def test_modules_with_work_of_their_own(httpd):
         LogLevel proxy_hcheck:info
         """)
     server.wait_for_log(rf"Health check DISABLING http://127.0.0.1:{dead}", timeout=15)
+
+
+@pytest.fixture(scope="module")
+def mpmtest(tmp_path_factory):
+    """The LoadModule line of tests/e2e/mod_mpmtest.c."""
+    if not shutil.which("apr-1-config"):
+        pytest.skip("no apr-1-config")
+    so = tmp_path_factory.mktemp("mpmtest") / "mod_mpmtest.so"
+    flags = subprocess.run(["apr-1-config", "--includes", "--cppflags"], capture_output=True, text=True, check=True)
+    subprocess.run([apxs("CC"), "-shared", "-fPIC", f"-I{apxs('INCLUDEDIR')}", *flags.stdout.split(),
+                    "-o", so, Path(__file__).with_name("mod_mpmtest.c")], check=True)
+    return f"LoadModule mpmtest_module {so}\n"
+
+
+def from_address(server, address):
+    return socket.create_connection(("127.0.0.1", server.port), 5, (address, 0))
+
+
+def test_callbacks_that_modules_ask_for_in_child_init(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    server.wait_for_log("mpmtest: registered with 0")
+    server.wait_for_log("mpmtest: called")
+
+
+def test_a_connection_that_a_module_gives_back_at_once_goes_on(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    for _ in range(5):
+        with from_address(server, "127.0.0.3") as c:
+            c.sendall(b"x")
+            assert c.recv(1) == b""
+
+
+def test_a_connection_that_a_module_refuses_ends_with_its_hooks(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    with from_address(server, "127.0.0.4") as c, contextlib.suppress(ConnectionResetError):
+        c.sendall(b"x")
+        assert c.recv(1) == b""
+    server.wait_for_log("mpmtest: refused, aborted is 1")
+    assert server.get("/text.txt").text == "text"
+    assert status(server)["ConnsAsyncClosing"] == "0"
 
 
 # --- processes ----------------------------------------------------------------------------------------
