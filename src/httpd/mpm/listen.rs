@@ -179,7 +179,6 @@ impl Bucket {
             // SAFETY: a live record of the list; nothing else of this process uses it yet.
             unsafe {
                 ffi::apr_socket_opt_set((*at).sd, ffi::APR_SO_NONBLOCK.cast_signed(), 1);
-                (*at).accept_func = Some(ffi::ap_unixd_accept);
                 ffi::apr_os_sock_get(&raw mut fd, (*at).sd);
             }
             if fd >= 0 {
