@@ -55,7 +55,7 @@ const PURE: &[&str] = &["wire", "policy", "settings"];
 const CALLBACK_FILES: &[&str] = &[
     "src/apr/pool.rs",
     "src/httpd/mpm/connection.rs",
-    "src/httpd/mpm/process.rs",
+    "src/httpd/mpm/modules.rs",
     "src/httpd/mpm/threads.rs",
     "src/sys/heritage.rs",
     "src/sys/image.rs",

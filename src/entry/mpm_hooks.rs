@@ -10,7 +10,7 @@ use crate::ffi::{
     HOOK_DECLINED, HOOK_DONE, HOOK_OK,
 };
 use crate::httpd::command::{Command, Handled, PANICKED};
-use crate::httpd::mpm::{self as host, connection, process, threads::Callback};
+use crate::httpd::mpm::{self as host, modules, process, threads::Callback};
 use crate::httpd::{supervise, ServerRec};
 use crate::mpm::{self, parent};
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -168,20 +168,20 @@ unsafe extern "C" fn register_timed_callback(
 unsafe extern "C" fn pre_connection(c: *mut ffi::conn_rec, _socket: *mut c_void) -> c_int {
     guard(FAILED, || {
         // SAFETY: as httpd calls this hook.
-        unsafe { connection::pre_connection(c) };
+        unsafe { modules::pre_connection(c) };
         HOOK_OK
     })
 }
 
 unsafe extern "C" fn pre_read_request(r: *mut ffi::request_rec, c: *mut ffi::conn_rec) {
     // SAFETY: as httpd calls this hook.
-    guard((), || unsafe { connection::request_begins(r, c) });
+    guard((), || unsafe { modules::request_begins(r, c) });
 }
 
 unsafe extern "C" fn post_read_request(r: *mut ffi::request_rec) -> c_int {
     guard(FAILED, || {
         // SAFETY: as httpd calls this hook.
-        unsafe { connection::request_is_read(r) };
+        unsafe { modules::request_is_read(r) };
         HOOK_OK
     })
 }
@@ -194,7 +194,7 @@ unsafe extern "C" fn protocol_switch(
 ) -> c_int {
     guard(FAILED, || {
         // SAFETY: as httpd calls this hook.
-        unsafe { connection::protocol_changes(c, r, s) };
+        unsafe { modules::protocol_changes(c, r, s) };
         HOOK_DECLINED
     })
 }

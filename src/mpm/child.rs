@@ -7,19 +7,24 @@
 use super::timers::Timers;
 use crate::apr::AprPool;
 use crate::httpd::log::{self, Level};
-use crate::httpd::mpm::connection::{self, Connection, TransactionPool};
+use crate::httpd::mpm::connection::Connection;
 use crate::httpd::mpm::listen::{Bucket, End, Listener};
 use crate::httpd::mpm::score::{self, Seat, Status};
 use crate::httpd::mpm::threads::{Attributes, Callback, Failed, Handle};
+use crate::httpd::mpm::transaction::{self, TransactionPool};
 use crate::httpd::mpm::{process, retained};
 use crate::httpd::{parking, ServerRec};
+use crate::policy::mpm::gate::Gate;
 use crate::policy::mpm::slots::{Slots, FREE_BITS};
 use crate::policy::Millis;
 use crate::settings::MpmLimits;
 use crate::sys::events::{self, Alarm, EventSet, Woken};
+use crate::sys::{fork, launch};
 use once_cell::sync::OnceCell;
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,6 +40,8 @@ pub struct Held {
     pub waits: Waits,
     /// Until when the client may take to end.
     pub linger_until: Millis,
+    /// The module that has it was found to have finished with it.
+    pub seen_back: Cell<bool>,
 }
 
 /// What a connection waits for.
@@ -66,6 +73,12 @@ pub enum Task {
     Call(Callback),
 }
 
+/// How long an immediate end waits for threads: they are woken, but one that waits for no client may hang. mpm_event waits
+/// for them until the parent kills the process, after 9 s. The parent looks for the second time after 0.34 s.
+const GRACE: Duration = Duration::from_millis(300);
+/// How long it then waits for modules to tidy up.
+const TIDYING: Duration = Duration::from_secs(2);
+
 /// How far the end of the process has come.
 const RUNS: u8 = 0;
 const ENDS: u8 = 1;
@@ -88,23 +101,15 @@ pub struct Frontend {
     pub counts: Counts,
     /// Connections that may still be accepted (`MaxConnectionsPerChild`).
     pub may_accept: AtomicU64,
-    /// Sockets of the connections that threads are busy with; -1 for none.
-    pub serving: Box<[AtomicI32]>,
+    /// Sockets of the connections that threads are busy with. A number stands here while its socket is open.
+    serving: Box<[Mutex<Option<RawFd>>]>,
+    /// With `-X`: the process is the whole server.
+    one_process: bool,
     alarm: Alarm,
     ending: AtomicU8,
     leaving_threads: AtomicU32,
     ended_threads: AtomicU32,
     short_of: AtomicBool,
-}
-
-/// Whether new connections are taken.
-#[derive(Debug, Default)]
-pub struct Gate {
-    pub closed: bool,
-    /// After a shortage: not before this time.
-    pub not_before: Millis,
-    /// How long it was waited after the last shortage.
-    pub pause: Millis,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +123,8 @@ pub struct Counts {
     pub write: AtomicU32,
     pub keep_alive: AtomicU32,
     pub idle: AtomicU32,
+    /// Callbacks of modules that run now.
+    pub calling: AtomicU32,
     /// Events handled; it wraps.
     pub handled: AtomicU32,
 }
@@ -152,20 +159,21 @@ pub fn run(start: &Start<'_>) -> (AprPool<'static>, i32) {
             bucket.close();
         }
     }
+    let Some(bucket) = start.buckets.get(start.bucket) else { return (pchild, process::FATAL) };
+    // Modules may want to be called at a time from their child_init on.
+    let frontend = match Frontend::new(start, bucket) {
+        Ok(new) => FRONTEND.get_or_init(|| new),
+        Err(e) => return (pchild, cannot_start(start, &e)),
+    };
     if let Err(what) = process::become_child(pchild, start.main, start.one_process) {
         log::server(Level::Emerg, start.main, format!("POOL202: a frontend cannot start: {what}"));
         return (pchild, process::FATAL);
     }
-    let Some(bucket) = start.buckets.get(start.bucket) else { return (pchild, process::FATAL) };
-    let frontend = match Frontend::new(start, bucket) {
-        Ok(new) => FRONTEND.get_or_init(|| new),
-        Err(e) => {
-            log::server(Level::Emerg, start.main, format!("POOL203: a frontend cannot start: {e}"));
-            return (pchild, process::SICK);
-        }
-    };
+    if let Err(e) = frontend.open_gate() {
+        return (pchild, cannot_start(start, &e));
+    }
     parking::open(frontend);
-    let threads = match frontend.start_threads(start.pconf, start.main) {
+    let (threads, watcher) = match frontend.start_threads(start.pconf, start.main) {
         Ok(threads) => threads,
         Err(Failed(code)) => {
             log::server(
@@ -177,14 +185,21 @@ pub fn run(start: &Start<'_>) -> (AprPool<'static>, i32) {
                 ),
             );
             // Other threads run already: no tidying up.
-            crate::sys::fork::exit_now(process::SICK);
+            fork::exit_now(process::SICK);
         }
     };
     retained::running();
     frontend.wait_for_end(bucket, start, pchild);
     threads.into_iter().for_each(Handle::join);
-    let status = if frontend.short_of.load(Ordering::Relaxed) { process::SICK } else { 0 };
-    (pchild, status)
+    if !frontend.insists() {
+        watcher.join();
+    }
+    (pchild, frontend.exit_status())
+}
+
+fn cannot_start(start: &Start<'_>, e: &std::io::Error) -> i32 {
+    log::server(Level::Emerg, start.main, format!("POOL203: a frontend cannot start: {e}"));
+    process::SICK
 }
 
 impl Frontend {
@@ -192,7 +207,7 @@ impl Frontend {
         if let Some(pipe) = bucket.pipe() {
             events::never_wait_for(pipe)?;
         }
-        let frontend = Self {
+        Ok(Self {
             slot: start.slot,
             limits: start.limits,
             events: EventSet::new(BELL)?,
@@ -201,24 +216,27 @@ impl Frontend {
             tasks: Mutex::default(),
             idle_pools: Mutex::default(),
             listeners: RwLock::new(bucket.listeners()),
-            gate: Mutex::new(Gate { closed: true, ..Gate::default() }),
+            gate: Mutex::new(Gate::closed()),
             closed: AtomicBool::new(true),
             counts: Counts::default(),
             may_accept: AtomicU64::new(process::max_connections_per_child().unwrap_or(u64::MAX)),
-            serving: (0..start.limits.limits.threads_per_child).map(|_| AtomicI32::new(-1)).collect(),
+            serving: (0..start.limits.limits.threads_per_child).map(|_| Mutex::default()).collect(),
+            one_process: start.one_process,
             alarm: Alarm::new(start.one_process)?,
             ending: AtomicU8::new(RUNS),
             leaving_threads: AtomicU32::new(0),
             ended_threads: AtomicU32::new(0),
             short_of: AtomicBool::new(false),
-        };
-        frontend.open_gate()?;
-        Ok(frontend)
+        })
     }
 
     /// Starts the threads that serve, and the one that looks after timeouts. They live in a pool of the configuration,
     /// which outlives every connection.
-    fn start_threads(&'static self, pconf: AprPool<'static>, main: ServerRec<'static>) -> Result<Vec<Handle>, Failed> {
+    fn start_threads(
+        &'static self,
+        pconf: AprPool<'static>,
+        main: ServerRec<'static>,
+    ) -> Result<(Vec<Handle>, Handle), Failed> {
         let (attributes, wrong_size) = Attributes::new(pconf);
         if let Some(Failed(code)) = wrong_size {
             log::server(
@@ -237,8 +255,13 @@ impl Frontend {
                 self.alarm.call();
             })?);
         }
-        handles.push(attributes.start(move |_| self.watch())?);
-        Ok(handles)
+        let watcher = attributes.start(move |thread| {
+            self.watch(thread);
+            if self.insists() {
+                self.insist();
+            }
+        })?;
+        Ok((handles, watcher))
     }
 
     pub fn is_ending(&self) -> bool {
@@ -260,6 +283,28 @@ impl Frontend {
     pub fn end_for_shortage(&self) {
         self.short_of.store(true, Ordering::Relaxed);
         self.begin_end();
+    }
+
+    /// It ends without regard to its own threads, either. A process that is the whole server has more to tidy up.
+    fn insists(&self) -> bool {
+        self.ends_now() && !self.one_process
+    }
+
+    /// Ends the process if it has not ended by itself after a while.
+    fn insist(&self) -> ! {
+        launch::pause(GRACE);
+        if self.all_threads_ended() {
+            launch::pause(TIDYING);
+        }
+        fork::exit_now(self.exit_status())
+    }
+
+    fn exit_status(&self) -> i32 {
+        if self.short_of.load(Ordering::Relaxed) {
+            process::SICK
+        } else {
+            0
+        }
     }
 
     fn all_threads_ended(&self) -> bool {
@@ -297,6 +342,10 @@ impl Frontend {
                 None => {}
             }
             let ending = self.ending.load(Ordering::Acquire);
+            if self.insists() {
+                // The time of grace begins.
+                self.timers.stop();
+            }
             if ending != RUNS && began == RUNS {
                 self.stop_accepting(bucket, pchild, ending);
             }
@@ -315,7 +364,7 @@ impl Frontend {
     fn stop_accepting(&self, bucket: &Bucket, pchild: AprPool<'_>, ending: u8) {
         retained::stopping();
         score::set_quiescing(self.slot);
-        self.close_gate(0);
+        self.close_gate();
         {
             // Nobody is in accept() while this is held.
             let mut listeners = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
@@ -344,9 +393,20 @@ impl Frontend {
         }
     }
 
+    /// Notes which socket a thread is busy with, before it looks whether to end at once: an immediate end is seen there,
+    /// or finds the socket here. `None` before the socket can be closed.
+    pub fn serves(&self, thread: usize, socket: Option<BorrowedFd<'_>>) {
+        if let Some(place) = self.serving.get(thread) {
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = socket.map(|fd| fd.as_raw_fd());
+        }
+    }
+
     fn end_all_now(&self) {
-        for socket in &self.serving {
-            events::shut_down_number(socket.load(Ordering::Acquire));
+        for place in &self.serving {
+            let socket = place.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(number) = *socket {
+                events::shut_down_number(number);
+            }
         }
         self.ring_all();
     }
@@ -372,7 +432,7 @@ impl Frontend {
     pub fn keep_pool(&self, pool: TransactionPool) {
         let mut pools = self.idle_pools.lock().unwrap_or_else(PoisonError::into_inner);
         let threads = usize::try_from(self.limits.limits.threads_per_child).unwrap_or(usize::MAX);
-        if connection::keeps_all_memory() || pools.len() < threads * 3 / 4 {
+        if transaction::keeps_all_memory() || pools.len() < threads * 3 / 4 {
             pools.push(pool);
         } else {
             drop(pools);

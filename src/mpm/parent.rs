@@ -102,7 +102,9 @@ pub fn open_logs(pconf: AprPool<'_>, main: ServerRec<'_>) -> bool {
         (false, true) => retained::buckets(),
         (false, false) => 0,
     };
-    match listen::open(pconf, main, keep, one_process) {
+    // A bucket without a place for its frontend would take connections that nobody accepts.
+    let most = usize::try_from(mpm::limits().limits.server_limit).unwrap_or(usize::MAX);
+    match listen::open(pconf, main, keep, most, one_process) {
         Ok(buckets) => {
             retained::set_buckets(buckets.len());
             let mut state = state();
@@ -176,9 +178,10 @@ fn tell_leaving(end: End) {
     leaving.into_iter().for_each(|pipe| pipe.tell_all(most, end));
 }
 
-/// httpd's parent ends, with a configuration that could not be read, perhaps.
+/// httpd's parent ends. There are old frontends still if the configuration could not be read after a graceful restart was
+/// asked for: they finish what they have, as it was meant for them, unless somebody has stopped httpd meanwhile.
 pub fn at_exit() {
-    tell_leaving(End::Now);
+    tell_leaving(if retained::is_ungraceful() { End::Now } else { End::Graceful });
 }
 
 /// What [`run`] calls back.
@@ -314,20 +317,15 @@ impl Parent {
 
     /// Returns how many were started.
     fn start_children(&self, count: u32) -> u32 {
-        let mut left = count;
-        for slot in 0..usize::try_from(self.limits.limits.server_limit).unwrap_or(0) {
-            if left == 0 {
+        let slots = maintenance::slots_to_start(&self.look_at_children(), self.buckets.len(), count);
+        let mut started = 0;
+        for slot in slots {
+            if !self.start_child(slot) {
                 break;
             }
-            let taken = state().rows.get(slot).is_some_and(Option::is_some);
-            if !taken {
-                if !self.start_child(slot) {
-                    break;
-                }
-                left -= 1;
-            }
+            started += 1;
         }
-        count - left
+        started
     }
 
     /// Whether a frontend was forked.
@@ -509,22 +507,31 @@ impl Parent {
     }
 
     fn shut_down(&self, now: bool) {
-        let fatal = state().fatal;
-        if !now {
+        if now {
+            // Who waits for the pid file to vanish may start the next httpd, which needs the ports.
+            self.end_all();
+            self.say_end("caught SIGTERM, shutting down");
+        } else {
             listen::close_all();
             self.tell_all(End::Graceful);
             process::relieve_children(self.stopped);
-        }
-        if !fatal {
-            process::remove_pid_file(self.pconf);
-            let text = if now { "caught SIGTERM, shutting down" } else { "caught SIGWINCH, shutting down gracefully" };
-            log::server(Level::Notice, self.main, text);
-        }
-        if !now {
+            self.say_end("caught SIGWINCH, shutting down gracefully");
             self.wait_for_last_connections();
+            self.end_all();
         }
+    }
+
+    fn end_all(&self) {
         self.tell_all(End::Now);
         process::reclaim_children(self.stopped);
+    }
+
+    /// This httpd is no longer the one that runs.
+    fn say_end(&self, text: &str) {
+        if !state().fatal {
+            process::remove_pid_file(self.pconf);
+            log::server(Level::Notice, self.main, text);
+        }
     }
 
     /// Until all have ended, `GracefulShutdownTimeout` is over, or SIGTERM comes.
@@ -545,8 +552,7 @@ impl Parent {
         score::set_running_generation(retained::generation());
         if retained::is_ungraceful() {
             log::server(Level::Notice, self.main, "SIGHUP received.  Attempting to restart");
-            self.tell_all(End::Now);
-            process::reclaim_children(self.stopped);
+            self.end_all();
         } else {
             log::server(Level::Notice, self.main, "SIGUSR1 received.  Doing graceful restart");
             // They go on until there are others: reading the configuration takes its time.

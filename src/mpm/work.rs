@@ -14,12 +14,14 @@ use crate::httpd::mpm::threads::Thread;
 use crate::httpd::parking::{Lot, Ticket};
 use crate::policy::mpm::admission::{self, Load};
 use crate::policy::mpm::connection::{after_flush, after_processing, AfterFlush, Flushed, Next};
+use crate::policy::mpm::gate::Gate;
 use crate::policy::mpm::slots::{Look, Token};
 use crate::policy::Millis;
 use crate::sys::events::{self, Interest};
-use std::os::fd::AsRawFd;
+use std::cell::Cell;
+use std::io;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long a client may take to hear that its connection ends; httpd's MAX_SECS_TO_LINGER.
@@ -30,9 +32,6 @@ const LINGER_SHORT: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_millis(250);
 /// Rounds in which no thread came free before idle connections are sent to other processes.
 const STUCK_ROUNDS: u32 = 4;
-/// The first pause after no descriptor or memory was left for a connection, and the longest.
-const SHORTAGE_PAUSE: Millis = 100;
-const SHORTAGE_PAUSE_MOST: Millis = 10_000;
 
 /// A thread and its place in the scoreboard.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +91,7 @@ impl Frontend {
                 Err(e) => {
                     log::main_server(Level::Crit, format!("POOL206: epoll_wait: {e}; this frontend ends"));
                     self.end_for_shortage();
-                    return;
+                    break;
                 }
             }
         }
@@ -134,8 +133,10 @@ impl Frontend {
             Some(Task::Continue(held)) => (held, Stage::Flush),
             Some(Task::GoOn(held)) => (held, Stage::Request),
             Some(Task::Call(callback)) => {
+                self.counts.calling.fetch_add(1, AcqRel);
                 callback.call();
-                self.take_back();
+                self.counts.calling.fetch_sub(1, AcqRel);
+                self.take_back(|_| true);
                 return;
             }
             // The ring alone: look whether to leave.
@@ -145,12 +146,14 @@ impl Frontend {
         self.go_on(held, stage, hand);
     }
 
-    /// Connections that modules have finished with outside of a request's thread.
-    fn take_back(&self) {
-        if self.counts.suspended.load(Acquire) == 0 {
+    /// Connections that modules have finished with outside of a request's thread. A callback that runs may have said so
+    /// and still use the connection: the last of them looks.
+    fn take_back(&self, wanted: impl Fn(&Held) -> bool) {
+        if self.counts.suspended.load(Acquire) == 0 || self.counts.calling.load(Acquire) > 0 {
             return;
         }
-        for held in self.held.take_all(|held| held.waits == Waits::Module && held.connection.is_given_back()) {
+        let is_back = |held: &Held| held.waits == Waits::Module && held.connection.is_given_back() && wanted(held);
+        for held in self.held.take_all(is_back) {
             self.uncount(Waits::Module);
             self.give(Task::Continue(held));
         }
@@ -171,7 +174,7 @@ impl Frontend {
     }
 
     fn accept(&'static self, number: usize, hand: Hand) {
-        let Some(pool) = self.take_pool() else { return self.shortage() };
+        let Some(pool) = self.take_pool() else { return self.lacks_room(None) };
         let accepted = {
             let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
             match listeners.get(number) {
@@ -183,8 +186,12 @@ impl Frontend {
             Ok(accepted) => accepted,
             Err((why, pool)) => {
                 self.keep_pool(pool);
-                if why == NotAccepted::Shortage && !self.is_ending() {
-                    self.shortage();
+                match why {
+                    // A listener that was closed fails, too.
+                    _ if self.is_ending() => {}
+                    NotAccepted::Nobody => {}
+                    NotAccepted::Shortage => self.lacks_room(None),
+                    NotAccepted::Failed(e) => self.lacks_room(Some(&e)),
                 }
                 return;
             }
@@ -195,58 +202,86 @@ impl Frontend {
         }
         let Some(token) = self.held.reserve() else {
             self.keep_pool(accepted.close());
-            return self.shortage();
+            return self.lacks_room(None);
         };
         self.counts.connections.fetch_add(1, AcqRel);
         // Who was woken takes one connection, for nobody else was woken for it; whether there is room for more is
         // seen after it.
         let load = self.load();
         if load.idle > 0 && admission::is_full(load) {
-            self.close_gate(0);
+            self.close_gate();
         } else if self.limits.limits.max_children > 1 && admission::lets_others_go_first(load) {
             self.watch_again(|i, _| i == number);
         }
         match Connection::open(accepted, hand.seat, hand.thread, token, connection_ended) {
             Ok(connection) => {
-                let held = Held { connection, waits: Waits::Io, linger_until: 0 };
-                self.go_on(held, Stage::Process, hand);
+                let stage = if connection.is_refused() { Stage::End } else { Stage::Process };
+                let held = Held { connection, waits: Waits::Io, linger_until: 0, seen_back: Cell::new(false) };
+                self.go_on(held, stage, hand);
             }
-            Err((pool, told)) => {
-                if !told {
-                    self.connection_ended(token, false, false);
-                }
+            Err(pool) => {
+                self.connection_ended(token, false, false);
                 self.keep_pool(pool);
             }
         }
     }
 
-    /// No descriptor, no memory: what there is goes on, and new connections wait outside for a while.
-    fn shortage(&self) {
-        let pause = {
-            let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.pause = (gate.pause * 2).clamp(SHORTAGE_PAUSE, SHORTAGE_PAUSE_MOST);
-            gate.pause
+    /// No descriptor, no memory, or what else went wrong: what there is goes on, and new connections wait outside for a
+    /// while.
+    fn lacks_room(&self, error: Option<&io::Error>) {
+        let closing = {
+            let mut gate = self.gate();
+            let Some(closing) = gate.lacks(self.timers.now()) else { return };
+            if closing.was_open {
+                self.unwatch_listeners();
+            }
+            closing
         };
-        if pause == SHORTAGE_PAUSE {
-            log::main_server(
+        match error {
+            _ if !closing.first => {}
+            None => log::main_server(
                 Level::Crit,
                 "POOL207: there is no descriptor or no memory for a new connection: this frontend takes none for a \
-                 while; raise the limit of open files (ulimit -n), or lower ThreadsPerChild and AsyncRequestWorkerFactor",
-            );
+                 while, and ends idle ones; raise the limit of open files (ulimit -n), or lower ThreadsPerChild and \
+                 AsyncRequestWorkerFactor",
+            ),
+            Some(e) => log::main_server(
+                Level::Crit,
+                format!("POOL219: no connection can be accepted: {e}; this frontend tries again in a while"),
+            ),
         }
-        self.close_gate(pause);
+        if error.is_none() {
+            for held in self.take_quiet() {
+                self.give(Task::End(held));
+            }
+        }
     }
 
-    /// Takes no new connections, for `pause` milliseconds at least.
-    pub fn close_gate(&self, pause: Millis) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if pause > 0 {
-            gate.not_before = self.timers.now() + pause;
+    /// Connections that wait for a next request of which nothing has come; they are to end soon.
+    fn take_quiet(&self) -> Vec<Held> {
+        let has_input = |held: &Held| held.connection.fd().is_some_and(events::has_input);
+        let mut quiet = self.held.take_all(|held| held.waits == Waits::KeepAlive && !has_input(held));
+        for held in &mut quiet {
+            self.uncount(Waits::KeepAlive);
+            held.connection.shorten_end();
         }
-        if gate.closed {
-            return;
+        quiet
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes no new connections.
+    pub fn close_gate(&self) {
+        let mut gate = self.gate();
+        if gate.close() {
+            self.unwatch_listeners();
         }
-        gate.closed = true;
+    }
+
+    /// Under the gate's lock.
+    fn unwatch_listeners(&self) {
         self.closed.store(true, Release);
         for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
             self.events.remove(listener.fd());
@@ -255,15 +290,19 @@ impl Frontend {
     }
 
     /// Takes new connections.
-    pub fn open_gate(&self) -> std::io::Result<()> {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if !gate.closed || self.is_ending() {
+    pub fn open_gate(&self) -> io::Result<()> {
+        let mut gate = self.gate();
+        if !gate.is_closed() || self.is_ending() {
             return Ok(());
         }
-        for (i, listener) in (0..).zip(self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter()) {
-            self.events.listen(listener.fd(), LISTENER | i)?;
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+        for (at, (listener, token)) in listeners.iter().zip(LISTENER..).enumerate() {
+            if let Err(e) = self.events.listen(listener.fd(), token) {
+                listeners.iter().take(at).for_each(|watched| self.events.remove(watched.fd()));
+                return Err(e);
+            }
         }
-        gate.closed = false;
+        gate.open();
         self.closed.store(false, Release);
         score::set_closed(self.slot, false);
         Ok(())
@@ -273,8 +312,7 @@ impl Frontend {
         if !self.closed.load(Acquire) || self.is_ending() || admission::is_full(self.load()) {
             return;
         }
-        let not_before = self.gate.lock().unwrap_or_else(PoisonError::into_inner).not_before;
-        if self.timers.now() < not_before {
+        if !self.gate().may_open(self.timers.now()) {
             return;
         }
         if let Err(e) = self.open_gate() {
@@ -302,11 +340,11 @@ impl Frontend {
     // ===== A connection's way =====
 
     fn go_on(&self, mut held: Held, mut stage: Stage, hand: Hand) {
-        let socket = self.serving.get(hand.number);
-        if let Some(socket) = socket {
-            socket.store(held.connection.fd().as_raw_fd(), Release);
-        }
-        loop {
+        self.serves(hand.number, held.connection.fd());
+        let waits = loop {
+            if self.ends_now() {
+                stage = Stage::End;
+            }
             stage = match stage {
                 Stage::Process | Stage::Request => match after_processing(if stage == Stage::Request {
                     held.connection.go_on()
@@ -317,17 +355,10 @@ impl Frontend {
                     Next::Linger => Stage::End,
                     Next::WaitIo => {
                         held.connection.show(connection::Waits::Read);
-                        self.park(held, Waits::Io);
-                        break;
+                        break Some(Waits::Io);
                     }
-                    Next::Suspend => {
-                        self.park(held, Waits::Module);
-                        break;
-                    }
-                    Next::Park => {
-                        self.park_request(held);
-                        break;
-                    }
+                    Next::Suspend => break Some(Waits::Module),
+                    Next::Park => break Some(Waits::Request),
                 },
                 Stage::Flush => {
                     held.connection.show(connection::Waits::Write);
@@ -335,29 +366,23 @@ impl Frontend {
                     match after_flush(self.flushed(ok, held.connection.outlook())) {
                         AfterFlush::Process => Stage::Process,
                         AfterFlush::Linger => Stage::End,
-                        AfterFlush::WaitToWrite => {
-                            self.park(held, Waits::Write);
-                            break;
-                        }
+                        AfterFlush::WaitToWrite => break Some(Waits::Write),
                         AfterFlush::KeepAlive => {
                             held.connection.show(connection::Waits::KeepAlive);
                             held.connection.mark_keep_alive();
-                            self.park(held, Waits::KeepAlive);
-                            break;
+                            break Some(Waits::KeepAlive);
                         }
                     }
                 }
-                Stage::End => {
-                    self.end(held, !self.ends_now());
-                    break;
-                }
+                Stage::End => break self.tell_end(&mut held, !self.ends_now()).then_some(Waits::Linger),
             };
-            if self.ends_now() {
-                stage = Stage::End;
-            }
-        }
-        if let Some(socket) = socket {
-            socket.store(-1, Release);
+        };
+        self.serves(hand.number, None);
+        match waits {
+            None => self.close(held),
+            Some(Waits::Linger) => self.linger(held),
+            Some(Waits::Request) => self.park_request(held),
+            Some(waits) => self.park(held, waits),
         }
     }
 
@@ -393,67 +418,86 @@ impl Frontend {
         };
         match waits {
             Waits::Linger | Waits::Request => {}
-            Waits::Module => connection.suspend(),
+            Waits::Module => {
+                held.seen_back.set(false);
+                connection.suspend();
+            }
             Waits::Io | Waits::Write | Waits::KeepAlive => connection.leave(),
         }
+        let parks = self.put(held, waits, deadline, |held, token| match interest {
+            Some(interest) => self.watch_client(held, token, interest),
+            None => Ok(()),
+        });
+        if parks && waits == Waits::KeepAlive && self.is_ending() {
+            // The process may have begun to end after it was looked at last.
+            self.end_keep_alive();
+        } else if parks && waits == Waits::Module {
+            // The module may have finished with it before it was there to be found.
+            self.take_back(|_| true);
+        }
+    }
+
+    /// Puts a connection where it waits, with what wakes it. One that nothing would wake is closed; whether it waits.
+    fn put(
+        &self,
+        mut held: Held,
+        waits: Waits,
+        deadline: Option<Millis>,
+        arm: impl FnOnce(&mut Held, Token) -> io::Result<()>,
+    ) -> bool {
         held.waits = waits;
         self.count(waits);
         let token = held.connection.token();
-        let parked = self.held.park(token, held, deadline, |held, token| match interest {
-            Some(interest) => {
-                let known = held.connection.watch();
-                self.events.arm(held.connection.fd(), token, interest, known)
-            }
-            None => Ok(()),
-        });
-        match parked {
-            Ok(Some(due)) => self.timers.insert(due, token),
-            Ok(None) => {}
-            Err((held, e)) => {
-                self.uncount(waits);
-                if let Some(e) = e {
-                    log::main_server(
-                        Level::Error,
-                        format!("POOL209: a connection cannot be watched: {e}; it is closed"),
-                    );
+        let (held, error) = match self.held.park(token, held, deadline, arm) {
+            Ok(due) => {
+                if let Some(due) = due {
+                    self.timers.insert(due, token);
                 }
-                self.keep_pool(held.connection.close());
+                return true;
             }
+            Err(back) => back,
+        };
+        self.uncount(waits);
+        if waits == Waits::Request {
+            self.unwatch_peer(&held);
         }
-        // The process may have begun to end after it was looked at last.
-        if waits == Waits::KeepAlive && self.is_ending() {
-            self.end_keep_alive();
+        match error {
+            Some(e) if e.kind() == io::ErrorKind::NotConnected => {}
+            Some(e) if waits == Waits::Request => {
+                log::main_server(Level::Error, format!("POOL218: a request cannot be parked: {e}; it is ended"));
+            }
+            Some(e) => {
+                log::main_server(Level::Error, format!("POOL209: a connection cannot be watched: {e}; it is closed"));
+            }
+            None => {}
         }
+        self.close(held);
+        false
+    }
+
+    /// Watches a connection's client. A module may have closed the socket: nothing comes of it any more.
+    fn watch_client(&self, held: &mut Held, token: Token, interest: Interest) -> io::Result<()> {
+        let known = held.connection.watch();
+        let fd = held.connection.fd().ok_or(io::ErrorKind::NotConnected)?;
+        self.events.arm(fd, token, interest, known)
     }
 
     /// Lets a request wait without a thread.
     fn park_request(&self, mut held: Held) {
         held.connection.leave();
-        held.waits = Waits::Request;
-        self.count(Waits::Request);
         let token = held.connection.token();
         let until = held.connection.with_awaited(|awaited| self.timers.at(awaited.until));
-        let parked = self.held.park(token, held, until, |held, token| {
-            let known = held.connection.watch();
-            let armed = held.connection.with_awaited(|awaited| {
+        let parks = self.put(held, Waits::Request, until, |held, token| {
+            let client = held.connection.with_awaited(|awaited| {
                 if let Some((peer, interest)) = awaited.peer {
                     self.events.arm(peer, token, interest, false)?;
                 }
-                self.events.arm(held.connection.fd(), token, awaited.client, known)
+                Ok::<_, io::Error>(awaited.client)
             });
-            armed.unwrap_or(Ok(()))
+            client.map_or(Ok(()), |client| self.watch_client(held, token, client?))
         });
-        match parked {
-            Ok(Some(due)) => self.timers.insert(due, token),
-            Ok(None) => {}
-            Err((held, e)) => {
-                self.uncount(Waits::Request);
-                self.unwatch_peer(&held);
-                if let Some(e) = e {
-                    log::main_server(Level::Error, format!("POOL218: a request cannot be parked: {e}; it is ended"));
-                }
-                return self.keep_pool(held.connection.close());
-            }
+        if !parks {
+            return;
         }
         // Whoever had it go on before it was parked found nothing.
         if let Some(held) = self.held.take_if(token, |held| held.waits == Waits::Request && held.connection.is_ready())
@@ -479,37 +523,34 @@ impl Frontend {
     }
 
     fn leave_to_module(&self, held: Held) {
-        let token = held.connection.token();
-        self.count(Waits::Module);
-        if let Err((held, _)) = self.held.park(token, held, None, |_, _| Ok::<(), ()>(())) {
-            self.uncount(Waits::Module);
-            self.keep_pool(held.connection.close());
-        }
+        self.put(held, Waits::Module, None, |_, _| Ok(()));
     }
 
-    /// Begins to end a connection, and lets the client hear of it.
-    fn end(&self, mut held: Held, may_wait: bool) {
-        if !held.connection.is_ending() {
-            self.counts.lingering.fetch_add(1, AcqRel);
-            match held.connection.start_end(may_wait) {
-                None => return self.keep_pool(held.connection.close()),
-                Some(short) => {
-                    let patience = if short || self.is_ending() { LINGER_SHORT } else { LINGER };
-                    held.linger_until = self.timers.now() + millis(patience);
-                    held.connection.leave();
-                }
-            }
+    /// Begins to end a connection. Whether the client is to hear of it still.
+    fn tell_end(&self, held: &mut Held, may_wait: bool) -> bool {
+        if held.connection.is_ending() {
+            return true;
         }
-        self.linger(held);
+        self.counts.lingering.fetch_add(1, AcqRel);
+        let Some(short) = held.connection.start_end(may_wait) else { return false };
+        let patience = if short || self.is_ending() { LINGER_SHORT } else { LINGER };
+        held.linger_until = self.timers.now() + millis(patience);
+        held.connection.leave();
+        true
     }
 
-    /// Drops what the client still sends; closes at its end.
+    /// Drops what the client still sends; closes at its end, or when it had its time.
     fn linger(&self, mut held: Held) {
-        if held.connection.drain() && !self.ends_now() {
+        let has_time = self.timers.now() < held.linger_until && !self.ends_now();
+        if held.connection.drain() && has_time {
             self.park(held, Waits::Linger);
         } else {
-            self.keep_pool(held.connection.close());
+            self.close(held);
         }
+    }
+
+    fn close(&self, held: Held) {
+        self.keep_pool(held.connection.close());
     }
 
     fn counter(&self, waits: Waits) -> Option<&std::sync::atomic::AtomicU32> {
@@ -539,7 +580,7 @@ impl Frontend {
     // ===== The thread that looks after time =====
 
     /// Waits for what is due, until the process ends. It serves nobody, so that it is there when all others are busy.
-    pub fn watch(&self) {
+    pub fn watch(&self, thread: Thread) {
         let mut last_round = 0;
         let mut stuck = 0;
         let mut handled = 0;
@@ -561,7 +602,7 @@ impl Frontend {
                 let busy = self.counts.idle.load(Acquire) == 0 && moved == handled;
                 stuck = if busy { stuck + 1 } else { 0 };
                 handled = moved;
-                self.look_around(stuck >= STUCK_ROUNDS);
+                self.look_around((stuck >= STUCK_ROUNDS).then_some(thread));
             }
         }
     }
@@ -579,7 +620,7 @@ impl Frontend {
         match held.waits {
             Waits::Io | Waits::Write => self.give(Task::End(held)),
             // A request has come, but no thread was free for it.
-            Waits::KeepAlive if events::has_input(held.connection.fd()) && !self.is_ending() => {
+            Waits::KeepAlive if held.connection.fd().is_some_and(events::has_input) && !self.is_ending() => {
                 self.park_again(held, now);
             }
             Waits::KeepAlive => {
@@ -587,29 +628,20 @@ impl Frontend {
                 held.connection.shorten_end();
                 self.give(Task::End(held));
             }
-            Waits::Linger => self.keep_pool(held.connection.close()),
+            Waits::Linger => self.close(held),
             Waits::Module | Waits::Request => self.leave_to_module(held),
         }
     }
 
     /// The event of this connection is with the kernel still; it gets `Timeout` to be seen.
     fn park_again(&self, held: Held, now: Millis) {
-        let waits = held.waits;
-        let token = held.connection.token();
         let deadline = now.saturating_add(millis(held.connection.timeout()));
-        self.count(waits);
-        let again = |held: &mut Held, token| self.events.arm(held.connection.fd(), token, Interest::Read, true);
-        match self.held.park(token, held, Some(deadline), again) {
-            Ok(Some(due)) => self.timers.insert(due, token),
-            Ok(None) => {}
-            Err((held, _)) => {
-                self.uncount(waits);
-                self.give(Task::End(held));
-            }
-        }
+        let waits = held.waits;
+        self.put(held, waits, Some(deadline), |held, token| self.watch_client(held, token, Interest::Read));
     }
 
-    fn look_around(&self, stuck: bool) {
+    /// `stuck`: no thread has come free for a while; this thread's own name.
+    fn look_around(&self, stuck: Option<Thread>) {
         score::set_connections(
             self.slot,
             Connections {
@@ -624,25 +656,24 @@ impl Frontend {
         if self.is_ending() {
             return;
         }
-        if stuck {
-            // Their clients find a process that has time; those who have sent something are answered here.
-            let quiet = |held: &Held| held.waits == Waits::KeepAlive && !events::has_input(held.connection.fd());
-            for mut held in self.held.take_all(quiet) {
-                self.uncount(Waits::KeepAlive);
-                held.connection.shorten_end();
-                self.end(held, false);
+        if let Some(thread) = stuck {
+            // Their clients find a process that has time; those who have sent something are answered here. No other
+            // thread could do it, as none is free; so this one takes them over as those would, and waits for nobody.
+            for mut held in self.take_quiet() {
+                held.connection.resume(Seat::none(self.slot), thread);
+                if self.tell_end(&mut held, false) {
+                    self.linger(held);
+                } else {
+                    self.close(held);
+                }
             }
         }
-        self.forget_shortage();
+        // A module's own thread says that it has finished, too, and nobody knows when it does not use the connection any
+        // more: soon after.
+        self.take_back(|held| held.seen_back.replace(true));
+        self.gate().forget(self.timers.now());
         self.open_gate_if_room();
         self.hear_listeners();
-    }
-
-    fn forget_shortage(&self) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.pause > 0 && self.timers.now() > gate.not_before + SHORTAGE_PAUSE_MOST {
-            gate.pause = 0;
-        }
     }
 
     /// A connection that another process was woken for, and did not take, is taken here.
@@ -655,8 +686,8 @@ impl Frontend {
 
     /// Watches listeners anew, as the last of all processes; one that has something to accept wakes a thread here now.
     fn watch_again(&self, which: impl Fn(usize, &Listener) -> bool) {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.closed {
+        let gate = self.gate();
+        if gate.is_closed() {
             return;
         }
         let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,18 +1,21 @@
 """mod_pool as the MPM: what mpm_event does, done by it. Pools behind it are the other files' matter (`--mpm=pool`)."""
 
+import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from harness import ALICE, HTTPD, Broken, H2, Site, eventually, in_threads
-from test_config import conf  # noqa: F401 - conf is a fixture
+from test_config import apxs, conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
 
@@ -231,6 +234,28 @@ def test_a_full_process_takes_no_more_connections_than_it_may_and_loses_none(htt
     c.close()
 
 
+def test_where_no_thread_comes_free_idle_connections_are_sent_away(httpd):
+    server = make(httpd, mpm_conf=threads(1, "AsyncRequestWorkerFactor 40\n"), without=["reqtimeout"],
+                  conf=STATUS + "KeepAliveTimeout 60\n")
+    before = frontends(server)
+    idle = []
+    for tls in (False, True):
+        idle.append(server.connect(tls=tls))
+        assert idle[-1].get("/text.txt").text == "text"
+    h2 = H2(server, tls=True)
+    assert h2.wait(h2.start("/text.txt")).text == "text"
+    running = half_a_request(server)
+    began = time.monotonic()
+    for c in idle:
+        assert c.is_closed(timeout=10)
+    while h2.conn.sock.recv(4096):  # GOAWAY, then the end
+        pass
+    assert time.monotonic() - began < 5
+    assert finish(running).text == "text"
+    running.close()
+    assert frontends(server) == before
+
+
 def test_more_connections_at_once_than_threads_are_all_served(httpd):
     server = make(httpd, mpm_conf="StartServers 2\nServerLimit 2\nThreadsPerChild 4\nMaxRequestWorkers 8\n")
 
@@ -239,6 +264,7 @@ def test_more_connections_at_once_than_threads_are_all_served(httpd):
             assert server.get("/text.txt").text == "text"
 
     in_threads(60, client)
+    assert not server.count_log("POOL2")
 
 
 def test_a_secondary_protocol_through_mod_proxy(httpd):
@@ -306,6 +332,46 @@ def test_modules_with_work_of_their_own(httpd):
     server.wait_for_log(rf"Health check DISABLING http://127.0.0.1:{dead}", timeout=15)
 
 
+@pytest.fixture(scope="module")
+def mpmtest(tmp_path_factory):
+    """The LoadModule line of tests/e2e/mod_mpmtest.c."""
+    if not shutil.which("apr-1-config"):
+        pytest.skip("no apr-1-config")
+    so = tmp_path_factory.mktemp("mpmtest") / "mod_mpmtest.so"
+    flags = subprocess.run(["apr-1-config", "--includes", "--cppflags"], capture_output=True, text=True, check=True)
+    subprocess.run([apxs("CC"), "-shared", "-fPIC", f"-I{apxs('INCLUDEDIR')}", *flags.stdout.split(),
+                    "-o", so, Path(__file__).with_name("mod_mpmtest.c")], check=True)
+    return f"LoadModule mpmtest_module {so}\n"
+
+
+def from_address(server, address):
+    return socket.create_connection(("127.0.0.1", server.port), 5, (address, 0))
+
+
+def test_callbacks_that_modules_ask_for_in_child_init(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    server.wait_for_log("mpmtest: registered with 0")
+    server.wait_for_log("mpmtest: called")
+
+
+def test_a_connection_that_a_module_gives_back_at_once_goes_on(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    for _ in range(5):
+        with from_address(server, "127.0.0.3") as c:
+            c.sendall(b"x")
+            assert c.recv(1) == b""
+
+
+def test_a_connection_that_a_module_refuses_ends_with_its_hooks(httpd, mpmtest):
+    server = make(httpd, conf=mpmtest + STATUS)
+    with from_address(server, "127.0.0.4") as c, contextlib.suppress(ConnectionResetError):
+        c.sendall(b"x")
+        assert c.recv(1) == b""
+    server.wait_for_log("mpmtest: refused, aborted is 1")
+    assert server.get("/text.txt").text == "text"
+    assert status(server)["ConnsAsyncClosing"] == "0"
+
+
 # --- processes ----------------------------------------------------------------------------------------
 
 
@@ -364,6 +430,8 @@ def test_out_of_descriptors_it_serves_what_it_has_and_recovers(httpd):
         except (TimeoutError, Broken):
             pass
     assert served >= 4
+    # Idle ones have made room.
+    eventually(lambda: _answers(server), 20, what="an answer for a new client")
     for c in held:
         c.close()
     eventually(lambda: _answers(server), 20, what="an answer again")
@@ -394,6 +462,15 @@ def test_buckets_of_listeners(httpd):
         assert server.get("/text.txt").text == "text"
     server.graceful()
     for _ in range(40):
+        assert server.get("/text.txt").text == "text"
+
+
+def test_there_are_no_more_buckets_than_frontends(httpd):
+    server = make(httpd, mpm_conf=threads(4, "ListenCoresBucketsRatio 1\n"))
+    for _ in range(20):
+        assert server.get("/text.txt").text == "text"
+    server.graceful()
+    for _ in range(20):
         assert server.get("/text.txt").text == "text"
 
 
@@ -492,6 +569,42 @@ def test_stop_ends_all_at_once(httpd):
     assert not server.pid_file.exists()
     assert "caught SIGTERM" in server.error_log()
     running.close()
+
+
+def test_a_bad_configuration_at_graceful_lets_requests_finish(httpd):
+    server = make(httpd, without=["reqtimeout"])
+    running = half_a_request(server)
+    wait_for_a_reader(server)
+    server.conf_file.write_text("NoSuchDirective on\n")
+    server.signal(signal.SIGUSR1)
+    server.wait_for_end(15)
+    time.sleep(0.5)
+    assert finish(running).text == "text"
+    running.close()
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "h2", "h2c"])
+def test_stop_does_not_wait_for_a_busy_script(httpd, protocol):
+    site = Site("alice", ALICE)
+    server = httpd(mpm="pool", sites=[site])
+    site.write("sleep.php", "<?php sleep(30);")
+    site.write("text.txt", "text", mode=0o644)
+    server.start("daemon")
+    assert server.get("/text.txt").text == "text"
+    if protocol == "HTTP/1.1":
+        c = server.connect()
+        c.request("GET", "/sleep.php")
+    else:
+        c = H2(server, tls=protocol == "h2")
+        c.start("/sleep.php")
+    time.sleep(0.5)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    eventually(lambda: not server.pid_file.exists(), 20, what="the end of the pid file")
+    assert frontends(server) == []
+    server.wait_for_end(20)
+    # 0.3 s for threads that hang, 1 s for the pools' processes; mpm_event's children are killed after 9 s.
+    assert time.monotonic() - began < 3
 
 
 def test_graceful_stop_waits_for_requests(httpd):

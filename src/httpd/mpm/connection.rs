@@ -6,125 +6,50 @@
 
 use super::score::Seat;
 use super::threads::Thread;
-use crate::apr::AprPool;
+use super::transaction::{Accepted, TransactionPool};
 use crate::ffi;
 use crate::httpd::connection::{keep_with, kept_with};
 use crate::httpd::parking::{self, Awaited, Step, Ticket};
 use crate::policy::mpm::connection::{Left, Processed};
 use crate::sys::events::Interest;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a client that is being sent away may take to hear of it.
 const FLUSH_AT_END: ffi::apr_interval_time_t = 2_000_000;
 /// Bytes of a client that nobody reads any more, in one go.
 const DRAIN: usize = 32 * 1024;
-
-/// The pool of one connection, with memory of its own; used again for the next one.
-#[derive(Debug)]
-pub struct TransactionPool {
-    raw: NonNull<ffi::apr_pool_t>,
-}
-
-// SAFETY: it has an allocator of its own, so that nothing is shared with other pools' threads but its parent's list of
-// children, which APR locks (the configuration's allocator has a mutex in threaded processes).
-unsafe impl Send for TransactionPool {}
-
-impl TransactionPool {
-    /// A new pool; `None` without memory.
-    pub fn new() -> Option<Self> {
-        let mut allocator = ptr::null_mut();
-        let mut pool = ptr::null_mut();
-        // SAFETY: both calls write their pointers; the allocator belongs to the pool from apr_allocator_owner_set on.
-        unsafe {
-            if ffi::apr_allocator_create(&raw mut allocator) != 0 {
-                return None;
-            }
-            ffi::apr_allocator_max_free_set(allocator, ffi::ap_max_mem_free as ffi::apr_size_t);
-            let parent = ffi::ap_server_conf;
-            let parent = if parent.is_null() { ptr::null_mut() } else { (*(*parent).process).pconf };
-            if ffi::apr_pool_create_ex(&raw mut pool, parent, None, allocator) != 0 {
-                ffi::apr_allocator_destroy(allocator);
-                return None;
-            }
-            ffi::apr_allocator_owner_set(allocator, pool);
-            ffi::apr_pool_tag(pool, c"transaction".as_ptr());
-        }
-        NonNull::new(pool).map(|raw| Self { raw })
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut ffi::apr_pool_t {
-        self.raw.as_ptr()
-    }
-
-    /// Destroys it.
-    pub fn discard(self) {
-        // SAFETY: ours alone; nothing of a connection uses it any more.
-        unsafe { ffi::apr_pool_destroy(self.raw.as_ptr()) };
-    }
-
-    /// Ends everything in it and makes it ready for the next connection.
-    fn clear(self) -> Self {
-        // SAFETY: ours alone; cleanups run now.
-        unsafe { ffi::apr_pool_clear(self.raw.as_ptr()) };
-        self
-    }
-}
-
-/// Whether idle pools may be kept without a bound (`MaxMemFree` is not set).
-pub fn keeps_all_memory() -> bool {
-    // SAFETY: reads a variable of httpd's.
-    unsafe { ffi::ap_max_mem_free == ffi::APR_ALLOCATOR_MAX_FREE_UNLIMITED }
-}
-
-/// A socket that was accepted just now.
-#[derive(Debug)]
-pub struct Accepted {
-    pool: TransactionPool,
-    socket: *mut ffi::apr_socket_t,
-}
-
-impl Accepted {
-    pub(super) fn new(pool: TransactionPool, socket: *mut ffi::apr_socket_t) -> Self {
-        Self { pool, socket }
-    }
-
-    /// Closes it without a word.
-    pub fn close(self) -> TransactionPool {
-        // SAFETY: ours alone; the socket lives in the pool.
-        unsafe { ffi::apr_socket_close(self.socket) };
-        self.pool.clear()
-    }
-}
+/// How often in a row that is read before others get their turn.
+const DRAINS: usize = 8;
 
 /// What is said when a connection's pool ends, however that comes: the number that it was opened with, and how it was
 /// counted last.
 pub type Ended = fn(token: u64, lingering: bool, suspended: bool);
 
 /// Kept in the connection's pool.
-struct State {
+pub(super) struct State {
     /// What modules see as `c->cs`.
-    public: ffi::conn_state_t,
-    c: *mut ffi::conn_rec,
-    socket: *mut ffi::apr_socket_t,
-    fd: c_int,
-    sbh: *mut ffi::ap_sb_handle_t,
+    pub(super) public: ffi::conn_state_t,
+    pub(super) c: *mut ffi::conn_rec,
+    pub(super) socket: *mut ffi::apr_socket_t,
+    pub(super) sbh: *mut ffi::ap_sb_handle_t,
     /// The request that is being handled.
-    request: *mut ffi::request_rec,
+    pub(super) request: *mut ffi::request_rec,
     /// Whose `Timeout` and `KeepAliveTimeout` hold.
-    server: *mut ffi::server_rec,
+    pub(super) server: *mut ffi::server_rec,
     /// Modules were told that no thread has it.
-    away: bool,
+    pub(super) away: bool,
     /// It waits for the client's end.
-    lingering: bool,
+    pub(super) lingering: bool,
     /// A module has it.
-    suspended: bool,
+    pub(super) suspended: bool,
     /// The descriptor is in the thread's set of events.
-    watched: bool,
-    token: u64,
-    ended: Ended,
+    pub(super) watched: bool,
+    pub(super) token: u64,
+    pub(super) ended: Ended,
 }
 
 /// An open connection. Whoever has this value is the only one to use the connection.
@@ -139,7 +64,7 @@ pub struct Connection {
 unsafe impl Send for Connection {}
 
 /// The state that a connection's modules know as ours.
-fn state_of(c: *mut ffi::conn_rec) -> *mut State {
+pub(super) fn state_of(c: *mut ffi::conn_rec) -> *mut State {
     // SAFETY: httpd passes a live connection.
     unsafe { kept_with(c) }.map_or(ptr::null_mut(), |kept| kept.mpm.get().cast())
 }
@@ -184,21 +109,19 @@ unsafe extern "C" fn at_end(data: *mut c_void) -> ffi::apr_status_t {
 }
 
 impl Connection {
-    /// Makes a connection of a socket, and lets modules prepare it. `Err` when one of them, or httpd, does not want it;
-    /// it is closed then. If `ended` was not told of it by then, it will not be.
+    /// Makes a connection of a socket, and lets modules prepare it. `Err` when httpd does not want it; it is closed then,
+    /// and `ended` will not be told. One that a module does not want is [refused](Self::is_refused).
     pub fn open(
         accepted: Accepted,
         seat: Seat,
         thread: Thread,
         token: u64,
         ended: Ended,
-    ) -> Result<Self, (TransactionPool, bool)> {
+    ) -> Result<Self, TransactionPool> {
         let Accepted { pool, socket } = accepted;
         let p = pool.as_ptr();
-        let mut fd = -1;
         // SAFETY: the pool is fresh and ours, the socket was accepted into it; what is made here lives in the pool.
         unsafe {
-            ffi::apr_os_sock_get(&raw mut fd, socket);
             let state = ffi::apr_palloc(p, size_of::<State>()).cast::<State>();
             let alloc = ffi::apr_bucket_alloc_create(p);
             let mut sbh = ptr::null_mut();
@@ -208,7 +131,7 @@ impl Connection {
             if c.is_null() {
                 // The core says so when the client is gone already.
                 ffi::apr_socket_close(socket);
-                return Err((pool.clear(), false));
+                return Err(pool.clear());
             }
             let mut public: ffi::conn_state_t = std::mem::zeroed();
             public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
@@ -217,7 +140,6 @@ impl Connection {
                 public,
                 c,
                 socket,
-                fd,
                 sbh,
                 request: ptr::null_mut(),
                 server: main,
@@ -237,7 +159,8 @@ impl Connection {
             ffi::ap_update_vhost_given_ip(c);
             let rc = ffi::ap_pre_connection(c, socket.cast());
             if rc != ffi::HOOK_OK && rc != ffi::HOOK_DONE {
-                return Err((connection.close(), true));
+                // Modules that have prepared for it hear of its end as of any other.
+                (*c).aborted = 1;
             }
             // A module may have put its own there.
             (*state).public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
@@ -246,8 +169,10 @@ impl Connection {
         }
     }
 
+    /// What a module does not write while it has the connection.
     fn state(&self) -> &State {
-        // SAFETY: lives in the pool that this value owns; written through `state_mut` and by modules during calls only.
+        // SAFETY: lives in the pool that this value owns; written through `at`, and by modules during calls. The callers
+        // are with a thread that has the connection; without one, `is_given_back` and `socket` do not come here.
         unsafe { self.state.as_ref() }
     }
 
@@ -263,9 +188,25 @@ impl Connection {
         self.state().token
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket is open until `close` takes this value.
-        unsafe { BorrowedFd::borrow_raw(self.state().fd) }
+    fn socket(&self) -> *mut ffi::apr_socket_t {
+        // SAFETY: lives in the pool that this value owns; the field never changes.
+        unsafe { (&raw const (*self.state.as_ptr()).socket).read() }
+    }
+
+    /// Its descriptor; `None` when a module has closed it.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        let mut fd = -1;
+        // SAFETY: the socket lives in this value's pool; APR forgets its number when it is closed.
+        let rc = unsafe { ffi::apr_os_sock_get(&raw mut fd, self.socket()) };
+        // SAFETY: open, by APR's word; it stays so until `close` takes this value, or a module is called, for which the
+        // value must be borrowed as mutable.
+        (rc == 0 && fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// A module does not want it: it is to be ended at once.
+    pub fn is_refused(&self) -> bool {
+        // SAFETY: a live connection.
+        unsafe { (*self.c()).aborted != 0 }
     }
 
     /// Whether its descriptor was ever watched; it is from now on.
@@ -460,9 +401,13 @@ impl Connection {
     /// A module that had it has finished with it.
     pub fn is_given_back(&self) -> bool {
         let state = self.state.as_ptr();
-        // SAFETY: lives in the pool that this value owns. The module writes its last word there from its own thread.
-        let said = unsafe { (&raw const (*state).public.state).read_volatile() };
-        self.state().suspended && said != ffi::conn_state_e_CONN_STATE_SUSPENDED
+        // SAFETY: lives in the pool that this value owns. The module's thread may write its last word there at this
+        // moment, so that the word is read as an atomic one and no reference to what it is part of is made.
+        let (suspended, said) = unsafe {
+            let said = AtomicU32::from_ptr((&raw mut (*state).public.state).cast());
+            ((&raw const (*state).suspended).read(), said.load(Ordering::Acquire))
+        };
+        suspended && said != ffi::conn_state_e_CONN_STATE_SUSPENDED
     }
 
     /// `Timeout` of the server that serves it.
@@ -493,6 +438,11 @@ impl Connection {
             (*state).public.state = ffi::conn_state_e_CONN_STATE_LINGER;
             let c = (*state).c;
             let socket = ffi::ap_get_conn_socket(c);
+            if socket.is_null() {
+                // It was refused before the core had prepared it, which ap_start_lingering_close takes for granted.
+                ffi::ap_prep_lingering_close(c);
+                return None;
+            }
             ffi::apr_socket_timeout_set(socket, if may_wait { FLUSH_AT_END } else { 0 });
             if ffi::ap_start_lingering_close(c) != 0 {
                 return None;
@@ -515,17 +465,18 @@ impl Connection {
         self.state().lingering
     }
 
-    /// Drops what the client still sends. Whether more may come.
+    /// Drops what the client still sends, some of it. Whether more may come.
     pub fn drain(&mut self) -> bool {
         let mut buffer = [0u8; DRAIN];
-        loop {
+        for _ in 0..DRAINS {
             let mut n = buffer.len();
-            // SAFETY: the socket is open and does not wait; at most `n` bytes are written to the buffer.
-            let rc = unsafe { ffi::apr_socket_recv(self.state().socket, buffer.as_mut_ptr().cast(), &raw mut n) };
+            // SAFETY: the socket does not wait; at most `n` bytes are written to the buffer.
+            let rc = unsafe { ffi::apr_socket_recv(self.socket(), buffer.as_mut_ptr().cast(), &raw mut n) };
             if rc != 0 {
                 return rc == libc::EAGAIN;
             }
         }
+        true
     }
 
     /// Closes it, without waiting, and gives its pool back.
@@ -576,106 +527,5 @@ fn left(state: ffi::conn_state_e) -> Left {
         ffi::conn_state_e_CONN_STATE_LINGER => Left::Linger,
         ffi::conn_state_e_CONN_STATE_ASYNC_WAITIO => Left::WaitIo,
         _ => Left::Other,
-    }
-}
-
-// ===== What modules' hooks tell of requests and secondary connections =====
-
-unsafe extern "C" fn request_ends(data: *mut c_void) -> ffi::apr_status_t {
-    // SAFETY: registered with the connection's state, which outlives the request.
-    unsafe { (*data.cast::<State>()).request = ptr::null_mut() };
-    0
-}
-
-/// A request begins on a connection.
-///
-/// # Safety
-/// As httpd calls pre_read_request.
-pub unsafe fn request_begins(r: *mut ffi::request_rec, c: *mut ffi::conn_rec) {
-    let state = state_of(c);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: the connection is this thread's; the request's pool ends before the connection's.
-    unsafe {
-        (*state).request = r;
-        (*state).server = ffi::ap_server_conf;
-        ffi::apr_pool_cleanup_register((*r).pool, state.cast(), Some(request_ends), Some(ffi::apr_pool_cleanup_null));
-    }
-}
-
-/// A request's virtual host is known: its timeouts hold. Without a `KeepAliveTimeout` of its own it is that of the
-/// first host of the address, as with every MPM.
-///
-/// # Safety
-/// As httpd calls post_read_request.
-pub unsafe fn request_is_read(r: *mut ffi::request_rec) {
-    // SAFETY: the request and its connection are live, and this thread's.
-    unsafe {
-        let state = state_of((*r).connection);
-        if !state.is_null() {
-            let own = (*(*r).server).keep_alive_timeout_set() != 0;
-            (*state).server = if own { (*r).server } else { (*(*r).connection).base_server };
-        }
-    }
-}
-
-/// A connection's protocol has changed, and with it the virtual host that it belongs to.
-///
-/// # Safety
-/// As httpd calls protocol_switch.
-pub unsafe fn protocol_changes(c: *mut ffi::conn_rec, r: *mut ffi::request_rec, s: *mut ffi::server_rec) {
-    let state = state_of(c);
-    if r.is_null() && !s.is_null() && !state.is_null() {
-        // SAFETY: the connection is this thread's.
-        unsafe { (*state).server = s };
-    }
-}
-
-/// A secondary connection (a stream of HTTP/2) gets a state of its own: modules change what they find.
-///
-/// # Safety
-/// As httpd calls pre_connection.
-pub unsafe fn pre_connection(c: *mut ffi::conn_rec) {
-    // SAFETY: a live connection of this thread; its master lives longer.
-    unsafe {
-        let master = (*c).master;
-        if master.is_null() || (!(*c).cs.is_null() && (*c).cs != (*master).cs) {
-            return;
-        }
-        let of_master = state_of(master);
-        if of_master.is_null() {
-            return;
-        }
-        let mut public: ffi::conn_state_t = std::mem::zeroed();
-        public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
-        public.sense = ffi::conn_sense_e_CONN_SENSE_DEFAULT;
-        let state = ffi::apr_palloc((*c).pool, size_of::<State>()).cast::<State>();
-        state.write(State {
-            public,
-            c,
-            socket: (*of_master).socket,
-            fd: (*of_master).fd,
-            sbh: ptr::null_mut(),
-            request: ptr::null_mut(),
-            server: (*of_master).server,
-            away: false,
-            lingering: false,
-            suspended: false,
-            watched: false,
-            token: 0,
-            ended: |_, _, _| (),
-        });
-        (*c).cs = &raw mut (*state).public;
-        keep_with(c).mpm.set(state.cast());
-    }
-}
-
-/// The pool of this process's configuration, for what lives as long.
-pub fn configuration_pool() -> Option<AprPool<'static>> {
-    // SAFETY: null or httpd's main server, whose process record and configuration live as long as a frontend.
-    unsafe {
-        let main = ffi::ap_server_conf;
-        (!main.is_null()).then(|| AprPool::from_raw((*(*main).process).pconf))
     }
 }

@@ -3,11 +3,11 @@
 //! Runs in: parent (opens), frontend (accepts).  Trusts: httpd.  Owns: nothing (the configuration's pool has it all).
 //! Never: outlives the configuration; `Buckets` of an earlier one must not be used.
 
-use super::connection::{Accepted, TransactionPool};
+use super::transaction::{Accepted, TransactionPool};
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::httpd::ServerRec;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
@@ -43,9 +43,15 @@ pub enum OpenError {
 }
 
 /// Opens the listeners of this configuration. `keep` is the number of buckets to make, 0 for as many as
-/// `ListenCoresBucketsRatio` says.
-pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: bool) -> Result<Vec<Bucket>, OpenError> {
-    // SAFETY: httpd's parent, one thread; the main server is live.
+/// `ListenCoresBucketsRatio` says, up to `most`.
+pub fn open(
+    pconf: AprPool<'_>,
+    main: ServerRec<'_>,
+    keep: usize,
+    most: usize,
+    one_process: bool,
+) -> Result<Vec<Bucket>, OpenError> {
+    // SAFETY: httpd's main thread, which alone changes the list of listeners; the main server is live.
     if unsafe { ffi::ap_setup_listeners(main.as_ptr()) } < 1 {
         return Err(OpenError::NoListener);
     }
@@ -59,6 +65,12 @@ pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: b
     }
     let mut buckets = Vec::new();
     for i in 0..usize::try_from(count).unwrap_or(0) {
+        if i >= most.max(1) {
+            // httpd alone knows the ratio, so that there are too many at first.
+            // SAFETY: the array has `count` lists; nobody has got this one.
+            unsafe { ffi::ap_close_listeners_ex(*lists.add(i)) };
+            continue;
+        }
         let mut pod = ptr::null_mut();
         if !one_process {
             // SAFETY: the pool is live; the call writes the pointer.
@@ -75,7 +87,7 @@ pub fn open(pconf: AprPool<'_>, main: ServerRec<'_>, keep: usize, one_process: b
 
 /// Closes every listener of this process.
 pub fn close_all() {
-    // SAFETY: httpd's own list; nobody accepts in this process.
+    // SAFETY: httpd's own list, which its main thread alone changes; nobody accepts in this process.
     unsafe { ffi::ap_close_listeners() };
 }
 
@@ -167,7 +179,6 @@ impl Bucket {
             // SAFETY: a live record of the list; nothing else of this process uses it yet.
             unsafe {
                 ffi::apr_socket_opt_set((*at).sd, ffi::APR_SO_NONBLOCK.cast_signed(), 1);
-                (*at).accept_func = Some(ffi::ap_unixd_accept);
                 ffi::apr_os_sock_get(&raw mut fd, (*at).sd);
             }
             if fd >= 0 {
@@ -210,12 +221,32 @@ unsafe impl Send for Listener {}
 unsafe impl Sync for Listener {}
 
 /// Why nothing was accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum NotAccepted {
     /// Nobody is there, or is gone again.
     Nobody,
     /// No descriptor or no memory.
     Shortage,
+    /// Something else that does not go away by itself.
+    Failed(std::io::Error),
+}
+
+impl NotAccepted {
+    /// accept(2): what is wrong with one client's connection is told here, too. Those are the errors that
+    /// ap_unixd_accept passes over; of the others it does not tell which it was.
+    fn from_status(rc: c_int) -> Self {
+        match rc {
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Self::Shortage,
+            libc::EAGAIN
+            | libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPROTO
+            | libc::ETIMEDOUT
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH => Self::Nobody,
+            other => Self::Failed(std::io::Error::from_raw_os_error(other)),
+        }
+    }
 }
 
 impl Listener {
@@ -226,19 +257,12 @@ impl Listener {
 
     /// Accepts a connection, if one waits. The pool becomes the connection's.
     pub fn accept(&self, pool: TransactionPool) -> Result<Accepted, (NotAccepted, TransactionPool)> {
-        let mut socket: *mut c_void = ptr::null_mut();
-        // SAFETY: the record is live and its function set (`listeners`); the pool is this thread's.
-        let rc = unsafe {
-            match (*self.record).accept_func {
-                Some(accept) => accept(&raw mut socket, self.record, pool.as_ptr()),
-                None => ffi::APR_EGENERAL.cast_signed(),
-            }
-        };
-        if rc == 0 && !socket.is_null() {
-            return Ok(Accepted::new(pool, socket.cast()));
+        let mut socket = ptr::null_mut();
+        // SAFETY: the record is live; the pool is this thread's.
+        let rc = unsafe { ffi::apr_socket_accept(&raw mut socket, (*self.record).sd, pool.as_ptr()) };
+        if rc != 0 {
+            return Err((NotAccepted::from_status(rc), pool));
         }
-        // ap_unixd_accept's word for all that does not go away by itself.
-        let shortage = rc == ffi::APR_EGENERAL.cast_signed();
-        Err((if shortage { NotAccepted::Shortage } else { NotAccepted::Nobody }, pool))
+        Ok(Accepted::new(pool, socket))
     }
 }

@@ -5,10 +5,12 @@
 
 pub mod connection;
 pub mod listen;
+pub mod modules;
 pub mod process;
 pub mod retained;
 pub mod score;
 pub mod threads;
+pub mod transaction;
 
 use super::command::{Command, Handled, Refused};
 use super::image;
@@ -54,7 +56,7 @@ fn lock<T>(mutex: &'static Mutex<T>) -> MutexGuard<'static, T> {
 /// A configuration is about to be read: everything is at its default again.
 pub fn reset_settings() {
     *lock(&SETTINGS) = Some(MpmSettings::default());
-    // SAFETY: httpd's parent, one thread; both only write defaults of httpd's own.
+    // SAFETY: httpd's main thread, which alone reads the configuration; both only write defaults of httpd's own.
     unsafe {
         ffi::ap_listen_pre_config();
         ffi::ap_extended_status = 0;

@@ -116,7 +116,7 @@ pub fn make_scoreboard(main: ServerRec<'_>) -> bool {
 
 /// Sets the parent's signal handlers.
 pub fn set_signals(pconf: AprPool<'_>, one_process: bool) {
-    // SAFETY: httpd's parent, one thread.
+    // SAFETY: httpd's main thread, which alone sets handlers.
     unsafe { ffi::ap_unixd_mpm_set_signals(pconf.as_ptr(), c_int::from(one_process)) };
 }
 
@@ -129,7 +129,7 @@ pub fn set_crash_handlers(pconf: AprPool<'_>) {
 /// Leaves the terminal: into the background, or only its session with `foreground`. Whether that was possible.
 pub fn detach(foreground: bool) -> bool {
     let how = if foreground { ffi::APR_PROC_DETACH_FOREGROUND } else { ffi::APR_PROC_DETACH_DAEMONIZE };
-    // SAFETY: httpd's parent has one thread.
+    // SAFETY: before the first real pass of the configuration, in which modules may start threads (mod_watchdog).
     unsafe { ffi::apr_proc_detach(how.cast_signed()) == 0 }
 }
 
@@ -187,11 +187,12 @@ pub fn child_pool(pconf: AprPool<'static>) -> AprPool<'static> {
     }
 }
 
-/// In a child, before it has another thread: from root to `User`, signals blocked, modules' `child_init`. `Err` with
+/// In a child, before the MPM has started threads: from root to `User`, signals blocked, modules' `child_init`. `Err` with
 /// what failed: no child could do better.
 pub fn become_child(pchild: AprPool<'_>, main: ServerRec<'_>, one_process: bool) -> Result<(), &'static str> {
-    // SAFETY: a child of httpd's with one thread; pool and server live as long as it does. This is the order of every
-    // MPM: what needs root comes first, and signals are blocked before a module can start a thread.
+    // SAFETY: the main thread of a fresh child, which has no other, or of the only process of `-X`; pool and server live
+    // as long as the process. This is the order of every MPM: what needs root comes first, and signals are blocked before
+    // a module can start a thread here.
     unsafe {
         ffi::ap_fatal_signal_child_setup(main.as_ptr());
         if !one_process && ffi::pool_shim_thread_main_create(pchild.as_ptr()) != 0 {
@@ -217,19 +218,9 @@ pub fn tell_child_stopping(pchild: AprPool<'_>, graceful: bool) {
 
 /// Ends a child: its pool's cleanups, then exit handlers.
 pub fn end_child(pchild: AprPool<'_>, status: i32) -> ! {
-    // SAFETY: no other thread of this process uses the pool any more.
+    // SAFETY: our threads have ended (`child::run` does not return before); those of modules end in the pool's cleanups.
     unsafe { ffi::apr_pool_destroy(pchild.as_ptr()) };
     fork::exit_with_handlers(status)
-}
-
-unsafe extern "C" fn ends_one_process(signal: c_int) -> c_int {
-    c_int::from(signal == libc::SIGTERM || signal == libc::SIGINT)
-}
-
-/// In one-process mode: waits for SIGTERM or SIGINT.
-pub fn wait_for_signal() {
-    // SAFETY: every signal is blocked (become_child); the function stays mapped and only compares.
-    unsafe { ffi::apr_signal_thread(Some(ends_one_process)) };
 }
 
 /// httpd's main server, for callbacks that get none.

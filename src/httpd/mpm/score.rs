@@ -167,6 +167,11 @@ impl Seat {
         Self { slot, thread: thread.cast_signed(), connection_id }
     }
 
+    /// No place, for a thread that serves nobody: httpd writes nothing for it. `slot` is the process's.
+    pub fn none(slot: usize) -> Self {
+        Self { slot: -1, thread: -1, connection_id: c_long::try_from(slot).map_or(-1, |slot| -1 - slot) }
+    }
+
     pub fn set(self, status: Status) {
         let status = match status {
             Status::Dead => ffi::SERVER_DEAD,

@@ -146,6 +146,29 @@ pub fn maintain(bucket: usize, children: &[Child], limits: &Limits, totals: Tota
     plan
 }
 
+/// Slots for `count` new frontends, in the order to fork them: each goes to the bucket of listeners that has fewest of
+/// the running generation. Any free slot would not do: after a graceful restart the old ones hold some, and a bucket that
+/// gets none of the new ones has nobody who accepts.
+pub fn slots_to_start(children: &[Child], buckets: usize, count: u32) -> Vec<usize> {
+    let buckets = buckets.max(1);
+    let mut serving = vec![0u32; buckets];
+    let mut free = vec![Vec::new(); buckets];
+    for (slot, child) in children.iter().enumerate().rev() {
+        if !child.alive {
+            free[slot % buckets].push(slot);
+        } else if child.current && !child.quiescing {
+            serving[slot % buckets] += 1;
+        }
+    }
+    let mut slots = Vec::new();
+    for _ in 0..count {
+        let Some(bucket) = (0..buckets).filter(|b| !free[*b].is_empty()).min_by_key(|b| serving[*b]) else { break };
+        slots.extend(free[bucket].pop());
+        serving[bucket] += 1;
+    }
+    slots
+}
+
 impl Pace {
     fn limit_reached(&mut self, idle: u32) -> Option<Report> {
         let (said, report) = if idle == 0 {
@@ -286,6 +309,22 @@ mod tests {
         let children =
             [Child { current: false, ..IDLE }, Child { closed: true, ..IDLE }, Child { quiescing: true, ..IDLE }, IDLE];
         assert_eq!(plan(&children, &mut pace()).spawn, [4]);
+    }
+
+    #[test]
+    fn new_frontends_go_to_each_bucket_in_turn() {
+        const FREE: Child = Child { alive: false, current: false, quiescing: false, closed: false, idle: 0, active: 0 };
+        const OLD: Child = Child { current: false, ..IDLE };
+        assert_eq!(slots_to_start(&[FREE; 6], 1, 3), [0, 1, 2]);
+        assert_eq!(slots_to_start(&[FREE; 6], 2, 3), [0, 1, 2]);
+        // The first free slots are all of the first bucket.
+        let half = [FREE, OLD, FREE, OLD, FREE, OLD, FREE, FREE];
+        assert_eq!(slots_to_start(&half, 2, 2), [0, 7]);
+        assert_eq!(slots_to_start(&half, 2, 4), [0, 7, 2, 4]);
+        // Who has fewest comes first; those that are ending count for nothing.
+        assert_eq!(slots_to_start(&[IDLE, Child { quiescing: true, ..IDLE }, FREE, FREE], 2, 1), [3]);
+        assert_eq!(slots_to_start(&[OLD, OLD], 2, 2), Vec::<usize>::new());
+        assert_eq!(slots_to_start(&[], 0, 2), Vec::<usize>::new());
     }
 
     #[test]

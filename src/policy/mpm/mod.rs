@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod connection;
+pub mod gate;
 pub mod maintenance;
 pub mod slots;
 pub mod wheel;
