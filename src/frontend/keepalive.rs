@@ -43,7 +43,7 @@ impl Drop for Occupied {
 
 /// So many threads are with requests of pools that one should not wait for long.
 pub fn is_crowded() -> bool {
-    OCCUPIED.load(Ordering::Relaxed) > image::threads_per_child() / 2
+    OCCUPIED.load(Ordering::Relaxed) > image::threads_per_child() / 4 * 3
 }
 
 /// The response of a pool is in httpd's queue. If it is worth to wait for the client's next request, the response is
