@@ -532,11 +532,13 @@ def test_buckets_of_listeners(httpd):
     cores = os.sysconf("SC_NPROCESSORS_ONLN")
     if cores < 2:
         pytest.skip("httpd makes one bucket for each core: needs two cores")
-    server = make(httpd, mpm_conf="ListenCoresBucketsRatio 1\nThreadsPerChild 4\nMaxSpareThreads 200\n"
-                                  f"StartServers {cores}\nServerLimit {4 * cores}\nMaxRequestWorkers {16 * cores}\n")
-    check_buckets(server, cores)
+    ratio = cores // 2
+    buckets = cores // ratio  # two or three
+    server = make(httpd, mpm_conf=f"ListenCoresBucketsRatio {ratio}\nThreadsPerChild 4\nMinSpareThreads 4\n"
+                                  f"MaxSpareThreads 100\nStartServers {buckets}\nServerLimit 16\nMaxRequestWorkers 64\n")
+    check_buckets(server, buckets)
     server.graceful()
-    check_buckets(server, cores)
+    check_buckets(server, buckets)
 
 
 def test_there_are_no_more_buckets_than_frontends(httpd):
