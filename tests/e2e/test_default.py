@@ -1,8 +1,12 @@
 """The pool `default`: a server with stock mod_php, a threaded MPM and no pool configuration."""
 
+import threading
+import time
+
 import pytest
 
-from harness import ALICE, FRONTEND, H2, MODULE_DIR, Site, eventually, has_module
+from harness import ALICE, FRONTEND, H2, MODULE_DIR, Site, eventually, has_module, in_threads
+from pages import SLEEP_PHP, at_once
 from test_config import conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
@@ -93,11 +97,18 @@ def test_a_declared_default_has_its_own_user_and_limits(httpd):
         httpd, site=Site("alice", pool=None),
         global_pool_conf=f"<ServerPool default>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\nPoolMaxProcesses 2\n</ServerPool>\n",
     )
-    for name in ("", "who.php", "text.txt"):
+    server.sites["alice"].write("sleep.php", SLEEP_PHP)
+    for name in ("", "who.php", "text.txt", "sleep.php"):
         (server.sites["alice"].docroot / name).chmod(0o755)
     server.start()
     assert server.get("/who.php").text == f"{ALICE} apache2handler"
     assert "<ServerPool default>" not in server.error_log()
+    # Six at once: two work, by two processes, and the others wait for their turn.
+    found = in_threads(6, lambda _: server.get("/sleep.php?s=1", timeout=60))
+    assert [r.status for r in found] == [200] * 6
+    answers = [r.json() for r in found]
+    assert at_once(answers) == 2
+    assert len({a["pid"] for a in answers}) == len(server.workers("default")) == 2
 
 
 def test_a_site_of_a_pool_is_not_the_defaults(httpd):
@@ -128,15 +139,60 @@ def test_default_comes_and_goes_with_php_at_a_reload(httpd, mpm):
     server = make(httpd, mpm, without=("php",))
     server.start()
     assert server.get("/text.txt").text == "text" and not server.processes("controller")
+    source, php = (200, WHO), (200, f"{FRONTEND} apache2handler")
+
+    def answer():
+        found = server.get("/who.php")
+        return found.status, found.text
+
+    def reloaded():
+        """Every answer until the frontends of before are gone, and ten of the new ones."""
+        before = {p.pid for p in server.processes("frontend")}
+        server.graceful()
+        meanwhile, end = [], time.monotonic() + 20
+        while before & {p.pid for p in server.processes("frontend")}:
+            assert time.monotonic() < end, "a frontend of before the reload stays"
+            meanwhile.append(answer())
+        return meanwhile, [answer() for _ in range(10)]
+
+    assert answer() == source  # what httpd does without PHP
     for _ in range(2):
         server.modules.append("php")
-        server.graceful()
-        eventually(lambda: server.get("/who.php").text == f"{FRONTEND} apache2handler", 10)
+        meanwhile, after = reloaded()
+        assert set(meanwhile) <= {source, php} and after == [php] * 10
         server.modules.remove("php")
-        server.graceful()
-        eventually(lambda: "<?php" in server.get("/who.php").text, 10)  # what httpd does without PHP
+        meanwhile, after = reloaded()
+        assert set(meanwhile) <= {source, php} and after == [source] * 10
         assert server.get("/text.txt").text == "text"
         eventually(lambda: not server.workers() and not server.processes("zygote"), 10)
+
+
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_a_reload_with_php_never_sends_a_script(httpd, mpm):
+    """Every answer while the server reloads again and again is what PHP says, with PHP loaded before and after."""
+    server = make(httpd, mpm)
+    server.start()
+    stop = threading.Event()
+
+    def ask(_):
+        answers = []
+        while not stop.is_set():
+            found = server.get("/who.php")
+            answers.append((found.status, found.text))
+        return answers
+
+    def reload():
+        try:
+            for n in range(4):
+                server.extra += f"# {n}\n"
+                server.graceful()
+                time.sleep(0.3)
+        finally:
+            stop.set()
+
+    rows = in_threads(4, lambda i: ask(i) if i else reload())[1:]
+    assert all(rows)
+    assert {answer for row in rows for answer in row} == {(200, f"{FRONTEND} apache2handler")}
 
 
 WARNED = "<ServerPool default>: serves what is assigned to no pool, because PHP cannot run in frontends with threads"

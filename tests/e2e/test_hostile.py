@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from datetime import datetime
 
 import pytest
 
@@ -668,6 +669,58 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
     server.kill("zygote", "alice")
     for t in threads:
         t.join(40)
+
+
+FLOOD_PHP = """
+<?php
+// Starts processes in sessions of their own and leaves them behind, until it is told that it is enough.
+set_time_limit(0);
+while (ob_get_level()) ob_end_flush();
+for ($n = 0; $n < 20000 && !file_exists(getenv('SCRATCH') . '/enough'); $n += 20) {
+    exec('for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do setsid sleep 300 >/dev/null 2>&1 & done');
+    echo ' ';
+    flush();
+    usleep(50000);
+}
+echo $n;
+"""
+LEFT_BEHIND = re.compile(r"^\[(\w+ \w+ +\d+ [\d:]+\.\d+ \d+)\] .*mod_pool: pid \d+(?: and (\d+) others)?, left behind by a process"
+                         r" of (.*), (?:is|are) killed$", re.M)
+
+
+def test_a_flood_of_processes_left_behind_fills_no_log_and_holds_up_nobody(server, scratch):
+    alice = server.sites["alice"]
+    alice.write("flood.php", FLOOD_PHP)
+    enough = scratch / "enough"
+    enough.unlink(missing_ok=True)
+    at = len(server.error_log())
+    told = lambda: LEFT_BEHIND.findall(server.error_log()[at:])
+    flood = Later(server.get, "/flood.php", timeout=80)
+    try:
+        eventually(told, 20, what="a line about what was left behind")
+        # The controller forks bob's workers, while it goes on.
+        for _ in range(15):
+            victims = server.kill("worker", "bob")
+            eventually(lambda: gone(*victims), what="the end of bob's worker")
+            assert server.get("/victim.php", "bob", timeout=30).text == "the victim, by php"
+        assert flood.is_alive(), flood.value
+        eventually(lambda: len(told()) >= 3, 20, what="more lines")
+    finally:
+        enough.touch()
+    found = flood.result(30)
+    enough.unlink()
+    assert (found.status, found.complete) == (200, True)
+    count = int(found.text)
+    assert count >= 100
+    # All of them end, and are told of: so many, by a line in a second at most.
+    eventually(lambda: sum(1 + int(others or 0) for _, others, _ in told()) >= count, 30, what="an account of all of them")
+    eventually(lambda: not [p for p in server.of_uid(ALICE) if p.title.startswith("sleep")], 10, what="their end")
+    lines = told()
+    assert {who for _, _, who in lines} == {"pool alice"}
+    assert sum(1 + int(others or 0) for _, others, _ in lines) == count
+    times = [datetime.strptime(when, "%a %b %d %H:%M:%S.%f %Y") for when, _, _ in lines]
+    # One more for the line at the beginning, and one for a log that is written late.
+    assert len(lines) <= (times[-1] - times[0]).total_seconds() + 2, lines
 
 
 def quiet(server):

@@ -32,6 +32,9 @@ CONF = """
     <Location /front>
         AssignServerPool none
     </Location>
+    <Proxy balancer://some>
+        BalancerMember http://127.0.0.1:{http}
+    </Proxy>
     ProxyPass /passed-tls/ https://127.0.0.1:{tls}/p/
     ProxyPass /passed/ http://127.0.0.1:{http}/p/
 """
@@ -89,12 +92,28 @@ def test_rule_to_fastcgi(proxy, place, target):
 
 
 def test_handler_to_fastcgi(proxy):
+    backend = proxy.backends["ufcgi"]
+    backend.seen.clear()
     found = proxy.request("POST", "/handler/page", body=b"x")
     assert (found.status, found.text) == (200, "fastcgi POST /handler/page x")
+    # As of a rule: the pool's user connects.
+    assert [uid for _, uid in backend.seen] == [proxy.sites["alice"].owner[0]]
 
 
-def test_proxypass(proxy):
-    assert proxy.get("/passed/x").text == "from the backend\n"
+@pytest.mark.parametrize("path, target, seen", [
+    ("/passed/x", "http", "/p/x"),
+    ("/passed-tls/x", "tls", "/p/x"),
+    ("/front/http/x", "http", "/r/x"),
+    ("/front/https/x", "tls", "/r/x"),
+    ("/front/balancer/x", "http", "/r/x"),
+])
+def test_the_frontend_itself_asks(proxy, path, target, seen):
+    """ProxyPass, and the rules of a Location that no pool has: mod_proxy and mod_ssl of the frontend."""
+    for backend in proxy.backends.values():
+        backend.seen.clear()
+    assert proxy.get(path).text == "from the backend\n"
+    assert [(path, uid) for path, _, uid in proxy.backends[target].seen] == [(seen, proxy.user)]
+    assert not [name for name, backend in proxy.backends.items() if backend.seen and name != target]
 
 
 @pytest.mark.pool_only
@@ -114,9 +133,3 @@ def test_rule_to_what_only_a_frontend_can_is_refused_with_the_remedy(proxy, plac
     assert len(lines) == 1, log
     assert re.search(r"\[pool alice pid \d+\] POOL116: a server pool cannot send a request on to %s://.*"
                      r"use ProxyPass, which the frontend follows, or AssignServerPool none" % target, lines[0])
-
-
-@pytest.mark.parametrize("path", ["/front/https/x", "/passed-tls/x"])
-def test_tls_where_the_frontend_asks(proxy, path):
-    """A Location that no pool has, and ProxyPass: mod_ssl and mod_proxy of the frontend."""
-    assert proxy.get(path).text == "from the backend\n"
