@@ -22,7 +22,7 @@ from harness import ALICE, BOB, Broken, MemoryGroup, Site, descendants, eventual
 pytestmark = pytest.mark.pool_only
 
 STATUS = "<Location /server-status>\nSetHandler server-status\nRequire all granted\n</Location>\nExtendedStatus on\n"
-TWO_FRONTENDS = "StartServers 2\nServerLimit 4\nThreadsPerChild 8\nMaxRequestWorkers 32\nMinSpareThreads 8\nMaxSpareThreads 32\n"
+TWO_FRONTENDS = "StartServers 2\nServerLimit 4\nThreadsPerChild 8\nMaxRequestWorkers 32\nMinSpareThreads 12\nMaxSpareThreads 32\n"
 PAGES = (("/text.txt", "plain", "text"), ("/ok.php", "alice", "from alice"), ("/ok.php", "bob", "from bob"))
 
 
@@ -110,7 +110,7 @@ class Clients:
                 found = connection.response()
                 if (found.status, found.complete, found.text) != (200, True, text):
                     self.lost.append(f"{site}{path}: {found.status} complete={found.complete} {found.text[:50]!r}")
-                self.times.append((start, time.monotonic() - start))
+                self.times.append((site, start, time.monotonic() - start))
                 used += 1
                 if keep_alive and not found.closes:
                     continue
@@ -124,9 +124,13 @@ class Clients:
             connection = None
 
     def between(self, start, end):
-        """How many answers, and 50, 99 of 100 of them within how many ms."""
-        took = sorted(t for at, t in self.times if start <= at < end)
-        return len(took), *(round(1000 * took[len(took) * part // 100], 1) for part in (50, 99))
+        """In words: how many answers, and 50, 99 of 100 of them within how many ms."""
+        out = []
+        for kind, plain in (("files", True), ("pools", False)):
+            took = sorted(t for site, at, t in self.times if start <= at < end and (site == "plain") == plain)
+            p50, p99 = (1000 * took[len(took) * part // 100] for part in (50, 99))
+            out.append(f"{kind}: {len(took)} answers, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        return "; ".join(out)
 
 
 # --- crowds -------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def test_twenty_thousand_idle_connections(httpd):
         eventually(lambda: int(status(server)["ConnsAsyncKeepAlive"]) >= count // 4 * 4, 10, what="all of them idle")
         each = (rss() - before) / count
         print(f"{each:.1f} KiB of a frontend's memory for each")
-        assert each < 32
+        assert each < 48  # about 32, as with mpm_event
         for _ in range(20):
             asked = time.monotonic()
             assert serves(server)
@@ -375,34 +379,37 @@ class ForkLimit(MemoryGroup):
 
 @pytest.mark.timeout(120)
 def test_without_a_process_to_fork_it_goes_on_with_what_it_has(httpd):
-    server = make(httpd, "PoolIdleTimeout 60s\nPoolQueueTimeout 3s")
+    server = make(httpd, "PoolIdleTimeout 60s\nPoolQueueTimeout 3s", log_format="%P %v")
     with ForkLimit(f"mod_pool-{server.tag}") as group:
         try:
             eventually(lambda: serves(server, PAGES[:2]), 15)  # bob's pool does not run
+            # A worker ends with the frontend that holds it.
+            holder = eventually(lambda: re.findall(r"^(\d+) alice\.test$", "\n".join(server.access_log()), re.M))[-1]
+            victim = min(frontends(server) - {int(holder)})
             for _ in range(2):
                 for process in server.processes():
                     with contextlib.suppress(ProcessLookupError):
                         group.take(process.pid)
             group.close()
-            victim = min(frontends(server))
             os.kill(victim, signal.SIGKILL)
             server.wait_for_log("POOL213.*cannot be forked", 15)
-            at = time.monotonic()
-            for _ in range(20):
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
                 assert serves(server, PAGES[:2])
-            refused = server.get("/ok.php", "bob")
-            assert refused.status == 503
-            print("bob:", refused.status, refused.get("Retry-After"))
+                time.sleep(0.1)
+            for _ in range(3):
+                refused = server.get("/ok.php", "bob")
+                assert refused.status == 503 and refused.get("Retry-After")
             group.open()
+            opened = time.monotonic()
             eventually(lambda: serves(server), 20, what="bob's pool")
+            pool_took = time.monotonic() - opened
             eventually(lambda: len(frontends(server)) >= 2, 20, what="another frontend")
-            print(f"recovered within {time.monotonic() - at:.1f} s")
-            lines = [line for line in server.error_log().splitlines() if re.search("fork|EAGAIN|temporarily", line)]
-            print("\n".join(lines))
+            print(f"the pool was back after {pool_took:.1f} s, the frontend after {time.monotonic() - opened:.1f} s")
             # The parent tries every 10 s.
             assert server.count_log("POOL213") <= 2
-            assert [line for line in lines if "bob" in line], "why bob was refused"
-            assert is_in_order(server)
+            assert server.count_log("pool bob: .*cannot fork") >= 1
+            eventually(lambda: is_in_order(server), 10, what="one of each, no zombie, no orphan")
         finally:
             group.open()
             server.stop()
@@ -480,8 +487,8 @@ def reload_under_load(server, times):
             old = {p.pid for p in server.processes()} - {server.main}
             server.graceful()
         end = time.monotonic()
-    for name, found in (("quiet", clients.between(began, reloads)), ("reloads", clients.between(reloads, end))):
-        print(f"{server.mpm} {name}: {found[0]} answers, p50 {found[1]} ms, p99 {found[2]} ms")
+    print(f"{server.mpm}, quiet: {clients.between(began, reloads)}")
+    print(f"{server.mpm}, reloads: {clients.between(reloads, end)}")
     print(f"{times} reloads within {end - reloads:.1f} s; {clients.again} kept connections were closed; lost: {clients.lost}")
     return clients, old
 
@@ -492,11 +499,9 @@ def test_a_hundred_reloads_lose_nothing(httpd):
     eventually(lambda: serves(server), 15)
     clients, old = reload_under_load(server, 100)
     assert clients.lost == [] and len(clients.times) > 1000
-    left = lambda: [(p.role, p.title) for p in server.processes() if p.pid in old]
-    try:
-        eventually(lambda: not left(), 15, what="the end of older processes")
-    except AssertionError:
-        raise AssertionError(f"older than the last reload: {left()}")
+    # The controller stays; it knows each configuration that is still in use.
+    left = lambda: [p for p in server.processes() if p.pid in old and p.role != "controller"]
+    eventually(lambda: not left(), 15, what="the end of older processes")
     eventually(lambda: is_in_order(server), 15, what="one of each, no zombie, no orphan")
     assert serves(server)
     assert not server.count_log("exit signal")
