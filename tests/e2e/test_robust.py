@@ -1,0 +1,599 @@
+"""What a bad day brings, with mod_pool as the MPM: crowds, slow clients, deaths, no processes, no disk, many reloads."""
+
+import contextlib
+import errno
+import os
+import random
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import ALICE, BOB, Broken, Later, MemoryGroup, Site, descendants, eventually, fds_of, gone, run
+
+pytestmark = pytest.mark.pool_only
+
+STATUS = "<Location /server-status>\nSetHandler server-status\nRequire all granted\n</Location>\nExtendedStatus on\n"
+TWO_FRONTENDS = (
+    "StartServers 2\nServerLimit 4\nThreadsPerChild 8\nMaxRequestWorkers 32\nMinSpareThreads 12\nMaxSpareThreads 32\n"
+)
+PAGES = (("/text.txt", "plain", "text"), ("/ok.php", "alice", "from alice"), ("/ok.php", "bob", "from bob"))
+
+
+def make(httpd, pool_conf="PoolIdleTimeout 60s", mpm="pool", start=True, **kw):
+    """Two pools, and a site that the frontends serve themselves."""
+    sites = [Site("alice", ALICE, pool_conf=pool_conf), Site("bob", BOB, pool_conf=pool_conf),
+             Site("plain", pool=None, conf="AssignServerPool none")]
+    server = httpd(mpm=mpm, sites=sites, **{"conf": STATUS, "mpm_conf": TWO_FRONTENDS, **kw})
+    for site in sites[:2]:
+        site.write("ok.php", "<?php echo 'from %s';" % site.name)
+        site.write("say.php", "<?php error_log('said ' . $_GET['n']); echo 'told';")
+    sites[2].write("text.txt", "text", mode=0o644)
+    return server.start() if start else server
+
+
+def serves(server, pages=PAGES, timeout=5):
+    """Whether each page is answered as it should be."""
+    for path, site, text in pages:
+        found = server.try_get(path, site, timeout=timeout)
+        if not (found and found.status == 200 and found.text == text):
+            return False
+    return True
+
+
+def frontends(server):
+    return {p.pid for p in server.processes("frontend")}
+
+
+def status(server):
+    text = server.get("/server-status?auto", "plain").text
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+
+
+def orphans(server):
+    """Processes of the running server that its parent has nothing to do with."""
+    own = {server.main} | {p.pid for p in descendants(server.main)}
+    return [p for p in server.leftovers() if p.pid not in own]
+
+
+def zombies(server):
+    return [p for p in descendants(server.main) if p.state == "Z"]
+
+
+def is_in_order(server):
+    """One of each that there is to be one of; nobody dead, nobody lost."""
+    count = lambda role: len(server.processes(role))
+    return (count("controller") == count("seed") == 1 and count("zygote") <= 2 and count("frontend") <= 4
+            and not zombies(server) and not orphans(server))
+
+
+class Clients:
+    """Some keep their connection, some close it; each checks every answer and takes its time between two.
+
+    Lost is what a browser would show: a refused new connection, no answer or another one. The end of an idle connection
+    before any byte of an answer is not: the client asks again on a new one (RFC 9112, 9.3.1).
+    """
+
+    def __init__(self, server, pages=PAGES, each=2, pause=0.01, patience=20):
+        self.server, self.pause, self.patience = server, pause, patience
+        self.lost, self.again, self.times = [], 0, []
+        self.over = threading.Event()
+        jobs = [(page, n % 2 == 0) for page in pages for n in range(each)]
+        self.threads = [threading.Thread(target=self.ask, args=job, daemon=True) for job in jobs]
+
+    def __enter__(self):
+        for t in self.threads:
+            t.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        for t in self.threads:
+            t.join(30)
+
+    def ask(self, page, keep_alive):
+        path, site, text = page
+        headers = [] if keep_alive else [("Connection", "close")]
+        connection, used = None, 0
+        while not self.over.wait(self.pause):
+            start = time.monotonic()
+            try:
+                if connection is None:
+                    connection, used = self.server.connect(timeout=self.patience), 0
+                connection.request("GET", path, f"{site}.test", headers)
+                found = connection.response()
+                if (found.status, found.complete, found.text) != (200, True, text):
+                    self.lost.append(f"{site}{path}: {found.status} complete={found.complete} {found.text[:50]!r}")
+                self.times.append((site, start, time.monotonic() - start))
+                used += 1
+                if keep_alive and not found.closes:
+                    continue
+            except (Broken, OSError) as e:
+                if used and not connection.buffer and not isinstance(e, TimeoutError):
+                    self.again += 1
+                else:
+                    self.lost.append(f"{site}{path}: {e!r} after {used} answers on this connection")
+            if connection:
+                connection.close()
+            connection = None
+
+    def between(self, start, end):
+        """In words: how many answers, and 50, 99 of 100 of them within how many ms."""
+        out = []
+        for kind, plain in (("files", True), ("pools", False)):
+            took = sorted(t for site, at, t in self.times if start <= at < end and (site == "plain") == plain)
+            p50, p99 = (1000 * took[len(took) * part // 100] for part in (50, 99))
+            out.append(f"{kind}: {len(took)} answers, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        return "; ".join(out)
+
+
+# --- crowds -------------------------------------------------------------------------------------------
+
+
+# argv: port, source address, connections. One request on each, then all of them idle until stdin ends.
+HOLDER = r"""
+import resource, socket, sys
+port, source, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held, good = [], 0
+while len(held) < count:
+    some = []
+    for _ in range(min(100, count - len(held))):
+        s = socket.socket()
+        s.settimeout(60)
+        s.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: a port is taken for both addresses
+        s.bind((source, 0))
+        s.connect(("127.0.0.1", port))
+        s.sendall(b"GET /text.txt HTTP/1.1\r\nHost: plain.test\r\n\r\n")
+        some.append(s)
+    for s in some:
+        data = b""
+        while not data.endswith(b"\r\n\r\ntext"):
+            piece = s.recv(4096)
+            if not piece:
+                sys.exit("a connection has ended: %r" % data)
+            data += piece
+    held += some
+print("ready", flush=True)
+sys.stdin.read()
+for s in held:
+    s.setblocking(False)
+    try:
+        if s.recv(1) == b"":
+            sys.exit("the server has ended an idle connection")
+    except BlockingIOError:
+        pass
+"""
+CROWD = 20_000
+
+
+@pytest.mark.timeout(170)
+def test_twenty_thousand_idle_connections(httpd):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Two frontends share them; a client process takes a quarter.
+    count = min(CROWD, 2 * (hard - 1500))
+    if count < 5000:
+        pytest.skip(f"RLIMIT_NOFILE is {hard} at most")
+    threads = 32
+    factor = (min(hard, CROWD) - 1000) // threads
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # it is inherited
+    try:
+        server = make(httpd, conf=STATUS + "KeepAliveTimeout 600\n", mpm_conf=f"""
+            StartServers 2
+            ServerLimit 2
+            ThreadsPerChild {threads}
+            MaxRequestWorkers {2 * threads}
+            MinSpareThreads 1
+            MaxSpareThreads {2 * threads}
+            AsyncRequestWorkerFactor {factor}
+        """)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    eventually(lambda: serves(server), 15)
+    rss = lambda: sum(int(p.status["VmRSS"].split()[0]) for p in server.processes("frontend"))
+    pids = frontends(server)
+    descriptors = lambda: sum(len(fds_of(pid)) for pid in pids)
+    before, opened = rss(), descriptors()
+    start = time.monotonic()
+    holders = [subprocess.Popen([sys.executable, "-c", HOLDER, str(server.port), f"127.0.0.{2 + n}", str(count // 4)],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for n in range(4)]
+    try:
+        for holder in holders:
+            if holder.stdout.readline() != b"ready\n":
+                raise AssertionError(holder.stderr.read().decode())
+        print(f"{count} connections within {time.monotonic() - start:.1f} s")
+        eventually(lambda: int(status(server)["ConnsAsyncKeepAlive"]) >= count // 4 * 4, 10, what="all of them idle")
+        each = (rss() - before) / count
+        print(f"{each:.1f} KiB of a frontend's memory for each")
+        assert each < 48  # about 32, as with mpm_event
+        for _ in range(20):
+            asked = time.monotonic()
+            assert serves(server)
+            assert time.monotonic() - asked < 3
+        assert descriptors() >= count
+        for holder in holders:
+            _, said = holder.communicate(timeout=60)
+            assert holder.returncode == 0, said.decode()
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+    eventually(lambda: descriptors() <= opened + 2 * threads, 30, what="the descriptors are closed")
+    assert serves(server)
+    print(f"{(rss() - before) / count:.1f} KiB each are kept for the next ones")
+    assert frontends(server) == pids
+    assert not server.count_log("POOL207")
+
+
+def test_slow_headers_leave_room_for_others(httpd):
+    """Slowloris: more clients than threads, each with a byte of a header now and then."""
+    server = make(httpd, conf=STATUS + "RequestReadTimeout header=2-4,minrate=500\n", mpm_conf="""
+        StartServers 1
+        ServerLimit 1
+        ThreadsPerChild 4
+        MaxRequestWorkers 4
+        MinSpareThreads 1
+        MaxSpareThreads 4
+    """)
+    eventually(lambda: serves(server), 15)
+    slow = {}
+    for _ in range(12):
+        s = socket.create_connection(("127.0.0.1", server.port), 10)
+        s.sendall(b"GET /text.txt HTTP/1.1\r\nHost: plain.test\r\nX-Slow: ")
+        slow[s] = b""
+    over = threading.Event()
+    ended = []
+
+    def drip():
+        while slow and not over.wait(0.3):
+            for s in list(slow):
+                with contextlib.suppress(OSError):
+                    s.send(b"x")
+            for s in select.select(list(slow), [], [], 0)[0]:
+                try:
+                    piece = s.recv(4096)
+                except OSError:
+                    piece = b""
+                slow[s] += piece
+                if not piece:
+                    ended.append(slow.pop(s))
+                    s.close()
+
+    dripper = threading.Thread(target=drip, daemon=True)
+    dripper.start()
+    took = []
+    for _ in range(8):
+        asked = time.monotonic()
+        assert serves(server, timeout=30)
+        took.append(time.monotonic() - asked)
+    eventually(lambda: len(ended) == 12, 40, what="the end of the slow ones")
+    over.set()
+    dripper.join(10)
+    print("three pages took", " ".join(f"{t:.2f}" for t in took), "s")
+    assert [data[:12] for data in ended] == [b"HTTP/1.1 408"] * 12
+    asked = time.monotonic()
+    assert serves(server) and time.monotonic() - asked < 2
+
+
+# --- deaths -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(150)
+def test_any_process_may_be_killed_at_any_moment(httpd):
+    server = make(httpd)
+    eventually(lambda: serves(server), 15)
+    for role in ("frontend", "controller", "seed", "zygote", "worker"):
+        for path, site, _ in PAGES:
+            server.get(path, site)
+        killed = server.kill(role)
+        assert killed, role
+        start = time.monotonic()
+        eventually(lambda: serves(server), 20, what=f"answers after the death of each {role}")
+        print(f"{role}: {time.monotonic() - start:.2f} s")
+        eventually(lambda: not {p.pid for p in server.processes()} & set(killed), 5, what="they are gone")
+    dice = random.Random(34)
+    deaths = 0
+    with Clients(server, pause=0.005) as clients:
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            victims = [p for p in server.processes() if p.pid != server.main]
+            if victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(dice.choice(victims).pid, signal.SIGKILL)
+                    deaths += 1
+            time.sleep(dice.random() * 0.4)
+        assert deaths > 10
+    print(f"{deaths} deaths, {len(clients.times)} answers, {len(clients.lost)} lost")
+    assert len(clients.times) > deaths
+    # A connection breaks; a pool says 502 or 503; nobody waits in vain, or gets something else.
+    fair = "ok.php: 50[23] complete=True|complete=False|Broken|ConnectionReset"
+    assert [lost for lost in clients.lost if not re.search(fair, lost)] == []
+    eventually(lambda: serves(server), 20, what="answers after the last death")
+    for _ in range(10):
+        assert serves(server)
+    eventually(lambda: is_in_order(server), 15, what="one of each, no zombie, no orphan")
+    server.stop()
+    assert server.leftovers() == []
+
+
+def test_nothing_outlives_the_parent_and_the_next_start_serves(httpd):
+    server = make(httpd, start=False).start("daemon")
+    eventually(lambda: serves(server), 15)
+    there = [p.pid for p in server.processes()]
+    os.kill(server.main, signal.SIGKILL)
+    eventually(lambda: gone(*there), 15, what="the end of every process")
+    assert server.wait_until_nothing_is_left() == []
+    server.pid_file.unlink()  # start() reads it
+    server.start("daemon")
+    eventually(lambda: serves(server), 15)
+
+
+def test_a_crash_in_a_frontend_is_told_once_and_costs_its_own_connections_only(httpd):
+    server = make(httpd, conf=STATUS + "KeepAliveTimeout 60\n", log_format="%P %U%q")
+    eventually(lambda: serves(server), 15)
+    before = frontends(server)
+    kept = []
+    for n in range(40):
+        kept.append(server.connect())
+        assert kept[n].get(f"/text.txt?n={n}", "plain.test").text == "text"
+
+    def pids():
+        found = re.findall(r"^(\d+) /text\.txt\?n=(\d+)$", "\n".join(server.access_log()), re.M)
+        return {int(n): int(pid) for pid, n in found}
+
+    eventually(lambda: len(pids()) == 40, what="a line for each connection")
+    of = pids()
+    victim = of[0]
+    os.kill(victim, signal.SIGSEGV)
+    eventually(lambda: victim not in frontends(server) and len(frontends(server)) >= len(before), 10, what="another one")
+    for n, c in enumerate(kept):
+        if of[n] == victim:
+            assert c.is_closed()
+        else:
+            assert c.get("/text.txt", "plain.test").text == "text"
+        c.close()
+    assert serves(server)
+    assert server.count_log(rf"child pid {victim} exit signal Segmentation fault") == 1
+    assert server.count_log(r"exit signal") == 1
+    assert not zombies(server)
+
+
+def later(server, path, site="alice"):
+    return Later(lambda: server.get(path, site, timeout=40).status)
+
+
+OLDER = "a controller that starts hears of no older frontend and configuration: they say 503 after PoolQueueTimeout"
+
+
+@pytest.mark.xfail(strict=True, reason=OLDER)
+def test_a_reload_while_the_controller_is_dead_loses_nothing(httpd):
+    server = make(httpd, "PoolIdleTimeout 60s\nPoolQueueTimeout 3s")
+    eventually(lambda: serves(server), 15)
+    for _ in range(4):
+        server.kill("controller")
+        # httpd's parent looks once a second: as a rule the reload comes first.
+        waiting = [later(server, "/ok.php", site) for site in ("alice", "bob") for _ in range(2)]
+        time.sleep(0.1)
+        server.graceful()
+        assert [w.result(45) for w in waiting] == [200] * 4
+        eventually(lambda: serves(server), 15)
+
+
+@pytest.mark.parametrize("reload", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason=OLDER))],
+                         ids=["", "reload"])
+def test_the_death_of_the_controller_costs_no_request_that_waits(httpd, reload):
+    server = make(httpd, "PoolIdleTimeout 60s\nPoolQueueTimeout 6s\nPoolMaxProcesses 1")
+    server.sites["alice"].write("slow.php", "<?php sleep(1); echo 'slept';")
+    eventually(lambda: serves(server), 15)
+    waiting = [later(server, "/slow.php")]
+    time.sleep(0.3)
+    waiting += [later(server, "/ok.php") for _ in range(3)]
+    time.sleep(0.2)
+    if reload:
+        server.graceful()
+    server.kill("controller")
+    assert [w.result(45) for w in waiting] == [200] * 4
+
+
+# --- what the machine has not got ---------------------------------------------------------------------
+
+
+class ForkLimit(MemoryGroup):
+    """A control group whose processes cannot fork while it is `closed`: the kernel says EAGAIN."""
+
+    def __init__(self, name):
+        top = Path("/sys/fs/cgroup")
+        unified = (top / "cgroup.controllers").exists()
+        self.path = (top if unified else top / "pids") / name
+        try:
+            self.path.mkdir()
+        except OSError as e:
+            pytest.skip(f"needs a pids cgroup that can be written: {e}")
+        try:
+            self.open()
+        except OSError as e:
+            self.path.rmdir()
+            pytest.skip(f"needs the pids controller of cgroups: {e}")
+
+    def open(self):
+        (self.path / "pids.max").write_text("max")
+
+    def close(self):
+        (self.path / "pids.max").write_text("1")
+
+
+@pytest.mark.timeout(120)
+def test_without_a_process_to_fork_it_goes_on_with_what_it_has(httpd):
+    server = make(httpd, "PoolIdleTimeout 60s\nPoolQueueTimeout 3s", log_format="%P %v")
+    with ForkLimit(f"mod_pool-{server.tag}") as group:
+        try:
+            eventually(lambda: serves(server, PAGES[:2]), 15)  # bob's pool does not run
+            # A worker ends with the frontend that holds it.
+            holder = eventually(lambda: re.findall(r"^(\d+) alice\.test$", "\n".join(server.access_log()), re.M))[-1]
+            victim = min(frontends(server) - {int(holder)})
+            for _ in range(2):
+                for process in server.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        group.take(process.pid)
+            group.close()
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for_log("POOL213.*cannot be forked", 15)
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
+                assert serves(server, PAGES[:2])
+                time.sleep(0.1)
+            for _ in range(3):
+                refused = server.get("/ok.php", "bob")
+                assert refused.status == 503 and refused.get("Retry-After")
+            group.open()
+            opened = time.monotonic()
+            eventually(lambda: serves(server), 20, what="bob's pool")
+            pool_took = time.monotonic() - opened
+            eventually(lambda: len(frontends(server)) >= 2, 20, what="another frontend")
+            print(f"the pool was back after {pool_took:.1f} s, the frontend after {time.monotonic() - opened:.1f} s")
+            # The parent tries every 10 s.
+            assert server.count_log("POOL213") <= 2
+            assert server.count_log("pool bob: .*cannot fork") >= 1
+            eventually(lambda: is_in_order(server), 10, what="one of each, no zombie, no orphan")
+        finally:
+            group.open()
+            server.stop()
+
+
+@pytest.mark.xfail(strict=True, reason="older frontends are told to end though none could be forked, as with mpm_event")
+def test_a_reload_without_a_process_to_fork_keeps_the_older_frontends(httpd):
+    server = make(httpd)
+    with ForkLimit(f"mod_pool-{server.tag}") as group:
+        try:
+            eventually(lambda: serves(server), 15)
+            for _ in range(2):
+                for process in server.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        group.take(process.pid)
+            group.close()
+            server.graceful()
+            server.wait_for_log("POOL213.*cannot be forked", 15)
+            time.sleep(1)
+            assert serves(server, PAGES[:1], timeout=3)
+        finally:
+            group.open()
+            server.stop()
+
+
+@pytest.fixture
+def small_disk():
+    """Mounts 64 KiB at a directory of a server that it stops before it takes them away again."""
+    mounted = []
+
+    def mount(server, directory):
+        directory.mkdir()
+        done = run("mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "mod_pool-test", directory, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"needs to mount a tmpfs: {done.stderr.decode().strip()}")
+        mounted.append((server, directory))
+
+    yield mount
+    for server, directory in mounted:
+        try:
+            server.stop()
+        finally:
+            run("umount", directory)
+
+
+def fill_up(path):
+    with open(path, "ab", buffering=0) as f, contextlib.suppress(OSError):
+        while f.write(b"x" * 512):
+            pass
+    with open(path, "ab", buffering=0) as f:
+        with pytest.raises(OSError) as e:
+            while f.write(b"x"):
+                pass
+        assert e.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_under_the_logs_stops_no_answer(httpd, small_disk):
+    conf = STATUS + 'CustomLog @ROOT@/full/access.log "%v %U%q"\n'
+    server = make(httpd, conf=conf, start=False)
+    server.sites["alice"].conf = "ErrorLog @ROOT@/full/error.log\n"
+    full = server.root / "full"
+    small_disk(server, full)
+    server.start()
+    logged = lambda text, name="access.log": text in (full / name).read_text(errors="replace")
+    eventually(lambda: serves(server), 15)
+    assert server.get("/say.php?n=first").text == "told"
+    eventually(lambda: logged("said first", "error.log"), what="a line before")
+    eventually(lambda: logged("n=first"), what="a line before")
+    fill_up(full / "ballast")
+    # More than the rest of a page that the logs have.
+    for n in range(200):
+        assert server.get(f"/text.txt?{'y' * 100}{n}", "plain").text == "text"
+    for n in range(20):
+        assert server.get(f"/say.php?n={'z' * 500}{n}").text == "told"
+    assert serves(server)
+    assert not logged("y199") and not logged("z19", "error.log")
+    assert server.count_log("No space left on device.*/full/access.log")  # httpd says so, in each line's place
+    (full / "ballast").unlink()
+    assert server.get("/say.php?n=last").text == "told"
+    assert server.get("/text.txt?last", "plain").text == "text"
+    eventually(lambda: logged("said last", "error.log"), what="a line after")
+    eventually(lambda: logged("/text.txt?last"), what="a line after")
+    assert len(frontends(server)) >= 2 and not server.count_log("exit signal")
+
+
+# --- reloads ------------------------------------------------------------------------------------------
+
+
+# Room for frontends that a long request keeps.
+ROOM = TWO_FRONTENDS.replace("ServerLimit 4", "ServerLimit 16")
+
+
+def reload_under_load(server, times):
+    """What the clients saw, with the processes that there were before the last reload."""
+    with Clients(server) as clients:
+        began = time.monotonic()
+        time.sleep(3)
+        reloads = time.monotonic()
+        for _ in range(times):
+            old = {p.pid for p in server.processes()} - {server.main}
+            server.graceful()
+        end = time.monotonic()
+    print(f"{server.mpm}, quiet: {clients.between(began, reloads)}")
+    print(f"{server.mpm}, reloads: {clients.between(reloads, end)}")
+    print(f"{times} reloads within {end - reloads:.1f} s, {clients.again} kept connections closed, lost: {clients.lost}")
+    return clients, old
+
+
+@pytest.mark.timeout(200)
+def test_a_hundred_reloads_lose_nothing(httpd):
+    server = make(httpd, mpm_conf=ROOM)
+    server.sites["alice"].write("slow.php", "<?php usleep(500000); echo 'slept';")
+    eventually(lambda: serves(server), 15)
+    # Some requests take longer than a few reloads.
+    with Clients(server, [("/slow.php", "alice", "slept")]) as slow:
+        clients, old = reload_under_load(server, 100)
+    assert slow.lost == [] and len(slow.times) > 5
+    assert clients.lost == [] and len(clients.times) > 1000
+    # The controller stays; it knows each configuration that is still in use.
+    left = lambda: [p for p in server.processes() if p.pid in old and p.role != "controller"]
+    eventually(lambda: not left(), 15, what="the end of older processes")
+    eventually(lambda: is_in_order(server), 15, what="one of each, no zombie, no orphan")
+    assert serves(server)
+    assert not server.count_log("exit signal")
+
+
+@pytest.mark.timeout(120)
+def test_what_reloads_lose_with_stock_mpm_event(httpd):
+    """For comparison; only printed."""
+    server = make(httpd, mpm="event", mpm_conf=ROOM)
+    eventually(lambda: serves(server), 15)
+    reload_under_load(server, 20)
+    eventually(lambda: serves(server), 15)
