@@ -4,9 +4,11 @@
 //! Owns: the frontends; in each its connections.  Never: knows what a request is, or a pool.
 #![forbid(unsafe_code)]
 
+mod accept;
 mod child;
 pub mod parent;
 mod timers;
+mod waiting;
 mod work;
 
 use crate::httpd::mpm::threads::Callback;

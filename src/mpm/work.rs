@@ -6,22 +6,17 @@
 
 use super::child::{self, Frontend, Held, Task, Waits, BELL, LISTENER};
 use crate::httpd::log::{self, Level};
-use crate::httpd::mpm::connection::{self, Connection, Outlook};
-use crate::httpd::mpm::listen::{Listener, NotAccepted};
+use crate::httpd::mpm::connection::{self, Outlook};
 use crate::httpd::mpm::retained;
 use crate::httpd::mpm::score::{self, Connections, Seat, Status};
 use crate::httpd::mpm::threads::Thread;
 use crate::httpd::parking::{Lot, Ticket};
-use crate::policy::mpm::admission::{self, Load};
 use crate::policy::mpm::connection::{after_flush, after_processing, AfterFlush, Flushed, Next};
-use crate::policy::mpm::gate::Gate;
 use crate::policy::mpm::slots::{Look, Token};
 use crate::policy::Millis;
-use crate::sys::events::{self, Interest};
-use std::cell::Cell;
-use std::io;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::{MutexGuard, PoisonError};
+use crate::sys::events;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How long a client may take to hear that its connection ends; httpd's MAX_SECS_TO_LINGER.
@@ -35,15 +30,15 @@ const STUCK_ROUNDS: u32 = 4;
 
 /// A thread and its place in the scoreboard.
 #[derive(Debug, Clone, Copy)]
-struct Hand {
-    seat: Seat,
-    number: usize,
-    thread: Thread,
+pub(super) struct Hand {
+    pub(super) seat: Seat,
+    pub(super) number: usize,
+    pub(super) thread: Thread,
 }
 
 /// Where to go on with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     Process,
     /// Its parked request.
     Request,
@@ -51,12 +46,12 @@ enum Stage {
     End,
 }
 
-fn millis(time: Duration) -> Millis {
+pub(super) fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
 }
 
 /// A connection's pool has ended (`connection::Ended`).
-fn connection_ended(token: Token, lingering: bool, suspended: bool) {
+pub(super) fn connection_ended(token: Token, lingering: bool, suspended: bool) {
     if let Some(frontend) = child::current() {
         frontend.connection_ended(token, lingering, suspended);
     }
@@ -148,7 +143,7 @@ impl Frontend {
 
     /// Connections that modules have finished with outside of a request's thread. A callback that runs may have said so
     /// and still use the connection: the last of them looks.
-    fn take_back(&self, wanted: impl Fn(&Held) -> bool) {
+    pub(super) fn take_back(&self, wanted: impl Fn(&Held) -> bool) {
         if self.counts.suspended.load(Acquire) == 0 || self.counts.calling.load(Acquire) > 0 {
             return;
         }
@@ -159,169 +154,7 @@ impl Frontend {
         }
     }
 
-    // ===== Accepting =====
-
-    fn load(&self) -> Load {
-        Load {
-            threads: self.limits.limits.threads_per_child,
-            idle: self.counts.idle.load(Acquire),
-            // A parked request waits for a pool, not for this process: it may not keep other clients out.
-            connections: self.counts.connections.load(Acquire).saturating_sub(self.counts.parked.load(Acquire)),
-            lingering: self.counts.lingering.load(Acquire),
-            factor: self.limits.factor,
-            closed: self.closed.load(Acquire),
-        }
-    }
-
-    fn accept(&'static self, number: usize, hand: Hand) {
-        let Some(pool) = self.take_pool() else { return self.lacks_room(None) };
-        let accepted = {
-            let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
-            match listeners.get(number) {
-                Some(listener) => listener.accept(pool),
-                None => Err((NotAccepted::Nobody, pool)),
-            }
-        };
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
-            Err((why, pool)) => {
-                self.keep_pool(pool);
-                match why {
-                    // A listener that was closed fails, too.
-                    _ if self.is_ending() => {}
-                    NotAccepted::Nobody => {}
-                    NotAccepted::Shortage => self.lacks_room(None),
-                    NotAccepted::Failed(e) => self.lacks_room(Some(&e)),
-                }
-                return;
-            }
-        };
-        if self.may_accept.fetch_sub(1, AcqRel) == 1 {
-            log::main_server(Level::Debug, "MaxConnectionsPerChild is reached: this frontend ends");
-            self.begin_end();
-        }
-        let Some(token) = self.held.reserve() else {
-            self.keep_pool(accepted.close());
-            return self.lacks_room(None);
-        };
-        self.counts.connections.fetch_add(1, AcqRel);
-        // Who was woken takes one connection, for nobody else was woken for it; whether there is room for more is
-        // seen after it.
-        let load = self.load();
-        if load.idle > 0 && admission::is_full(load) {
-            self.close_gate();
-        } else if self.limits.limits.max_children > 1 && admission::lets_others_go_first(load) {
-            self.watch_again(|i, _| i == number);
-        }
-        match Connection::open(accepted, hand.seat, hand.thread, token, connection_ended) {
-            Ok(connection) => {
-                let stage = if connection.is_refused() { Stage::End } else { Stage::Process };
-                let held = Held { connection, waits: Waits::Io, linger_until: 0, seen_back: Cell::new(false) };
-                self.go_on(held, stage, hand);
-            }
-            Err(pool) => {
-                self.connection_ended(token, false, false);
-                self.keep_pool(pool);
-            }
-        }
-    }
-
-    /// No descriptor, no memory, or what else went wrong: what there is goes on, and new connections wait outside for a
-    /// while.
-    fn lacks_room(&self, error: Option<&io::Error>) {
-        let closing = {
-            let mut gate = self.gate();
-            let Some(closing) = gate.lacks(self.timers.now()) else { return };
-            if closing.was_open {
-                self.unwatch_listeners();
-            }
-            closing
-        };
-        match error {
-            _ if !closing.first => {}
-            None => log::main_server(
-                Level::Crit,
-                "POOL207: there is no descriptor or no memory for a new connection: this frontend takes none for a \
-                 while, and ends idle ones; raise the limit of open files (ulimit -n), or lower ThreadsPerChild and \
-                 AsyncRequestWorkerFactor",
-            ),
-            Some(e) => log::main_server(
-                Level::Crit,
-                format!("POOL219: no connection can be accepted: {e}; this frontend tries again in a while"),
-            ),
-        }
-        if error.is_none() {
-            for held in self.take_quiet() {
-                self.give(Task::End(held));
-            }
-        }
-    }
-
-    /// Connections that wait for a next request of which nothing has come; they are to end soon.
-    fn take_quiet(&self) -> Vec<Held> {
-        let has_input = |held: &Held| held.connection.fd().is_some_and(events::has_input);
-        let mut quiet = self.held.take_all(|held| held.waits == Waits::KeepAlive && !has_input(held));
-        for held in &mut quiet {
-            self.uncount(Waits::KeepAlive);
-            held.connection.shorten_end();
-        }
-        quiet
-    }
-
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes no new connections.
-    pub fn close_gate(&self) {
-        let mut gate = self.gate();
-        if gate.close() {
-            self.unwatch_listeners();
-        }
-    }
-
-    /// Under the gate's lock.
-    fn unwatch_listeners(&self) {
-        self.closed.store(true, Release);
-        for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            self.events.remove(listener.fd());
-        }
-        score::set_closed(self.slot, true);
-    }
-
-    /// Takes new connections.
-    pub fn open_gate(&self) -> io::Result<()> {
-        let mut gate = self.gate();
-        if !gate.is_closed() || self.is_ending() {
-            return Ok(());
-        }
-        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
-        for (at, (listener, token)) in listeners.iter().zip(LISTENER..).enumerate() {
-            if let Err(e) = self.events.listen(listener.fd(), token) {
-                listeners.iter().take(at).for_each(|watched| self.events.remove(watched.fd()));
-                return Err(e);
-            }
-        }
-        gate.open();
-        self.closed.store(false, Release);
-        score::set_closed(self.slot, false);
-        Ok(())
-    }
-
-    fn open_gate_if_room(&self) {
-        if !self.closed.load(Acquire) || self.is_ending() || admission::is_full(self.load()) {
-            return;
-        }
-        if !self.gate().may_open(self.timers.now()) {
-            return;
-        }
-        if let Err(e) = self.open_gate() {
-            log::main_server(Level::Crit, format!("POOL208: a listener cannot be watched: {e}; this frontend ends"));
-            self.end_for_shortage();
-        }
-    }
-
-    fn connection_ended(&self, token: Token, lingering: bool, suspended: bool) {
+    pub(super) fn connection_ended(&self, token: Token, lingering: bool, suspended: bool) {
         self.held.release(token);
         if lingering {
             self.counts.lingering.fetch_sub(1, AcqRel);
@@ -339,7 +172,7 @@ impl Frontend {
 
     // ===== A connection's way =====
 
-    fn go_on(&self, mut held: Held, mut stage: Stage, hand: Hand) {
+    pub(super) fn go_on(&self, mut held: Held, mut stage: Stage, hand: Hand) {
         self.serves(hand.number, held.connection.fd());
         let waits = loop {
             if self.ends_now() {
@@ -398,136 +231,8 @@ impl Frontend {
         }
     }
 
-    /// Lets a connection wait; no thread has it afterwards.
-    fn park(&self, mut held: Held, waits: Waits) {
-        let connection = &mut held.connection;
-        let now = self.timers.now();
-        let (deadline, interest) = match waits {
-            Waits::Io => {
-                (Some(now.saturating_add(millis(connection.timeout()))), Some(connection.take_interest(Interest::Read)))
-            }
-            Waits::Write => (
-                Some(now.saturating_add(millis(connection.timeout()))),
-                Some(connection.take_interest(Interest::Write)),
-            ),
-            Waits::KeepAlive => {
-                (Some(now.saturating_add(millis(connection.keep_alive_timeout()))), Some(Interest::Read))
-            }
-            Waits::Linger => (Some(held.linger_until), Some(Interest::Read)),
-            Waits::Module | Waits::Request => (None, None),
-        };
-        match waits {
-            Waits::Linger | Waits::Request => {}
-            Waits::Module => {
-                held.seen_back.set(false);
-                connection.suspend();
-            }
-            Waits::Io | Waits::Write | Waits::KeepAlive => connection.leave(),
-        }
-        let parks = self.put(held, waits, deadline, |held, token| match interest {
-            Some(interest) => self.watch_client(held, token, interest),
-            None => Ok(()),
-        });
-        if parks && waits == Waits::KeepAlive && self.is_ending() {
-            // The process may have begun to end after it was looked at last.
-            self.end_keep_alive();
-        } else if parks && waits == Waits::Module {
-            // The module may have finished with it before it was there to be found.
-            self.take_back(|_| true);
-        }
-    }
-
-    /// Puts a connection where it waits, with what wakes it. One that nothing would wake is closed; whether it waits.
-    fn put(
-        &self,
-        mut held: Held,
-        waits: Waits,
-        deadline: Option<Millis>,
-        arm: impl FnOnce(&mut Held, Token) -> io::Result<()>,
-    ) -> bool {
-        held.waits = waits;
-        self.count(waits);
-        let token = held.connection.token();
-        let (held, error) = match self.held.park(token, held, deadline, arm) {
-            Ok(due) => {
-                if let Some(due) = due {
-                    self.timers.insert(due, token);
-                }
-                return true;
-            }
-            Err(back) => back,
-        };
-        self.uncount(waits);
-        if waits == Waits::Request {
-            self.unwatch_peer(&held);
-        }
-        match error {
-            Some(e) if e.kind() == io::ErrorKind::NotConnected => {}
-            Some(e) if waits == Waits::Request => {
-                log::main_server(Level::Error, format!("POOL218: a request cannot be parked: {e}; it is ended"));
-            }
-            Some(e) => {
-                log::main_server(Level::Error, format!("POOL209: a connection cannot be watched: {e}; it is closed"));
-            }
-            None => {}
-        }
-        self.close(held);
-        false
-    }
-
-    /// Watches a connection's client. A module may have closed the socket: nothing comes of it any more.
-    fn watch_client(&self, held: &mut Held, token: Token, interest: Interest) -> io::Result<()> {
-        let known = held.connection.watch();
-        let fd = held.connection.fd().ok_or(io::ErrorKind::NotConnected)?;
-        self.events.arm(fd, token, interest, known)
-    }
-
-    /// Lets a request wait without a thread.
-    fn park_request(&self, mut held: Held) {
-        held.connection.leave();
-        let token = held.connection.token();
-        let until = held.connection.with_awaited(|awaited| self.timers.at(awaited.until));
-        let parks = self.put(held, Waits::Request, until, |held, token| {
-            let client = held.connection.with_awaited(|awaited| {
-                if let Some((peer, interest)) = awaited.peer {
-                    self.events.arm(peer, token, interest, false)?;
-                }
-                Ok::<_, io::Error>(awaited.client)
-            });
-            client.map_or(Ok(()), |client| self.watch_client(held, token, client?))
-        });
-        if !parks {
-            return;
-        }
-        // Whoever had it go on before it was parked found nothing.
-        if let Some(held) = self.held.take_if(token, |held| held.waits == Waits::Request && held.connection.is_ready())
-        {
-            self.wake_parked(held);
-        }
-    }
-
-    /// What a parked request waits for besides its client is not watched any more: it may serve another one next.
-    fn unwatch_peer(&self, held: &Held) {
-        held.connection.with_awaited(|awaited| {
-            if let Some((peer, _)) = awaited.peer {
-                self.events.remove(peer);
-            }
-        });
-    }
-
-    /// Has some thread go on with a request that was taken from where it was parked.
-    fn wake_parked(&self, held: Held) {
-        self.uncount(Waits::Request);
-        self.unwatch_peer(&held);
-        self.give(Task::GoOn(held));
-    }
-
-    fn leave_to_module(&self, held: Held) {
-        self.put(held, Waits::Module, None, |_, _| Ok(()));
-    }
-
     /// Begins to end a connection. Whether the client is to hear of it still.
-    fn tell_end(&self, held: &mut Held, may_wait: bool) -> bool {
+    pub(super) fn tell_end(&self, held: &mut Held, may_wait: bool) -> bool {
         if held.connection.is_ending() {
             return true;
         }
@@ -540,7 +245,7 @@ impl Frontend {
     }
 
     /// Drops what the client still sends; closes at its end, or when it had its time.
-    fn linger(&self, mut held: Held) {
+    pub(super) fn linger(&self, mut held: Held) {
         let has_time = self.timers.now() < held.linger_until && !self.ends_now();
         if held.connection.drain() && has_time {
             self.park(held, Waits::Linger);
@@ -549,32 +254,8 @@ impl Frontend {
         }
     }
 
-    fn close(&self, held: Held) {
+    pub(super) fn close(&self, held: Held) {
         self.keep_pool(held.connection.close());
-    }
-
-    fn counter(&self, waits: Waits) -> Option<&std::sync::atomic::AtomicU32> {
-        match waits {
-            Waits::Io => Some(&self.counts.io),
-            Waits::Write => Some(&self.counts.write),
-            Waits::KeepAlive => Some(&self.counts.keep_alive),
-            Waits::Module => Some(&self.counts.suspended),
-            Waits::Request => Some(&self.counts.parked),
-            // Counted from the beginning of its end until it is closed.
-            Waits::Linger => None,
-        }
-    }
-
-    fn count(&self, waits: Waits) {
-        if let Some(counter) = self.counter(waits) {
-            counter.fetch_add(1, AcqRel);
-        }
-    }
-
-    fn uncount(&self, waits: Waits) {
-        if let Some(counter) = self.counter(waits) {
-            counter.fetch_sub(1, AcqRel);
-        }
     }
 
     // ===== The thread that looks after time =====
@@ -633,13 +314,6 @@ impl Frontend {
         }
     }
 
-    /// The event of this connection is with the kernel still; it gets `Timeout` to be seen.
-    fn park_again(&self, held: Held, now: Millis) {
-        let deadline = now.saturating_add(millis(held.connection.timeout()));
-        let waits = held.waits;
-        self.put(held, waits, Some(deadline), |held, token| self.watch_client(held, token, Interest::Read));
-    }
-
     /// `stuck`: no thread has come free for a while; this thread's own name.
     fn look_around(&self, stuck: Option<Thread>) {
         score::set_connections(
@@ -674,35 +348,5 @@ impl Frontend {
         self.gate().forget(self.timers.now());
         self.open_gate_if_room();
         self.hear_listeners();
-    }
-
-    /// A connection that another process was woken for, and did not take, is taken here.
-    fn hear_listeners(&self) {
-        if self.closed.load(Acquire) || self.counts.idle.load(Acquire) == 0 {
-            return;
-        }
-        self.watch_again(|_, listener| events::has_input(listener.fd()));
-    }
-
-    /// Watches listeners anew, as the last of all processes; one that has something to accept wakes a thread here now.
-    fn watch_again(&self, which: impl Fn(usize, &Listener) -> bool) {
-        let gate = self.gate();
-        if gate.is_closed() {
-            return;
-        }
-        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
-        for ((i, listener), token) in listeners.iter().enumerate().zip(LISTENER..) {
-            if !which(i, listener) {
-                continue;
-            }
-            self.events.remove(listener.fd());
-            if let Err(e) = self.events.listen(listener.fd(), token) {
-                log::main_server(
-                    Level::Crit,
-                    format!("POOL210: a listener cannot be watched: {e}; this frontend ends"),
-                );
-                self.end_for_shortage();
-            }
-        }
     }
 }
