@@ -154,6 +154,10 @@ impl Controller {
             self.note_replaced();
         }
         let allowed = self.tables.get(&hello.generation).map(|table| table.frontend_uid);
+        if self.root && allowed.is_none() {
+            // It began before this controller, with an older configuration; its parent tells the newest one only.
+            return self.note_refusal(sender, "a frontend of a configuration that this controller does not know");
+        }
         let uid_fits = if self.root { allowed == Some(sender.uid) } else { sender.uid == process::own_uid() };
         // With -X the parent itself is the frontend, and may not have changed its user.
         if !uid_fits && sender.pid != self.start.parent {
