@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness import ALICE, BOB, H2, Later, Site, eventually, fds_of, read_process
+from harness import ALICE, BOB, H2, Later, Site, eventually, fds_of, read_process, run
 from pages import DIGEST_PHP, usual_pages
 
 pytestmark = pytest.mark.pool_only
@@ -148,6 +148,9 @@ def test_a_slow_reader_gets_every_byte_in_order(httpd, tls, flush):
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_slow_reader_of_a_file_frees_its_worker(httpd, tls):
     server = make(httpd, "PoolMaxProcesses 1")
+    system = run("stat", "-f", "-c", "%T", server.root).stdout.decode().strip()
+    if system.startswith(("fuse", "nfs", "cifs", "smb")):
+        pytest.skip(f"a file on {system} is read by its worker, and not passed on as a descriptor")
     content = lines(200_000)
     server.sites["alice"].write("big.txt", content)
     with server.connect(tls=tls, timeout=30) as c:
