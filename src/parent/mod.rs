@@ -174,7 +174,7 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
 }
 
 /// Now and then: tells the controller what it does not know yet, and looks whether it still reads. One that has not
-/// for [`SILENCE`] is killed: `Some`. httpd then tells of its death.
+/// for `SILENCE` is killed: `Some`. httpd then tells of its death.
 pub fn look_after_controller() -> Option<Duration> {
     let mut state = state();
     if state.configuration.is_none() || state.owner != launch::own_pid() {
