@@ -16,23 +16,36 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A pool with so many sets of descriptors that are not closed yet gets no requests here: each may bring another.
 const MOST: usize = 16;
+/// The same for the descriptors in them: a message can bring 253, and a frontend needs its own for clients.
+const MOST_DESCRIPTORS: usize = 256;
+
+/// What came with one request.
+#[derive(Debug)]
+struct Set {
+    count: usize,
+    /// Empty while its thread closes them.
+    fds: Vec<OwnedFd>,
+}
 
 /// What is to be closed, by pool.
 #[derive(Debug, Default)]
 pub struct Closer {
-    pools: Mutex<HashMap<u32, VecDeque<Vec<OwnedFd>>>>,
+    pools: Mutex<HashMap<u32, VecDeque<Set>>>,
     /// There may be some.
     any: AtomicBool,
 }
 
 impl Closer {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, VecDeque<Vec<OwnedFd>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, VecDeque<Set>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So much of this pool's is left to be closed that nothing more may come.
     pub fn is_stuck(&self, pool: u32) -> bool {
-        self.any.load(Ordering::Relaxed) && self.lock().get(&pool).is_some_and(|sets| sets.len() >= MOST)
+        let full = |sets: &VecDeque<Set>| {
+            sets.len() >= MOST || sets.iter().map(|set| set.count).sum::<usize>() >= MOST_DESCRIPTORS
+        };
+        self.any.load(Ordering::Relaxed) && self.lock().get(&pool).is_some_and(full)
     }
 
     /// The next set of a pool; the one before it is closed. `None` ends the pool's thread.
@@ -43,7 +56,7 @@ impl Closer {
             sets.pop_front();
         }
         // Its place stays taken until it is closed.
-        let next = sets.front_mut().map(std::mem::take);
+        let next = sets.front_mut().map(|set| std::mem::take(&mut set.fds));
         if next.is_none() {
             pools.remove(&pool);
             self.any.store(!pools.is_empty(), Ordering::Relaxed);
@@ -60,7 +73,7 @@ pub fn discard(pool: u32, fds: Vec<OwnedFd>) {
         let mut pools = closer.lock();
         closer.any.store(true, Ordering::Relaxed);
         let sets = pools.entry(pool).or_default();
-        sets.push_back(fds);
+        sets.push_back(Set { count: fds.len(), fds });
         if sets.len() > 1 {
             return;
         }
@@ -72,6 +85,6 @@ pub fn discard(pool: u32, fds: Vec<OwnedFd>) {
             drop(frontend.desk.channel.discard(pool, set));
         }
     };
-    // Without memory for a thread they stay open, and the pool has no more than MOST.
+    // Without memory for a thread they stay open, and the pool has no more than these.
     let _ = thread::spawn_quiet("mod_pool", work);
 }
