@@ -7,11 +7,13 @@ mod queue;
 
 use super::channel::Channel;
 use super::closer;
+use crate::httpd::parking;
 use crate::sys::socket::{self, PeerState};
 use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
 use crate::wire::frame::Exchange;
 use queue::{Answer, Waiter};
 pub use queue::{Unserved, Waiting};
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +52,8 @@ pub struct Lease {
     pub exchange: Exchange,
     /// Receive timeout that the socket has, to set it only when it changes.
     pub timeout: Duration,
+    /// The MPM watches it, or has.
+    pub watched: Cell<bool>,
     /// When the controller granted it.
     granted: Instant,
 }
@@ -162,8 +166,16 @@ fn unfit(lease: &Lease) -> Option<Returned> {
     }
 }
 
+/// It leaves this process.
+fn unwatch(lease: &Lease) {
+    if lease.watched.replace(false) {
+        parking::unwatch(lease.socket.as_fd());
+    }
+}
+
 /// Ends a worker of which the controller knows nothing, or which it cannot be told of.
 fn close(lease: Lease) {
+    unwatch(&lease);
     // What the worker has left in its queue is closed with the last copy.
     if !socket::end_is_empty(lease.socket.as_fd()) {
         if let Some(socket) = Arc::into_inner(lease.socket) {
@@ -226,6 +238,7 @@ impl Desk {
 
     /// The worker is not to be used any more.
     fn give_up(&self, lease: Lease, how: Returned) {
+        unwatch(&lease);
         // After its controller has died the next one gives the number to another worker. This one ends.
         if lease.era == self.era.load(Ordering::Relaxed) {
             lock(&self.obituaries).remove(&lease.id);
@@ -279,6 +292,7 @@ impl Desk {
     }
 
     fn give_back(&self, lease: &Lease) {
+        unwatch(lease);
         let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Idle };
         self.channel.send_with(&message, lease.socket.as_fd());
     }
@@ -336,7 +350,18 @@ impl Desk {
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
         // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
         let pool = waiter.as_ref().map_or(u32::MAX, |w| w.pool);
-        let lease = Lease { era, id, lend, pool, pid, socket, exchange, timeout: Duration::ZERO, granted: now };
+        let lease = Lease {
+            era,
+            id,
+            lend,
+            pool,
+            pid,
+            socket,
+            exchange,
+            timeout: Duration::ZERO,
+            watched: Cell::new(false),
+            granted: now,
+        };
         let Some(waiter) = waiter else { return self.give_back(&lease) };
         if let Some(mut pool) = self.pool(pool) {
             if contended {

@@ -10,7 +10,7 @@ mod upload;
 
 use super::desk::Lease;
 use super::request::{self, ServerName};
-use crate::httpd::parking::Awaited;
+use crate::httpd::parking::{Awaited, Peer};
 use crate::httpd::RequestRec;
 use crate::settings::LoggedNames;
 use crate::sys::events::Interest;
@@ -36,7 +36,7 @@ const STREAM_POLL: Duration = Duration::from_millis(5);
 const CLIENT_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether a worker has received a request with a large body: it does so at once.
 const TAKEN_POLL: Duration = Duration::from_millis(1);
-/// How long a thread waits for the worker before it parks the request: most are answered by then.
+/// How long a thread waits for that where the request can be parked.
 const BRIEF: Duration = Duration::from_millis(10);
 /// How often a parked request looks for what no descriptor tells.
 const PARKED_LOOK: Duration = Duration::from_millis(100);
@@ -114,6 +114,7 @@ pub struct Run<'r> {
     meta_complete: bool,
     interim: u32,
     files: u32,
+    began: Instant,
     /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
     progress: Instant,
     progressed: bool,
@@ -125,11 +126,11 @@ pub struct Run<'r> {
     bodiless: bool,
 }
 
-fn set_timeout(lease: &mut Lease, receive: Duration, send: Duration) -> io::Result<()> {
-    if lease.timeout != receive {
-        socket::receive_timeout(lease.socket.as_fd(), receive)?;
-        let _ = socket::send_timeout(lease.socket.as_fd(), send);
-        lease.timeout = receive;
+fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
+    if lease.timeout != patience {
+        socket::receive_timeout(lease.socket.as_fd(), patience)?;
+        let _ = socket::send_timeout(lease.socket.as_fd(), patience);
+        lease.timeout = patience;
     }
     Ok(())
 }
@@ -164,6 +165,7 @@ impl<'r> Run<'r> {
             meta_complete: false,
             interim: 0,
             files: 0,
+            began: Instant::now(),
             progress: Instant::now(),
             progressed: false,
             log_lines: 0,
@@ -184,10 +186,9 @@ impl<'r> Run<'r> {
 
     /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the
     /// client's body, and what this one leaves to the next.
-    pub fn go_on(&mut self, replay: &mut Option<Replay>, crowded: bool) -> Outcome {
+    pub fn go_on(&mut self, replay: &mut Option<Replay>) -> Outcome {
         // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
-        let receive = if self.parks { BRIEF } else { self.patience };
-        if set_timeout(&mut self.lease, receive, self.patience).is_err() {
+        if set_timeout(&mut self.lease, self.patience).is_err() {
             return if self.sent { self.stopped(Stop::Died(None)) } else { Outcome::Unread };
         }
         let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
@@ -197,7 +198,7 @@ impl<'r> Run<'r> {
             first: Vec::new(),
         });
         self.put_back(&mut buffers);
-        let outcome = self.whole(&mut buffers, replay, crowded);
+        let outcome = self.whole(&mut buffers, replay);
         match outcome {
             Outcome::Parked => self.keep(&buffers),
             Outcome::Unread if self.reads > 0 => {
@@ -234,7 +235,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>, crowded: bool) -> Outcome {
+    fn whole(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Outcome {
         if !self.sent {
             match self.send_request(buffers, replay) {
                 Ok(()) => {}
@@ -247,8 +248,12 @@ impl<'r> Run<'r> {
                 Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
             }
             self.sent = true;
+            if self.parks && self.waits() {
+                // No worker is as fast as that.
+                return Outcome::Parked;
+            }
         }
-        match self.converse(buffers, crowded) {
+        match self.converse(buffers) {
             Ok(last) => Outcome::Done {
                 last,
                 body_left: matches!(self.upload, Upload::Running | Upload::Cut) || self.kept_body,
@@ -263,7 +268,7 @@ impl<'r> Run<'r> {
     }
 
     /// Until END; returns whether the worker takes no further request.
-    fn converse(&mut self, buffers: &mut Buffers, crowded: bool) -> Result<bool, Stop> {
+    fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
         if !self.out.is_through() {
             if !self.out.go_on()? {
                 return Err(Stop::Parks);
@@ -279,8 +284,7 @@ impl<'r> Run<'r> {
                 return Err(Stop::Parks);
             }
             if self.upload != Upload::Running && !self.pending {
-                match self.hear(&mut buffers.receive, if self.parks && crowded { Blocking::No } else { Blocking::Yes })
-                {
+                match self.hear(&mut buffers.receive, if self.parks { Blocking::No } else { Blocking::Yes }) {
                     Err(Stop::Silent) if self.parks && !self.is_overdue() => return Err(Stop::Parks),
                     heard => heard?,
                 }
@@ -296,7 +300,7 @@ impl<'r> Run<'r> {
                 Err(Stop::Silent) if self.pending || (self.upload == Upload::Running && self.dry) => {
                     let left = self.left();
                     if !left.is_zero() {
-                        self.wait(left, crowded)?;
+                        self.wait(left)?;
                     } else if self.pending || self.holds_unread() {
                         return Err(Stop::Silent);
                     } else {
@@ -348,25 +352,23 @@ impl<'r> Run<'r> {
     }
 
     /// Waits until either side can go on.
-    fn wait(&self, left: Duration, crowded: bool) -> Result<(), Stop> {
+    fn wait(&self, left: Duration) -> Result<(), Stop> {
         let client = if self.pending { None } else { self.out.client.socket() };
         let patience = match client {
-            _ if self.parks => {
-                if crowded {
-                    Duration::ZERO
-                } else {
-                    left.min(BRIEF)
-                }
-            }
+            _ if self.parks => return Err(Stop::Parks),
             _ if self.pending => left,
             Some(_) => left.min(CLIENT_LOOK),
             None => STREAM_POLL,
         };
         match wait::readable_or_writable(self.lease.socket.as_fd(), self.pending, client, patience) {
-            Ok(false) if self.parks => Err(Stop::Parks),
             Ok(_) => Ok(()),
             Err(e) => Err(Stop::Died(Some(e.kind()))),
         }
+    }
+
+    /// Nothing can be done before the worker, or the client, says something.
+    fn waits(&self) -> bool {
+        self.upload != Upload::Running || self.dry
     }
 
     /// It is the worker's turn.
@@ -374,20 +376,29 @@ impl<'r> Run<'r> {
         self.out.is_through() && (self.upload != Upload::Running || self.pending)
     }
 
+    /// It was sent so lately that nobody looks after its client yet.
+    pub fn is_fresh(&self) -> bool {
+        self.waits_for_worker() && self.began.elapsed() < PARKED_LOOK
+    }
+
     /// What a parked exchange waits for.
     pub fn awaited(&self) -> Awaited<'_> {
         let now = Instant::now();
         if !self.out.is_through() {
-            return Awaited { peer: None, client: Interest::Write, until: now + self.patience };
+            return Awaited { peer: None, client: Some(Interest::Write), until: now + self.patience };
         }
-        let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running;
+        let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
         let (interest, client, patience) = match () {
-            () if self.pending => (Interest::Any, Interest::End, self.left()),
-            () if untaken => (Interest::Read, Interest::End, self.left().min(PARKED_LOOK)),
-            () if self.upload == Upload::Running => (Interest::Read, Interest::Read, self.left().min(CLIENT_LOOK)),
-            () => (Interest::Read, Interest::End, self.left()),
+            () if self.pending => (Interest::Any, Some(Interest::End), self.left()),
+            () if untaken => (Interest::Read, Some(Interest::End), self.left().min(PARKED_LOOK)),
+            () if self.upload == Upload::Running => {
+                (Interest::Read, Some(Interest::Read), self.left().min(CLIENT_LOOK))
+            }
+            () if self.is_fresh() => (Interest::Read, None, self.left().min(PARKED_LOOK)),
+            () => (Interest::Read, Some(Interest::End), self.left()),
         };
-        Awaited { peer: Some((self.lease.socket.as_fd(), interest)), client, until: now + patience }
+        let peer = Peer { fd: self.lease.socket.as_fd(), interest, watched: &self.lease.watched };
+        Awaited { peer: Some(peer), client, until: now + patience }
     }
 
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {

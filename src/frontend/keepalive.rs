@@ -8,7 +8,7 @@
 //! Never: waits when others may need the thread.
 
 use crate::httpd::connection::After;
-use crate::httpd::{image, Connection, RequestRec};
+use crate::httpd::{image, parking, Connection, RequestRec};
 use crate::policy::habit::Habit;
 use once_cell::sync::OnceCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,15 +41,16 @@ impl Drop for Occupied {
     }
 }
 
-/// So many threads are with requests of pools that one should not wait for long.
-pub fn is_crowded() -> bool {
-    OCCUPIED.load(Ordering::Relaxed) > image::threads_per_child() / 4 * 3
-}
-
 /// The response of a pool is in httpd's queue. If it is worth to wait for the client's next request, the response is
 /// written, as httpd logs a request when it is, and reads the next one after that.
 pub fn offer(r: RequestRec<'_>) {
-    let limit = *LIMIT.get_or_init(|| if image::is_async() { image::threads_per_child() / 4 * 3 } else { 0 });
+    let limit = *LIMIT.get_or_init(|| {
+        if image::is_async() && !parking::is_possible() {
+            image::threads_per_child() / 4 * 3
+        } else {
+            0
+        }
+    });
     if OCCUPIED.load(Ordering::Relaxed) > limit || r.is_subrequest() {
         return;
     }

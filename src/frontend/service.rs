@@ -25,8 +25,6 @@ const MAX_TRIES: u32 = 5;
 /// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
 /// is more likely gone, and would have the pool work for nobody.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a request that can be parked waits for a lease on its thread.
-const BRIEF: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// What this thread does.
@@ -76,6 +74,8 @@ struct Service<'r> {
     grants: u32,
     /// It is counted among the pool's parked requests.
     is_parked: bool,
+    /// It was parked in the queue.
+    has_waited: bool,
     /// While it is parked: its client sends nothing any more.
     half_closed: bool,
 }
@@ -117,6 +117,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         replay: None,
         grants: 0,
         is_parked: false,
+        has_waited: false,
         half_closed: false,
     };
     let handled = service.go_on();
@@ -168,11 +169,15 @@ impl<'r> Service<'r> {
         }
     }
 
+    fn is_fresh(&self) -> bool {
+        matches!(&self.stage, Stage::Exchange(run) if run.is_fresh())
+    }
+
     /// It gives up its thread. One that only waits for a worker may not if too many do already.
     fn park(&mut self) -> Option<Handled> {
         let others = self.facts.parked.fetch_add(1, Ordering::Relaxed);
         self.is_parked = true;
-        self.half_closed = client::has_left(self.r, true);
+        self.half_closed = !self.is_fresh() && client::has_left(self.r, true);
         if matches!(self.stage, Stage::Queue(_)) && others >= self.facts.max_parked {
             self.stage = Stage::Over;
             note_wait(self.r, self.began, self.cold);
@@ -198,23 +203,20 @@ impl<'r> Service<'r> {
 
     fn queue(&mut self) -> Option<Handled> {
         let r = self.r;
-        let (parks, is_late) = (self.ticket.is_some(), self.began.elapsed() >= BRIEF);
-        let most = match parks {
-            false => None,
-            true if keepalive::is_crowded() || is_late => Some(Duration::ZERO),
-            true => Some(BRIEF),
-        };
+        let parks = self.ticket.is_some();
+        let most = parks.then_some(Duration::ZERO);
         let Stage::Queue(waiting) = &mut self.stage else { return None };
         let began = self.began;
         let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
         let answer = waiting.wait(most, &has_left);
         // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
-        let has_left = parks && (is_late || answer.is_none()) && has_left();
+        let has_left = self.has_waited && has_left();
         match answer {
             None if !has_left => {
                 if let Some(ticket) = self.ticket {
                     waiting.park(ticket);
                 }
+                self.has_waited = true;
                 return self.park();
             }
             Some(Ok(leased)) if !has_left => {
@@ -254,10 +256,10 @@ impl<'r> Service<'r> {
     fn converse(&mut self) -> Option<Handled> {
         // It stays in its place meanwhile: whatever happens, its lease is released.
         let Stage::Exchange(run) = &mut self.stage else { return None };
-        let mut outcome = run.go_on(&mut self.replay, keepalive::is_crowded());
+        let mut outcome = run.go_on(&mut self.replay);
         if matches!(outcome, Outcome::Parked) {
             let late = self.began.elapsed() >= HALF_CLOSED_PATIENCE;
-            if !run.waits_for_worker() || !client::has_left(self.r, late) {
+            if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, late) {
                 return self.park();
             }
             outcome = Outcome::ClientGone;
@@ -341,15 +343,15 @@ impl<'r> Service<'r> {
 impl Parked for Service<'_> {
     fn awaited(&self) -> Awaited<'_> {
         let mut awaited = match &self.stage {
-            Stage::Queue(waiting) => Awaited { peer: None, client: Interest::End, until: waiting.deadline() },
+            Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.deadline() },
             Stage::Exchange(run) => run.awaited(),
             Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();
-                Awaited { peer: None, client: Interest::Write, until }
+                Awaited { peer: None, client: Some(Interest::Write), until }
             }
         };
-        if awaited.client == Interest::End && self.half_closed {
-            awaited.client = Interest::Reset;
+        if awaited.client == Some(Interest::End) && self.half_closed {
+            awaited.client = Some(Interest::Reset);
             awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
         }
         awaited

@@ -13,6 +13,7 @@ use super::RequestRec;
 use crate::ffi;
 use crate::sys::events::Interest;
 use once_cell::sync::OnceCell;
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -27,9 +28,19 @@ pub const DONE: c_int = ffi::HOOK_DONE;
 #[derive(Debug)]
 pub struct Awaited<'p> {
     /// Something other than the client: readable, or ready for anything.
-    pub peer: Option<(BorrowedFd<'p>, Interest)>,
-    pub client: Interest,
+    pub peer: Option<Peer<'p>>,
+    /// `None`: what the client does does not matter yet.
+    pub client: Option<Interest>,
     pub until: Instant,
+}
+
+/// What is waited for besides the client. Once watched, it is so until [`unwatch`].
+#[derive(Debug)]
+pub struct Peer<'p> {
+    pub fd: BorrowedFd<'p>,
+    pub interest: Interest,
+    /// It was watched before.
+    pub watched: &'p Cell<bool>,
 }
 
 /// What has become of a parked request.
@@ -62,6 +73,9 @@ pub struct Ticket(pub u64);
 pub trait Lot: Sync + fmt::Debug {
     /// Has the request with this ticket go on, if it is parked; from any thread.
     fn wake(&self, ticket: Ticket);
+
+    /// Watches a peer no longer. It must be called before its descriptor is closed, as other processes may hold a copy.
+    fn unwatch(&self, peer: BorrowedFd<'_>);
 }
 
 static LOT: OnceCell<&'static dyn Lot> = OnceCell::new();
@@ -85,10 +99,22 @@ pub fn ticket(r: RequestRec<'_>) -> Option<Ticket> {
     }
 }
 
+/// Whether requests of this process can be parked.
+pub fn is_possible() -> bool {
+    LOT.get().is_some()
+}
+
 /// See [`Lot::wake`].
 pub fn wake(ticket: Ticket) {
     if let Some(lot) = LOT.get() {
         lot.wake(ticket);
+    }
+}
+
+/// See [`Lot::unwatch`].
+pub fn unwatch(peer: BorrowedFd<'_>) {
+    if let Some(lot) = LOT.get() {
+        lot.unwatch(peer);
     }
 }
 

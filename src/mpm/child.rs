@@ -15,10 +15,12 @@ use crate::httpd::mpm::transaction::{self, TransactionPool};
 use crate::httpd::mpm::{process, retained};
 use crate::httpd::{parking, ServerRec};
 use crate::policy::mpm::gate::Gate;
+use crate::policy::mpm::polling::Polling;
 use crate::policy::mpm::slots::{Slots, FREE_BITS};
 use crate::policy::Millis;
 use crate::settings::MpmLimits;
 use crate::sys::events::{self, Alarm, EventSet, Woken};
+use crate::sys::pollers::Pollers;
 use crate::sys::{fork, launch};
 use once_cell::sync::OnceCell;
 use std::cell::Cell;
@@ -89,6 +91,7 @@ pub struct Frontend {
     pub slot: usize,
     pub limits: MpmLimits,
     pub events: EventSet,
+    pub pollers: Pollers,
     pub timers: Timers,
     pub held: Slots<Held>,
     pub tasks: Mutex<VecDeque<Task>>,
@@ -103,6 +106,10 @@ pub struct Frontend {
     pub may_accept: AtomicU64,
     /// Sockets of the connections that threads are busy with. A number stands here while its socket is open.
     serving: Box<[Mutex<Option<RawFd>>]>,
+    /// That this process may use.
+    pub processors: u32,
+    /// The kernel's number of each thread that is busy; 0 while it is not.
+    pub busy: Box<[AtomicU32]>,
     /// With `-X`: the process is the whole server.
     one_process: bool,
     alarm: Alarm,
@@ -211,6 +218,7 @@ impl Frontend {
             slot: start.slot,
             limits: start.limits,
             events: EventSet::new(BELL)?,
+            pollers: Pollers::new(Polling::new(start.limits.limits.threads_per_child).most()),
             timers: Timers::new(),
             held: Slots::default(),
             tasks: Mutex::default(),
@@ -221,6 +229,8 @@ impl Frontend {
             counts: Counts::default(),
             may_accept: AtomicU64::new(process::max_connections_per_child().unwrap_or(u64::MAX)),
             serving: (0..start.limits.limits.threads_per_child).map(|_| Mutex::default()).collect(),
+            processors: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            busy: (0..start.limits.limits.threads_per_child).map(|_| AtomicU32::default()).collect(),
             one_process: start.one_process,
             alarm: Alarm::new(start.one_process)?,
             ending: AtomicU8::new(RUNS),
@@ -388,6 +398,7 @@ impl Frontend {
     }
 
     fn ring_all(&self) {
+        self.pollers.end();
         for _ in 0..self.limits.limits.threads_per_child {
             self.events.ring();
         }

@@ -29,6 +29,7 @@ struct State {
     /// When the waiting thread looks next.
     looks: Millis,
     stopped: bool,
+    called: bool,
 }
 
 /// What is due.
@@ -38,12 +39,20 @@ pub struct Due {
     pub callbacks: Vec<Callback>,
     /// Nobody waits any more.
     pub stopped: bool,
+    /// [`Timers::call_waiting`] was called.
+    pub called: bool,
 }
 
 impl Timers {
     pub fn new() -> Self {
-        let state =
-            State { wheel: Wheel::new(0), callbacks: BTreeMap::new(), count: 0, looks: Millis::MAX, stopped: false };
+        let state = State {
+            wheel: Wheel::new(0),
+            callbacks: BTreeMap::new(),
+            count: 0,
+            looks: Millis::MAX,
+            stopped: false,
+            called: false,
+        };
         Self { began: Instant::now(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -92,17 +101,23 @@ impl Timers {
         self.changed.notify_one();
     }
 
+    /// Wakes the waiting thread once.
+    pub fn call_waiting(&self) {
+        self.lock().called = true;
+        self.changed.notify_one();
+    }
+
     /// Waits until something is due, `most` at the longest.
     pub fn wait(&self, most: Duration) -> Due {
         let give_up = self.now().saturating_add(Millis::try_from(most.as_millis()).unwrap_or(Millis::MAX));
         let mut state = self.lock();
         loop {
             let now = self.now();
-            let mut due = Due { stopped: state.stopped, ..Due::default() };
+            let mut due = Due { stopped: state.stopped, called: std::mem::take(&mut state.called), ..Due::default() };
             state.wheel.take_due(now, &mut due.tokens);
             let later = state.callbacks.split_off(&(now + 1, 0));
             due.callbacks = std::mem::replace(&mut state.callbacks, later).into_values().collect();
-            if due.stopped || !due.tokens.is_empty() || !due.callbacks.is_empty() || now >= give_up {
+            if due.stopped || due.called || !due.tokens.is_empty() || !due.callbacks.is_empty() || now >= give_up {
                 state.looks = Millis::MAX;
                 return due;
             }

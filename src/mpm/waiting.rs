@@ -74,9 +74,6 @@ impl Frontend {
             Err(back) => back,
         };
         self.uncount(waits);
-        if waits == Waits::Request {
-            self.unwatch_peer(&held);
-        }
         match error {
             Some(e) if e.kind() == io::ErrorKind::NotConnected => {}
             Some(e) if waits == Waits::Request => {
@@ -105,12 +102,16 @@ impl Frontend {
         let until = held.connection.with_awaited(|awaited| self.timers.at(awaited.until));
         let parks = self.put(held, Waits::Request, until, |held, token| {
             let client = held.connection.with_awaited(|awaited| {
-                if let Some((peer, interest)) = awaited.peer {
-                    self.events.arm(peer, token, interest, false)?;
+                if let Some(peer) = &awaited.peer {
+                    self.events.arm(peer.fd, token, peer.interest, peer.watched.get())?;
+                    peer.watched.set(true);
                 }
                 Ok::<_, io::Error>(awaited.client)
             });
-            client.map_or(Ok(()), |client| self.watch_client(held, token, client?))
+            match client.transpose()?.flatten() {
+                Some(client) => self.watch_client(held, token, client),
+                None => Ok(()),
+            }
         });
         if !parks {
             return;
@@ -122,19 +123,9 @@ impl Frontend {
         }
     }
 
-    /// What a parked request waits for besides its client is not watched any more: it may serve another one next.
-    pub(super) fn unwatch_peer(&self, held: &Held) {
-        held.connection.with_awaited(|awaited| {
-            if let Some((peer, _)) = awaited.peer {
-                self.events.remove(peer);
-            }
-        });
-    }
-
     /// Has some thread go on with a request that was taken from where it was parked.
     pub(super) fn wake_parked(&self, held: Held) {
         self.uncount(Waits::Request);
-        self.unwatch_peer(&held);
         self.give(Task::GoOn(held));
     }
 

@@ -12,9 +12,11 @@ use crate::httpd::mpm::score::{self, Connections, Seat, Status};
 use crate::httpd::mpm::threads::Thread;
 use crate::httpd::parking::{Lot, Ticket};
 use crate::policy::mpm::connection::{after_flush, after_processing, AfterFlush, Flushed, Next};
+use crate::policy::mpm::polling::{Polling, Seen};
 use crate::policy::mpm::slots::{Look, Token};
 use crate::policy::Millis;
-use crate::sys::events;
+use crate::sys::{events, thread};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -25,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGER_SHORT: Duration = Duration::from_secs(2);
 /// How often a frontend looks after itself.
 const ROUND: Duration = Duration::from_millis(250);
+/// How often it looks whether threads that waited for events come back, while none waits.
+const LOOK: Duration = Duration::from_millis(2);
 /// Rounds in which no thread came free before idle connections are sent to other processes.
 const STUCK_ROUNDS: u32 = 4;
 
@@ -63,6 +67,10 @@ impl Lot for Frontend {
             self.wake_parked(held);
         }
     }
+
+    fn unwatch(&self, peer: BorrowedFd<'_>) {
+        self.events.remove(peer);
+    }
 }
 
 impl Frontend {
@@ -71,11 +79,23 @@ impl Frontend {
         let number = usize::try_from(number).unwrap_or(usize::MAX);
         let hand = Hand { seat, number, thread };
         seat.sign(retained::generation());
+        let own = thread::id();
+        let is_busy = |thread| {
+            if let Some(place) = self.busy.get(number) {
+                place.store(thread, Relaxed);
+            }
+        };
         while !self.may_leave() {
             seat.set(if self.is_ending() { Status::Graceful } else { Status::Ready });
             self.counts.idle.fetch_add(1, AcqRel);
             self.open_gate_if_room();
+            is_busy(0);
+            self.pollers.enter();
             let event = self.events.wait();
+            is_busy(own);
+            if self.pollers.leave() {
+                self.timers.call_waiting();
+            }
             self.counts.idle.fetch_sub(1, AcqRel);
             match event {
                 Ok(Some(token)) => {
@@ -100,9 +120,6 @@ impl Frontend {
             self.accept(usize::try_from(token & !LISTENER).unwrap_or(usize::MAX), hand);
         } else if let Some(mut held) = self.held.take(token) {
             self.uncount(held.waits);
-            if held.waits == Waits::Request {
-                self.unwatch_peer(&held);
-            }
             let stage = match held.waits {
                 Waits::Io | Waits::KeepAlive => Stage::Process,
                 // Filters that read ahead write in their reading, too.
@@ -265,10 +282,16 @@ impl Frontend {
         let mut last_round = 0;
         let mut stuck = 0;
         let mut handled = 0;
+        let mut polling = Polling::new(self.limits.limits.threads_per_child);
+        let mut looks = false;
         loop {
-            let due = self.timers.wait(ROUND);
+            let due = self.timers.wait(if looks { LOOK } else { ROUND });
             if due.stopped {
                 return;
+            }
+            looks |= due.called;
+            if looks {
+                looks = self.look_after_pollers(&mut polling);
             }
             for callback in due.callbacks {
                 self.give(Task::Call(callback));
@@ -279,6 +302,7 @@ impl Frontend {
             }
             if now >= last_round + millis(ROUND) {
                 last_round = now;
+                polling.counted(self.processors, score::running(self.limits.limits.server_limit));
                 let moved = self.counts.handled.load(Relaxed);
                 let busy = self.counts.idle.load(Acquire) == 0 && moved == handled;
                 stuck = if busy { stuck + 1 } else { 0 };
@@ -286,6 +310,22 @@ impl Frontend {
                 self.look_around((stuck >= STUCK_ROUNDS).then_some(thread));
             }
         }
+    }
+
+    /// Whether to look again soon.
+    fn look_after_pollers(&self, polling: &mut Polling) -> bool {
+        let attended = self.pollers.is_attended();
+        let taken = self.counts.handled.load(Relaxed);
+        let pending = !attended && self.events.any();
+        let runs = pending && polling.is_still(taken) && self.any_runs();
+        let called = polling.look(Seen { attended, taken, pending, runs });
+        self.pollers.allow(polling.most(), called);
+        !(polling.may_rest() && self.pollers.stop_watching())
+    }
+
+    /// A thread that is busy runs, or could.
+    fn any_runs(&self) -> bool {
+        self.busy.iter().map(|busy| busy.load(Relaxed)).any(|id| id != 0 && thread::runs(id))
     }
 
     fn is_due(&self, token: Token, now: Millis) {

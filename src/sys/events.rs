@@ -82,6 +82,11 @@ impl EventSet {
         }
     }
 
+    /// Whether a thread that waited now would get an event at once.
+    pub fn any(&self) -> bool {
+        has_input(self.epoll.0.as_fd())
+    }
+
     /// Gives one of the waiting threads the bell's token; as often as it is rung.
     pub fn ring(&self) {
         // It fails only after 2^64 rings that nobody heard.

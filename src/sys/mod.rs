@@ -12,6 +12,7 @@ pub mod heritage;
 pub mod image;
 pub mod launch;
 pub mod poller;
+pub mod pollers;
 pub mod privileges;
 pub mod process;
 pub mod socket;

@@ -1,8 +1,9 @@
-//! A helper thread that no signal reaches.
+//! Threads of this process: helpers that no signal reaches, and what the kernel says of others.
 //!
-//! Runs in: frontend, any thread.  Trusts: its caller.  Owns: nothing.
+//! Runs in: frontend, any thread.  Trusts: the kernel.  Owns: nothing.
 //! Never: leaves the calling thread's signal mask changed.
 
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 
@@ -20,4 +21,43 @@ pub fn spawn_quiet(name: &str, body: impl FnOnce() + Send + 'static) -> io::Resu
     // SAFETY: `before` was written above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
     started.map(drop)
+}
+
+/// The calling thread's number (gettid(2)).
+pub fn id() -> u32 {
+    u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0)
+}
+
+/// Whether this thread of ours runs, or would if a processor were free (state R in proc(5)).
+pub fn runs(id: u32) -> bool {
+    let Ok(stat) = fs::read(format!("/proc/self/task/{id}/stat")) else { return false };
+    // The name in parentheses may have any byte in it.
+    stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2)) == Some(&b'R')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn who_waits_does_not_run() {
+        let (said, heard) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            said.send(id()).expect("heard");
+            wait.recv()
+        });
+        let other = heard.recv().expect("its number");
+        assert_ne!(other, id());
+        assert!(runs(id()));
+        let end = Instant::now() + Duration::from_secs(10);
+        while runs(other) {
+            assert!(Instant::now() < end, "it waits");
+        }
+        go.send(()).expect("it is there");
+        thread.join().expect("no panic").expect("a word");
+        assert!(!runs(other), "it is gone");
+    }
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, HTTPD, Broken, H2, Site, eventually, fds_of, in_threads
+from harness import ALICE, HTTPD, Broken, H2, Later, Site, eventually, fds_of, in_threads
 from test_config import apxs, conf  # noqa: F401 - conf is a fixture
 
 pytestmark = pytest.mark.pool_only
@@ -312,6 +312,40 @@ def test_modules_that_want_to_be_called_at_a_time(httpd):
         assert found.complete and found.body == body
         # The connection came back from the module.
         assert slow.get("/text.txt").text == "text"
+
+
+def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
+    """Few threads wait for events, the others rest: they are called when those are with a module that waits for long."""
+    backend = socket.socket()
+    backend.bind(("127.0.0.1", 0))
+    backend.listen(64)
+
+    def answer(connection):
+        with connection:
+            connection.recv(65536)
+            time.sleep(1)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(backend.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    server = make(httpd, mpm_conf=threads(25), modules=["proxy", "proxy_http"],
+                  conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
+    for _ in range(2):
+        slow = [Later(server.get, "/slow") for _ in range(20)]
+        began = time.monotonic()
+        # While threads go away one after the other, and when 20 of 25 are away.
+        for pause in (0, 0.01, 0.1, 0.3):
+            time.sleep(pause)
+            assert server.get("/text.txt").text == "text"
+        assert time.monotonic() - began < 0.9, "none of these waited for one of those"
+        assert [later.result().text for later in slow] == ["slow"] * 20
+        assert time.monotonic() - began < 2, "all were away at the same time"
+        time.sleep(0.5)
+    backend.close()
 
 
 def test_modules_with_work_of_their_own(httpd):

@@ -79,6 +79,19 @@ pub fn said(slot: usize, threads: u32) -> Said {
     said
 }
 
+/// How many frontends there are in the first so many slots that are not ending.
+pub fn running(slots: u32) -> u32 {
+    let runs = |slot: &u32| {
+        usize::try_from(*slot).ok().and_then(row).is_some_and(|row| {
+            // SAFETY: as in write_row.
+            unsafe {
+                (&raw const (*row).pid).read_volatile() != 0 && (&raw const (*row).quiescing).read_volatile() == 0
+            }
+        })
+    };
+    (0..slots).filter(runs).count().try_into().unwrap_or(slots)
+}
+
 /// In the parent: a frontend was forked.
 pub fn child_started(slot: usize, pid: u32, generation: c_int) {
     write_row!(slot, pid = pid.cast_signed(), generation = generation);

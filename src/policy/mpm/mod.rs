@@ -7,5 +7,6 @@ pub mod admission;
 pub mod connection;
 pub mod gate;
 pub mod maintenance;
+pub mod polling;
 pub mod slots;
 pub mod wheel;
