@@ -25,6 +25,9 @@ CONF = """
     <Location /small>
         LimitRequestBody 1000
     </Location>
+    <Location /small/told>
+        ErrorDocument 413 "told so"
+    </Location>
     <Location /squeezed>
         SetOutputFilter DEFLATE
     </Location>
@@ -353,6 +356,28 @@ def test_limit_request_body(server):
     over = b"".join(chunked([b"x" * 400] * 5))
     found = server.request("POST", "/small/echo.cgi", headers=[("Transfer-Encoding", "chunked")], body=over)
     assert found.status == 413
+
+
+@pytest.mark.parametrize("path", ["/text.txt", "/digest.php", "/echo.cgi"])
+@pytest.mark.parametrize("coding, status", [("length", 413), ("chunked", 413), ("malformed", 400)])
+def test_a_refused_body_is_answered_once(server, path, coding, status):
+    """httpd's input filter sends an answer of its own as soon as it finds the fault."""
+    headers = [] if coding == "length" else [("Transfer-Encoding", "chunked")]
+    body = {"length": b"x" * 1001, "chunked": b"".join(chunked([b"x" * 400] * 5)), "malformed": b"no number\r\n"}[coding]
+    for later in (0, 0.2):
+        with server.connect() as c:
+            c.request("POST", "/small" + path, headers=[("Content-Length", 1001)] if coding == "length" else headers)
+            time.sleep(later)
+            c.send(body)
+            found = c.response("POST")
+            assert c.is_closed()
+        assert (found.status, found.complete) == (status, True)
+        assert re.findall(r"<title>(\d+)|</html>", found.text) == [str(status), ""]
+
+
+def test_error_document_for_a_body_beyond_its_limit(server):
+    found = server.request("POST", "/small/told/text.txt", body=b"x" * 1001)
+    assert (found.status, found.text) == (413, "told so")
 
 
 def test_limit_request_body_in_htaccess(server):
