@@ -133,8 +133,8 @@ static apr_status_t keep_refusal(ap_filter_t *f, apr_bucket_brigade *bb)
 
 apr_status_t pool_shim_read_body(request_rec *r, apr_bucket_brigade *bb, apr_off_t limit, int *refused)
 {
-    static ap_filter_rec_t rec = { "pool_refusal", { keep_refusal } };
-    ap_filter_t keeper = { &rec, refused }, *chain = r->output_filters;
+    static ap_filter_rec_t rec = { .name = "pool_refusal", .filter_func = { .out_func = keep_refusal } };
+    ap_filter_t keeper = { .frec = &rec, .ctx = refused }, *chain = r->output_filters;
     apr_status_t rv;
 
     r->output_filters = &keeper;

@@ -103,6 +103,8 @@ pub struct Description<'a> {
     pub log_id: &'a [u8],
     pub connection_log_id: &'a [u8],
     pub body: BodyLength,
+    /// Where it is to describe an error of the frontend's: which one.
+    pub error: Option<u16>,
 }
 
 /// What all connections of one worker share.
@@ -257,6 +259,10 @@ impl Connection {
             ffi::ap_add_input_filter_handle(ffi::ap_http_input_filter_handle, ptr::null_mut(), r.as_ptr(), self.raw);
         }
         if good {
+            if let Some(status) = d.error {
+                // SAFETY: the request is live.
+                unsafe { (*r.as_ptr()).status = i32::from(status) };
+            }
             return (r, Ok(()));
         }
         // SAFETY: the request is live. ap_die takes the status as its argument and expects a good one in the request.

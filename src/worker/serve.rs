@@ -205,7 +205,7 @@ impl Worker {
         // What the frontend's modules have set for this request counts more than what the pool sets for all.
         let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
-        let all = own.chain(request.env.iter());
+        let all = own.chain(request.env.iter().filter(|(name, _)| !super::previous::is_told(name)));
         let (r, head) = connection.request(server, &description, request.headers.iter(), all);
         drop(inbox);
         connection.process(r, head);
@@ -302,6 +302,7 @@ fn decode(bytes: &[u8]) -> Option<(Request<'_>, Description<'_>)> {
         log_id: head.log_id,
         connection_log_id: head.connection_log_id,
         body,
+        error: super::previous::error(request.env),
     };
     Some((request, description))
 }
