@@ -11,7 +11,7 @@ use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
 use crate::wire::request::{
-    Address, RequestHead, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED,
+    Address, RequestHead, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED,
 };
 use crate::wire::response::Meta;
 use std::borrow::Cow;
@@ -188,8 +188,10 @@ fn put_env(out: &mut Vec<u8>, r: RequestRec<'_>) -> Result<(), TooLong> {
     let mut writer = PairsWriter::new(out);
     let mut result = Ok(());
     let (url, args) = r.previous().map(|p| (p.uri(), p.args())).unwrap_or_default();
-    let previous = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args)].into_iter().filter(|(_, value)| !value.is_empty());
-    for (name, value) in r.subprocess_env().iter().chain(previous) {
+    let part: &[u8] = if r.is_subrequest() { b"1" } else { b"" };
+    let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part)];
+    let own = own.into_iter().filter(|(_, value)| !value.is_empty());
+    for (name, value) in r.subprocess_env().iter().chain(own) {
         result = result.and(writer.pair(name, value));
     }
     writer.finish();

@@ -293,6 +293,34 @@ impl Connection {
         CURRENT.set(None);
     }
 
+    /// As [`process`](Self::process), for a part of another page: what fails is told to `failed` and has no error
+    /// document, as in httpd's `ap_run_sub_req`. `failed` answers true where it has ended the response.
+    pub fn process_part(&self, r: RequestRec<'_>, head: Result<(), i32>, failed: impl FnOnce(i32) -> bool) {
+        let raw = r.as_ptr();
+        CURRENT.set(NonNull::new(raw));
+        // SAFETY: as in `process`; the hooks run in the order of ap_process_async_request.
+        unsafe {
+            let mut status = match head {
+                Ok(()) => ffi::ap_post_read_request(raw),
+                Err(status) => status,
+            };
+            if status == 0 {
+                status = ffi::ap_run_quick_handler(raw, 0);
+                if status == ffi::HOOK_DECLINED {
+                    status = ffi::ap_process_request_internal(raw);
+                    if status == ffi::HOOK_OK {
+                        status = ffi::ap_invoke_handler(raw);
+                    }
+                }
+            }
+            if status == ffi::HOOK_OK || status == ffi::HOOK_DONE || !failed(status) {
+                ffi::ap_finalize_request_protocol(raw);
+            }
+            ffi::ap_process_request_after_handler(raw);
+        }
+        CURRENT.set(None);
+    }
+
     /// Frees everything that the connection and a request left on it hold.
     pub fn destroy(self) {
         // SAFETY: made by Workshop::connect, destroyed only here; nothing borrows from it any more.

@@ -738,6 +738,60 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
     assert server.get("/files.shtml", "front").body == big * 3
 
 
+FAILING_PARTS = {
+    "missing": "/pool/no-such-file",
+    "forbidden": "/pool/closed/part.txt",
+    "no-slash": "/pool/closed",
+    "broken-cgi": "/pool/broken.cgi",
+    "redirect": "/pool/moved",
+    "rewritten-to-nothing": "/pool/lost",
+}
+
+
+def test_ssi_of_the_frontend_says_that_a_part_is_missing(httpd):
+    """No error document in the middle of a page, no body of a redirect; what a script itself answers is a part."""
+    front = Site("front", pool=None, conf="""
+        AddType text/html .shtml
+        AddOutputFilter INCLUDES .shtml
+        AddHandler cgi-script .cgi
+        Alias /pool @ROOT@/sites/alice
+        ErrorDocument 404 /pool/error.php
+        <Directory @ROOT@/sites/alice>
+            AllowOverride All
+            Options +ExecCGI
+            Require all granted
+        </Directory>
+        <IfModule pool_module>
+            AssignServerPool none
+        </IfModule>
+        <Location /pool>
+            <IfModule pool_module>
+                AssignServerPool alice
+            </IfModule>
+        </Location>
+    """)
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[front, alice], modules=["cgi"])
+    for name, url in FAILING_PARTS.items():
+        front.write(f"{name}.shtml", f'[<!--#config errmsg="failed" --><!--#include virtual="{url}" -->]')
+    front.write("own.shtml", '[<!--#include virtual="/pool/own.php" -->]')
+    alice.write("error.php", "<?php echo 'an error document';")
+    alice.write("own.php", "<?php http_response_code(404); echo 'my own words';")
+    alice.write("closed/.htaccess", "Require all denied\n")
+    alice.write("closed/part.txt", "closed")
+    alice.write(".htaccess", "RewriteEngine on\nRewriteRule ^moved$ /elsewhere [R,L]\nRewriteRule ^lost$ nothing [L]\n")
+    alice.script("broken.cgi", "#!/bin/sh\necho no header at all\n")
+    server.start()
+    said = {name: server.get(f"/{name}.shtml", "front").text for name in FAILING_PARTS}
+    # An internal redirect ends in an error document, in a part too.
+    assert said.pop("rewritten-to-nothing") == "[an error document]"
+    assert said == {name: "[failed]" for name in said}
+    assert server.get("/own.shtml", "front").text == "[my own words]"
+    assert server.get("/no-such-file", "front").text == "an error document"
+    if server.with_pool:
+        assert server.count_log("POOL103") == 0
+
+
 # --- the client goes away ---------------------------------------------------------------------------
 
 
