@@ -188,7 +188,7 @@ fn put_env(out: &mut Vec<u8>, r: RequestRec<'_>) -> Result<(), TooLong> {
     let mut writer = PairsWriter::new(out);
     let mut result = Ok(());
     let (url, args) = r.previous().map(|p| (p.uri(), p.args())).unwrap_or_default();
-    let part: &[u8] = if r.is_subrequest() { b"1" } else { b"" };
+    let part: &[u8] = if is_fragment(r) { b"1" } else { b"" };
     let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part)];
     let own = own.into_iter().filter(|(_, value)| !value.is_empty());
     for (name, value) in r.subprocess_env().iter().chain(own) {

@@ -293,8 +293,8 @@ impl Connection {
         CURRENT.set(None);
     }
 
-    /// As [`process`](Self::process), for a part of another page: what fails is told to `failed` and has no error
-    /// document, as in httpd's `ap_run_sub_req`. `failed` answers true where it has ended the response.
+    /// As [`process`](Self::process), for a part of another page, or an error document: what fails is told to `failed`
+    /// and has no error document of its own. `failed` answers true where it has ended the response.
     pub fn process_part(&self, r: RequestRec<'_>, head: Result<(), i32>, failed: impl FnOnce(i32) -> bool) {
         let raw = r.as_ptr();
         CURRENT.set(NonNull::new(raw));

@@ -239,7 +239,7 @@ pub enum AbortReason {
     BadRequest = 2,
     /// The response cannot be completed.
     Failed = 3,
-    /// The part of a page that was asked for cannot be had: the text is the HTTP status, and the page says so.
+    /// The part of a page, or the error document, that was asked for cannot be had: the text is the HTTP status.
     NoPart = 4,
 }
 

@@ -223,7 +223,7 @@ impl Worker {
         self.busy.set(false);
     }
 
-    /// A part of a page failed; says whether nothing of it was sent.
+    /// A part of a page, or an error document, failed; says whether nothing of it was sent.
     fn no_part(&self, status: i32) -> bool {
         let nothing_sent = !self.response.head_sent.get();
         if nothing_sent {

@@ -756,6 +756,10 @@ def test_ssi_of_the_frontend_says_that_a_part_is_missing(httpd):
         AddHandler cgi-script .cgi
         Alias /pool @ROOT@/sites/alice
         ErrorDocument 404 /pool/error.php
+        <Location /denied>
+            Require all denied
+            ErrorDocument 403 /pool/no-such-file
+        </Location>
         <Directory @ROOT@/sites/alice>
             AllowOverride All
             Options +ExecCGI
@@ -788,6 +792,10 @@ def test_ssi_of_the_frontend_says_that_a_part_is_missing(httpd):
     assert said == {name: "[failed]" for name in said}
     assert server.get("/own.shtml", "front").text == "[my own words]"
     assert server.get("/no-such-file", "front").text == "an error document"
+    # The error is the first one, whatever becomes of its document.
+    found = server.get("/denied/page", "front")
+    assert (found.status, "Additionally, a 403 Forbidden" in found.text) == (403, True)
+    assert "an error document" not in found.text
     if server.with_pool:
         assert server.count_log("POOL103") == 0
 

@@ -5,6 +5,7 @@
 
 use super::answer::Stage;
 use super::delivery::Undelivered;
+use super::request;
 use super::upload::Upload;
 use super::Run;
 use crate::httpd::client::ClientGone;
@@ -25,7 +26,7 @@ pub enum Outcome {
     Done { last: bool, body_left: bool },
     /// The client is gone.
     ClientGone,
-    /// The worker cannot make this part of a page, for this status.
+    /// The worker cannot make this part of a page, or this error's text, for this status.
     NoPart { status: u16, last: bool },
     /// Nothing was sent to the client: it gets this status.
     Answer { status: u16, how: Returned, why: String },
@@ -93,7 +94,7 @@ impl Run<'_> {
             Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.patience.as_secs())),
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
             Stop::Aborted { reason: AbortReason::NoPart, text, last }
-                if self.r.is_subrequest() && self.stage == Stage::Waiting =>
+                if request::is_fragment(self.r) && self.stage == Stage::Waiting =>
             {
                 let status = text.parse().ok().filter(|status| (300..600).contains(status)).unwrap_or(500);
                 return Outcome::NoPart { status, last };
