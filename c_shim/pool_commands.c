@@ -1,13 +1,14 @@
 #include "pool_shim.h"
 
 /*
- * Where a directive may stand, as docs/directives.md words it. What req_override cannot express (no <VirtualHost>, no
- * <Directory>) the handler checks.
+ * Where a directive may stand, as docs/directives.md words it. The handler checks it: what httpd says of a wrong place
+ * has no remedy. In .htaccess httpd refuses all of them.
  */
-#define IN_SERVER            RSRC_CONF                  /* server config */
-#define IN_SERVER_OR_POOL    RSRC_CONF                  /* server config, server pool */
-#define IN_POOL              RSRC_CONF                  /* server pool */
-#define IN_ASSIGNABLE        (RSRC_CONF | ACCESS_CONF)  /* server config, virtual host, Location, If */
+#define ANYWHERE             (RSRC_CONF | ACCESS_CONF)
+#define IN_SERVER            ANYWHERE                   /* server config */
+#define IN_SERVER_OR_POOL    ANYWHERE                   /* server config, server pool */
+#define IN_POOL              ANYWHERE                   /* server pool */
+#define IN_ASSIGNABLE        ANYWHERE                   /* server config, virtual host, Location, If */
 
 #define ARGS0 cmd_parms *cmd, void *dir
 #define ARGS1 ARGS0, const char *a

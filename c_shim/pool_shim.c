@@ -118,6 +118,31 @@ int pool_shim_bucket_error_status(const apr_bucket *b)
     return ((const ap_bucket_error *)b->data)->status;
 }
 
+/* The place of a request's output filters while its body is read. */
+static apr_status_t keep_refusal(ap_filter_t *f, apr_bucket_brigade *bb)
+{
+    apr_bucket *b;
+
+    for (b = APR_BRIGADE_FIRST(bb); b != APR_BRIGADE_SENTINEL(bb); b = APR_BUCKET_NEXT(b)) {
+        if (AP_BUCKET_IS_ERROR(b))
+            *(int *)f->ctx = ((ap_bucket_error *)b->data)->status;
+    }
+    apr_brigade_cleanup(bb);
+    return AP_FILTER_ERROR;
+}
+
+apr_status_t pool_shim_read_body(request_rec *r, apr_bucket_brigade *bb, apr_off_t limit, int *refused)
+{
+    static ap_filter_rec_t rec = { .name = "pool_refusal", .filter_func = { .out_func = keep_refusal } };
+    ap_filter_t keeper = { .frec = &rec, .ctx = refused }, *chain = r->output_filters;
+    apr_status_t rv;
+
+    r->output_filters = &keeper;
+    rv = ap_get_brigade(r->input_filters, bb, AP_MODE_READBYTES, APR_NONBLOCK_READ, limit);
+    r->output_filters = chain;
+    return rv;
+}
+
 apr_file_t *pool_shim_bucket_file(const apr_bucket *b)
 {
     return ((const apr_bucket_file *)b->data)->fd;

@@ -52,6 +52,11 @@ enum {
 int pool_shim_bucket_kind(const apr_bucket *b);
 /* The status of an ERROR bucket. */
 int pool_shim_bucket_error_status(const apr_bucket *b);
+/*
+ * What there is of the request's body. An input filter that finds it bad answers the client itself, and httpd's own
+ * does: here that answer is not sent, its status is written to *refused.
+ */
+apr_status_t pool_shim_read_body(request_rec *r, apr_bucket_brigade *bb, apr_off_t limit, int *refused);
 /* The file of a FILE bucket. */
 apr_file_t *pool_shim_bucket_file(const apr_bucket *b);
 

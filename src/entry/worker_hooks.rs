@@ -174,7 +174,9 @@ unsafe extern "C" fn default_port(_r: *const ffi::request_rec) -> ffi::apr_port_
 unsafe extern "C" fn post_read_request(r: *mut ffi::request_rec) -> c_int {
     guard(HOOK_DECLINED, || {
         // SAFETY: httpd passes a live request.
-        worker::keep_unique_id(unsafe { RequestRec::from_raw(r) });
+        let r = unsafe { RequestRec::from_raw(r) };
+        worker::keep_unique_id(r);
+        worker::forget_previous(r);
         HOOK_DECLINED
     })
 }
@@ -202,6 +204,7 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
         // SAFETY: httpd passes a live request.
         let r = unsafe { RequestRec::from_raw(raw) };
         worker::handler_begins(r);
+        worker::tell_previous(r);
         if let Some(scheme) = classes::unreachable_backend(r) {
             log::request(
                 log::Level::Error,

@@ -10,7 +10,9 @@ use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
-use crate::wire::request::{Address, RequestHead, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED};
+use crate::wire::request::{
+    Address, RequestHead, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED,
+};
 use crate::wire::response::Meta;
 use std::borrow::Cow;
 
@@ -93,7 +95,7 @@ pub fn put(
         // An error's text has no body of its own, but its script is told how long the client's is.
         let told = |name: &[u8]| !r.is_subrequest() && name.eq_ignore_ascii_case(b"Content-Length");
         result = put_some(out, r.headers_in(), |name| !fragment || !is_of_the_whole(name) || told(name))
-            .and_then(|()| put_table(out, r.subprocess_env()));
+            .and_then(|()| put_env(out, r));
         match tls {
             Some(list) => out.put(list),
             None => PairsWriter::new(out).finish(),
@@ -182,6 +184,20 @@ fn put_table(out: &mut Vec<u8>, table: Table<'_>) -> Result<(), TooLong> {
     put_some(out, table, |_| true)
 }
 
+fn put_env(out: &mut Vec<u8>, r: RequestRec<'_>) -> Result<(), TooLong> {
+    let mut writer = PairsWriter::new(out);
+    let mut result = Ok(());
+    let (url, args) = r.previous().map(|p| (p.uri(), p.args())).unwrap_or_default();
+    let part: &[u8] = if is_fragment(r) { b"1" } else { b"" };
+    let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part)];
+    let own = own.into_iter().filter(|(_, value)| !value.is_empty());
+    for (name, value) in r.subprocess_env().iter().chain(own) {
+        result = result.and(writer.pair(name, value));
+    }
+    writer.finish();
+    result
+}
+
 fn put_some(out: &mut Vec<u8>, table: Table<'_>, wanted: impl Fn(&[u8]) -> bool) -> Result<(), TooLong> {
     let mut writer = PairsWriter::new(out);
     let mut result = Ok(());
@@ -251,6 +267,7 @@ fn may_set(name: &[u8]) -> bool {
 /// that a module of the frontend has made stays as it is.
 pub fn apply_meta(r: RequestRec<'_>, meta: &Meta<'_>, logged: &LoggedNames) {
     client::set_logged(r, meta.user, meta.auth_type, meta.handler, meta.filename);
+    r.export_previous();
     let pool = r.pool();
     let (notes, env) = (r.notes(), r.subprocess_env());
     for (name, value) in meta.notes.iter().filter(|(name, _)| logged.has_note(name) && may_set(name)) {

@@ -275,6 +275,10 @@ impl<'r> Service<'r> {
                 self.stage = Stage::Delivery { rest, pid, body_left };
                 None
             }
+            Outcome::NoPart { status, last } => {
+                desk.release(lease, if last { Returned::Last } else { Returned::Idle });
+                Some(Handled::Status(status))
+            }
             Outcome::ClientGone => {
                 desk.release(lease, Returned::Abandoned);
                 Some(self.undelivered(&rest, pid))

@@ -113,17 +113,11 @@ impl<'r> Client<'r> {
     /// Appends what has arrived of the body to `into`, at most about `limit` bytes. Does not wait.
     pub fn read_body(&mut self, into: &mut Vec<u8>, limit: usize) -> BodyRead {
         let rec = self.r.as_ptr();
-        // SAFETY: the filter chain of a live request; the brigade is ours and empty.
-        let rc = unsafe {
-            ffi::ap_get_brigade(
-                (*rec).input_filters,
-                self.input,
-                ffi::ap_input_mode_t_AP_MODE_READBYTES,
-                ffi::apr_read_type_e_APR_NONBLOCK_READ,
-                limit.min(1 << 30).cast_signed() as ffi::apr_off_t,
-            )
-        };
-        let result = self.take_input(rc, into);
+        let mut refused = 0;
+        let limit = limit.min(1 << 30).cast_signed() as ffi::apr_off_t;
+        // SAFETY: a live request, of this thread; the brigade is ours and empty, the number ours to be written.
+        let rc = unsafe { ffi::pool_shim_read_body(rec, self.input, limit, &raw mut refused) };
+        let result = if refused == 0 { self.take_input(rc, into) } else { BodyRead::Failed(error_status(refused)) };
         // SAFETY: the brigade is ours.
         unsafe { ffi::apr_brigade_cleanup(self.input.cast()) };
         result
@@ -138,7 +132,7 @@ impl<'r> Client<'r> {
         if rc != 0 {
             // SAFETY: maps a status to an HTTP status, touches nothing.
             let status = unsafe { ffi::ap_map_http_request_error(rc, 400) };
-            return BodyRead::Failed(u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(400));
+            return BodyRead::Failed(error_status(status));
         }
         let mut got = false;
         // SAFETY: the brigade is ours and live; the buckets belong to it.
@@ -150,7 +144,7 @@ impl<'r> Client<'r> {
                 ffi::POOL_BUCKET_ERROR => {
                     // SAFETY: the bucket is an ERROR bucket.
                     let status = unsafe { ffi::pool_shim_bucket_error_status(at) };
-                    return BodyRead::Failed(u16::try_from(status).unwrap_or(400));
+                    return BodyRead::Failed(error_status(status));
                 }
                 ffi::POOL_BUCKET_DATA | ffi::POOL_BUCKET_FILE => {
                     let mut data = ptr::null();
@@ -382,6 +376,11 @@ impl<'r> Client<'r> {
         let table = unsafe { crate::apr::Table::from_raw((*self.r.as_ptr()).trailers_out) };
         table.addn(pool.copy_str(name), pool.copy_str(value));
     }
+}
+
+/// The answer to a body that a filter has refused.
+fn error_status(status: i32) -> u16 {
+    u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(400)
 }
 
 /// Reads and drops the rest of a body that nobody wants, so that the next request on this connection is found. Without

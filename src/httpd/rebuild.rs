@@ -103,6 +103,8 @@ pub struct Description<'a> {
     pub log_id: &'a [u8],
     pub connection_log_id: &'a [u8],
     pub body: BodyLength,
+    /// Where it is to describe an error of the frontend's: which one.
+    pub error: Option<u16>,
 }
 
 /// What all connections of one worker share.
@@ -257,6 +259,10 @@ impl Connection {
             ffi::ap_add_input_filter_handle(ffi::ap_http_input_filter_handle, ptr::null_mut(), r.as_ptr(), self.raw);
         }
         if good {
+            if let Some(status) = d.error {
+                // SAFETY: the request is live.
+                unsafe { (*r.as_ptr()).status = i32::from(status) };
+            }
             return (r, Ok(()));
         }
         // SAFETY: the request is live. ap_die takes the status as its argument and expects a good one in the request.
@@ -283,6 +289,34 @@ impl Connection {
                 ffi::ap_die(status, raw);
                 ffi::ap_process_request_after_handler(raw);
             }
+        }
+        CURRENT.set(None);
+    }
+
+    /// As [`process`](Self::process), for a part of another page, or an error document: what fails is told to `failed`
+    /// and has no error document of its own. `failed` answers true where it has ended the response.
+    pub fn process_part(&self, r: RequestRec<'_>, head: Result<(), i32>, failed: impl FnOnce(i32) -> bool) {
+        let raw = r.as_ptr();
+        CURRENT.set(NonNull::new(raw));
+        // SAFETY: as in `process`; the hooks run in the order of ap_process_async_request.
+        unsafe {
+            let mut status = match head {
+                Ok(()) => ffi::ap_post_read_request(raw),
+                Err(status) => status,
+            };
+            if status == 0 {
+                status = ffi::ap_run_quick_handler(raw, 0);
+                if status == ffi::HOOK_DECLINED {
+                    status = ffi::ap_process_request_internal(raw);
+                    if status == ffi::HOOK_OK {
+                        status = ffi::ap_invoke_handler(raw);
+                    }
+                }
+            }
+            if status == ffi::HOOK_OK || status == ffi::HOOK_DONE || !failed(status) {
+                ffi::ap_finalize_request_protocol(raw);
+            }
+            ffi::ap_process_request_after_handler(raw);
         }
         CURRENT.set(None);
     }

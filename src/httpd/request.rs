@@ -173,13 +173,17 @@ impl<'r> RequestRec<'r> {
         unsafe { (*(*self.as_ptr()).connection).aborted = 1 };
     }
 
-    /// What scripts are told of the request that this one was redirected from (`ap_add_common_vars`).
+    /// The query string.
+    pub fn args(self) -> &'r [u8] {
+        // SAFETY: null or a string that lives as long as the request.
+        unsafe { bytes((*self.as_ptr()).args) }
+    }
+
+    /// For the loggers: what scripts are told of the request that this one was redirected from (`ap_add_common_vars`).
     pub fn export_previous(self) {
         let Some(previous) = self.previous() else { return };
-        // SAFETY: null or a string that lives as long as the request.
-        let args = unsafe { bytes((*previous.as_ptr()).args) };
         let env = self.subprocess_env();
-        for (name, value) in [(c"REDIRECT_QUERY_STRING", args), (c"REDIRECT_URL", previous.uri())] {
+        for (name, value) in [(c"REDIRECT_QUERY_STRING", previous.args()), (c"REDIRECT_URL", previous.uri())] {
             if !value.is_empty() {
                 env.setn(name, self.pool().copy_str(value));
             }

@@ -19,6 +19,13 @@ pub const REQUEST_TLS_CHECKED: u8 = 16;
 /// The request came of a redirect or is a subrequest: at the end stands the line that the client itself has sent.
 pub const REQUEST_DERIVED: u8 = 32;
 
+/// In the environment, after a redirect: URL and query string before it. Not names of variables.
+pub const PREVIOUS_URL: &[u8] = b"pool-previous-url";
+pub const PREVIOUS_ARGS: &[u8] = b"pool-previous-args";
+/// In the environment of a subrequest, or of an error document: where it fails, the frontend says what it has to say of
+/// that, and no other document takes its place.
+pub const PART: &[u8] = b"pool-part";
+
 /// One end of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Address<'a> {

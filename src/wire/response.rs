@@ -239,6 +239,8 @@ pub enum AbortReason {
     BadRequest = 2,
     /// The response cannot be completed.
     Failed = 3,
+    /// The part of a page, or the error document, that was asked for cannot be had: the text is the HTTP status.
+    NoPart = 4,
 }
 
 /// The payload of ABORT.
@@ -260,6 +262,7 @@ impl<'a> Abort<'a> {
             1 => AbortReason::ServerMismatch,
             2 => AbortReason::BadRequest,
             3 => AbortReason::Failed,
+            4 => AbortReason::NoPart,
             _ => return Err(Malformed::Field("abort reason")),
         };
         let text = c_string(&mut r)?;

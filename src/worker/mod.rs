@@ -21,6 +21,8 @@ mod meta;
 #[cfg(feature = "httpd")]
 mod output;
 #[cfg(feature = "httpd")]
+mod previous;
+#[cfg(feature = "httpd")]
 mod serve;
 #[cfg(feature = "httpd")]
 mod state;
@@ -33,6 +35,8 @@ pub use input::{body, handler_begins};
 pub use log::error_line;
 #[cfg(feature = "httpd")]
 pub use output::{header, network};
+#[cfg(feature = "httpd")]
+pub use previous::{forget_previous, tell_previous};
 #[cfg(feature = "httpd")]
 pub use serve::{run, ServerHash, WorkerStart};
 #[cfg(feature = "httpd")]

@@ -11,7 +11,7 @@ use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
-use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use crate::wire::request::{Address, Request, PART, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -205,10 +205,15 @@ impl Worker {
         // What the frontend's modules have set for this request counts more than what the pool sets for all.
         let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
-        let all = own.chain(request.env.iter());
+        let all = own.chain(request.env.iter().filter(|(name, _)| !super::previous::is_told(name) && *name != PART));
+        let is_part = request.env.iter().any(|(name, _)| name == PART);
         let (r, head) = connection.request(server, &description, request.headers.iter(), all);
         drop(inbox);
-        connection.process(r, head);
+        if is_part {
+            connection.process_part(r, head, |status| self.no_part(status));
+        } else {
+            connection.process(r, head);
+        }
         if !self.response.finished.get() {
             // The end of the request did not come through the filters: they stopped when the client had gone.
             self.exchange.borrow_mut().last = true;
@@ -216,6 +221,15 @@ impl Worker {
         }
         connection.destroy();
         self.busy.set(false);
+    }
+
+    /// A part of a page, or an error document, failed; says whether nothing of it was sent.
+    fn no_part(&self, status: i32) -> bool {
+        let nothing_sent = !self.response.head_sent.get();
+        if nothing_sent {
+            self.abort(AbortReason::NoPart, status.to_string().as_bytes());
+        }
+        nothing_sent
     }
 
     /// Gives the exchange up. The frontend answers, or breaks the transfer off.
@@ -302,6 +316,7 @@ fn decode(bytes: &[u8]) -> Option<(Request<'_>, Description<'_>)> {
         log_id: head.log_id,
         connection_log_id: head.connection_log_id,
         body,
+        error: super::previous::error(request.env),
     };
     Some((request, description))
 }

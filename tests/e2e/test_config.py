@@ -374,8 +374,14 @@ def test_settings_are_refused_in_a_virtual_host(conf, line):
 @pytest.mark.parametrize("line", SETTINGS)
 @pytest.mark.parametrize("section", ["Directory /tmp", "Location /", "Files x", 'If "true"'])
 def test_settings_are_refused_in_a_directory(conf, line, section):
+    directive, value = line.split()[:2]
     end = section.split()[0]
-    refused(conf, f"<{section}>\n{line}\n</{end}>", f"{line.split()[0]} not allowed in <{end}> context")
+    refused(
+        conf,
+        f"<{section}>\n{line}\n</{end}>",
+        f"{directive} {value.rstrip('>')}",
+        f"cannot stand in a <{end}> section; write it in the server config",
+    )
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,20 @@ MIXED_CONF = """
     <Location /front/php>
         ErrorDocument 404 /pool/env.php?error=1
     </Location>
+    <Location /front/code>
+        ErrorDocument 404 /pool/code.php
+    </Location>
+    <Location /front/twice>
+        ErrorDocument 404 /pool/twice/rewritten/cgi?error=1
+    </Location>
+    <Location /pool/twice>
+        ErrorDocument 404 /pool/env.cgi?in-the-pool
+    </Location>
+    Action env-cgi /pool/env.cgi
+    AddHandler env-cgi .acted
+    AddHandler type-map .var
     <IfModule mod_pool.c>
+        AssignServerPool none
         <Location /pool>
             AssignServerPool alice
         </Location>
@@ -267,7 +280,7 @@ URI_PHP = "<?php foreach (['REQUEST_URI', 'SCRIPT_NAME', 'QUERY_STRING'] as $n) 
 def make_mixed(kind):
     alice = Site("alice", ALICE, pool=None, conf=MIXED_CONF)
     block = f"<ServerPool alice>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n"
-    server = Httpd(sites=[alice], modules=["cgi", "include"], global_pool_conf=block, **kind)
+    server = Httpd(sites=[alice], modules=["actions", "cgi", "include"], global_pool_conf=block, **kind)
     alice.write("pool/env.php", SERVER_PHP)
     alice.script("pool/env.cgi", ENV_CGI)
     alice.write("pool/uri.php", URI_PHP)
@@ -275,11 +288,20 @@ def make_mixed(kind):
     alice.write("pool/.htaccess", """
         RewriteEngine on
         RewriteRule ^line/(.*) env.cgi [L,E=LINE:%{THE_REQUEST}]
+        RewriteRule ^twice/rewritten/(cgi|php) env.$1?again [L,QSA,E=SEEN:<%{ENV:REDIRECT_URL}|%{ENV:REDIRECT_STATUS}>]
+        RewriteRule ^twice/thrice/(.*) twice/local.cgi?$1 [L]
     """)
+    for ext in ("cgi", "php"):
+        alice.script("pool/twice/local.cgi", "#!/bin/sh\nprintf 'Location: /pool/env.%s?local\\r\\n\\r\\n' $QUERY_STRING\n")
+        alice.write(f"pool/twice/{ext}.var", f"URI: map\n\nURI: ../env.{ext}\nContent-Type: text/html\n")
+        alice.write(f"pool/twice/{ext}/.htaccess", f"DirectoryIndex /pool/env.{ext}\n")
+    alice.write("pool/twice/file.acted", "")
+    alice.write("pool/code.php", "<?php echo http_response_code();")
     alice.write("front/rw/.htaccess", """
         RewriteEngine on
         RewriteRule ^(cgi|php)/(.*)$ /pool/env.$1?rest=$2 [L,QSA]
         RewriteRule ^line/(.*)$ /pool/line/x [L]
+        RewriteRule ^twice/(.*) /pool/twice/$1 [L]
     """)
     alice.script("front/local.cgi", "#!/bin/sh\nprintf 'Location: /pool/env.%s?local=1\\r\\n\\r\\n' $QUERY_STRING\n")
     alice.write("front/page.shtml", """<!--#include virtual="/pool/uri.cgi?a=1" -->
@@ -325,6 +347,30 @@ def test_request_line_after_a_redirect_into_a_pool(mixed):
     tested, stock = (ask(server, "/front/rw/line/y?z=1") for server in mixed)
     assert tested["REQUEST_URI"] == stock["REQUEST_URI"] == "/front/rw/line/y?z=1"
     assert tested["REDIRECT_LINE"] == stock["REDIRECT_LINE"] == "GET /front/rw/line/y?z=1 HTTP/1.1"
+
+
+@pytest.mark.parametrize("path", [
+    "rewritten/cgi", "rewritten/php", "missing", "local.cgi?cgi", "local.cgi?php", "file.acted", "cgi.var", "php.var",
+    "cgi/", "php/", "thrice/cgi", "thrice/php",
+])
+@pytest.mark.parametrize("query", ["", "q=1"])
+def test_environment_after_redirects_into_a_pool_and_within(mixed, path, query):
+    """A redirect of the frontend's, and one or two of the worker's behind it."""
+    path = f"/front/rw/twice/{path}" + (f"?{query}" if query and "?" not in path else "")
+    tested, stock = (ask(server, path) for server in mixed)
+    assert difference(tested, stock) == []
+
+
+def test_environment_after_an_error_outside_of_a_pool_and_a_redirect_within(mixed):
+    tested, stock = (ask(server, "/front/twice/missing?q=1") for server in mixed)
+    assert difference(tested, stock) == []
+
+
+def test_an_error_document_knows_the_status(mixed):
+    """PHP has it from the request, not from a variable."""
+    for server in mixed:
+        found = server.get("/front/code/missing")
+        assert (found.status, found.text) == (404, "404")
 
 
 def test_environment_of_a_part_included_from_a_pool(mixed):

@@ -184,6 +184,16 @@ def test_bytes_behind_an_abort_are_a_violation(honest):
 
 
 @pytest.mark.pool_only
+@pytest.mark.pool_only
+@pytest.mark.parametrize("text", ["404", "200", "99999", ""])
+def test_a_whole_request_is_no_part(honest, text):
+    """Only a part of a page may fail without an answer of its own; and the status is not taken from there."""
+    for p in honest.workers("alice"):
+        os.kill(p.pid, signal.SIGKILL)
+    eventually(lambda: not honest.workers("alice"))
+    assert honest.request("POST", "/forge.php", body=w.plan(w.abort(4, text, flags=w.LAST))).status == 502
+
+
 def test_an_abort_that_says_last_ends_the_worker(honest, scratch):
     for p in honest.workers("alice"):
         os.kill(p.pid, signal.SIGKILL)

@@ -25,6 +25,9 @@ CONF = """
     <Location /small>
         LimitRequestBody 1000
     </Location>
+    <Location /small/told>
+        ErrorDocument 413 "told so"
+    </Location>
     <Location /squeezed>
         SetOutputFilter DEFLATE
     </Location>
@@ -353,6 +356,28 @@ def test_limit_request_body(server):
     over = b"".join(chunked([b"x" * 400] * 5))
     found = server.request("POST", "/small/echo.cgi", headers=[("Transfer-Encoding", "chunked")], body=over)
     assert found.status == 413
+
+
+@pytest.mark.parametrize("path", ["/text.txt", "/digest.php", "/echo.cgi"])
+@pytest.mark.parametrize("coding, status", [("length", 413), ("chunked", 413), ("malformed", 400)])
+def test_a_refused_body_is_answered_once(server, path, coding, status):
+    """httpd's input filter sends an answer of its own as soon as it finds the fault."""
+    headers = [] if coding == "length" else [("Transfer-Encoding", "chunked")]
+    body = {"length": b"x" * 1001, "chunked": b"".join(chunked([b"x" * 400] * 5)), "malformed": b"no number\r\n"}[coding]
+    for later in (0, 0.2):
+        with server.connect() as c:
+            c.request("POST", "/small" + path, headers=[("Content-Length", 1001)] if coding == "length" else headers)
+            time.sleep(later)
+            c.send(body)
+            found = c.response("POST")
+            assert c.is_closed()
+        assert (found.status, found.complete) == (status, True)
+        assert re.findall(r"<title>(\d+)|</html>", found.text) == [str(status), ""]
+
+
+def test_error_document_for_a_body_beyond_its_limit(server):
+    found = server.request("POST", "/small/told/text.txt", body=b"x" * 1001)
+    assert (found.status, found.text) == (413, "told so")
 
 
 def test_limit_request_body_in_htaccess(server):
@@ -711,6 +736,68 @@ def test_ssi_of_the_frontend_includes_from_the_pool(httpd):
         found = server.get("/hints.shtml", "front")
         assert (found.complete, found.text, found.interim) == (True, "before [hints] behind", [])
     assert server.get("/files.shtml", "front").body == big * 3
+
+
+FAILING_PARTS = {
+    "missing": "/pool/no-such-file",
+    "forbidden": "/pool/closed/part.txt",
+    "no-slash": "/pool/closed",
+    "broken-cgi": "/pool/broken.cgi",
+    "redirect": "/pool/moved",
+    "rewritten-to-nothing": "/pool/lost",
+}
+
+
+def test_ssi_of_the_frontend_says_that_a_part_is_missing(httpd):
+    """No error document in the middle of a page, no body of a redirect; what a script itself answers is a part."""
+    front = Site("front", pool=None, conf="""
+        AddType text/html .shtml
+        AddOutputFilter INCLUDES .shtml
+        AddHandler cgi-script .cgi
+        Alias /pool @ROOT@/sites/alice
+        ErrorDocument 404 /pool/error.php
+        <Location /denied>
+            Require all denied
+            ErrorDocument 403 /pool/no-such-file
+        </Location>
+        <Directory @ROOT@/sites/alice>
+            AllowOverride All
+            Options +ExecCGI
+            Require all granted
+        </Directory>
+        <IfModule pool_module>
+            AssignServerPool none
+        </IfModule>
+        <Location /pool>
+            <IfModule pool_module>
+                AssignServerPool alice
+            </IfModule>
+        </Location>
+    """)
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[front, alice], modules=["cgi"])
+    for name, url in FAILING_PARTS.items():
+        front.write(f"{name}.shtml", f'[<!--#config errmsg="failed" --><!--#include virtual="{url}" -->]')
+    front.write("own.shtml", '[<!--#include virtual="/pool/own.php" -->]')
+    alice.write("error.php", "<?php echo 'an error document';")
+    alice.write("own.php", "<?php http_response_code(404); echo 'my own words';")
+    alice.write("closed/.htaccess", "Require all denied\n")
+    alice.write("closed/part.txt", "closed")
+    alice.write(".htaccess", "RewriteEngine on\nRewriteRule ^moved$ /elsewhere [R,L]\nRewriteRule ^lost$ nothing [L]\n")
+    alice.script("broken.cgi", "#!/bin/sh\necho no header at all\n")
+    server.start()
+    said = {name: server.get(f"/{name}.shtml", "front").text for name in FAILING_PARTS}
+    # An internal redirect ends in an error document, in a part too.
+    assert said.pop("rewritten-to-nothing") == "[an error document]"
+    assert said == {name: "[failed]" for name in said}
+    assert server.get("/own.shtml", "front").text == "[my own words]"
+    assert server.get("/no-such-file", "front").text == "an error document"
+    # The error is the first one, whatever becomes of its document.
+    found = server.get("/denied/page", "front")
+    assert (found.status, "Additionally, a 403 Forbidden" in found.text) == (403, True)
+    assert "an error document" not in found.text
+    if server.with_pool:
+        assert server.count_log("POOL103") == 0
 
 
 # --- the client goes away ---------------------------------------------------------------------------

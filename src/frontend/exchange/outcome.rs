@@ -5,6 +5,7 @@
 
 use super::answer::Stage;
 use super::delivery::Undelivered;
+use super::request;
 use super::upload::Upload;
 use super::Run;
 use crate::httpd::client::ClientGone;
@@ -25,6 +26,8 @@ pub enum Outcome {
     Done { last: bool, body_left: bool },
     /// The client is gone.
     ClientGone,
+    /// The worker cannot make this part of a page, or this error's text, for this status.
+    NoPart { status: u16, last: bool },
     /// Nothing was sent to the client: it gets this status.
     Answer { status: u16, how: Returned, why: String },
     /// The response had begun: the client sees it break off.
@@ -90,6 +93,12 @@ impl Run<'_> {
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
             Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.patience.as_secs())),
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
+            Stop::Aborted { reason: AbortReason::NoPart, text, last }
+                if request::is_fragment(self.r) && self.stage == Stage::Waiting =>
+            {
+                let status = text.parse().ok().filter(|status| (300..600).contains(status)).unwrap_or(500);
+                return Outcome::NoPart { status, last };
+            }
             Stop::Aborted { reason, text, last } => {
                 let how = if last { Returned::Last } else { Returned::Idle };
                 match reason {

@@ -54,7 +54,6 @@ pub(super) enum Unsent {
 
 impl Run<'_> {
     pub(super) fn send_request(&mut self, buffers: &mut Buffers, replay: &mut Option<Replay>) -> Result<(), Unsent> {
-        self.r.export_previous();
         let (flags, length) = match self.out.client.body_length() {
             BodyLength::None => (0, 0),
             _ if request::is_fragment(self.r) => {
