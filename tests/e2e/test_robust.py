@@ -556,6 +556,43 @@ def test_a_reload_whose_frontends_cannot_be_set_up_keeps_the_older_ones(httpd):
     eventually(lambda: is_in_order(server), 15, what="one of each, no zombie, no orphan")
 
 
+@pytest.mark.timeout(120)
+def test_without_descriptors_left_nobody_inside_is_refused(httpd):
+    """More clients than a frontend has descriptors; each connection keeps one, a request needs one or two more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, hard))  # it is inherited
+    try:
+        server = make(httpd, "PoolIdleTimeout 60s\nPoolMaxProcesses 3", conf=STATUS + "KeepAliveTimeout 60\n", mpm_conf="""
+            StartServers 1
+            ServerLimit 1
+            ThreadsPerChild 6
+            MaxRequestWorkers 6
+            MinSpareThreads 1
+            MaxSpareThreads 6
+            AsyncRequestWorkerFactor 50
+        """)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for site in ("plain", "alice"):
+        server.sites[site].write("big.txt", "b" * 3_000_000, mode=0o644)
+    eventually(lambda: serves(server), 15)
+    (pid,) = frontends(server)
+    pages = (*PAGES, ("/big.txt", "plain", "b" * 3_000_000), ("/big.txt", "alice", "b" * 3_000_000))
+    for _ in range(2):
+        with contextlib.ExitStack() as held:
+            asked = []
+            for n in range(100):
+                path, site, text = pages[n % len(pages)]
+                asked.append((held.enter_context(server.connect(timeout=60)), text))
+                asked[-1][0].request("GET", path, f"{site}.test")
+            got = [(c.response(), text) for c, text in asked]
+            assert [(r.status, r.complete, r.text[:60]) for r, text in got if (r.status, r.text) != (200, text)] == []
+    assert server.count_log("POOL207")
+    assert not server.count_log(r"\(24\)|Too many open files")
+    eventually(lambda: serves(server), 15)
+    assert frontends(server) == {pid}
+
+
 @pytest.fixture
 def small_disk():
     """Mounts 64 KiB at a directory of a server that it stops before it takes them away again."""
