@@ -16,7 +16,7 @@ use crate::sys::{descriptor, events};
 use once_cell::sync::OnceCell;
 use std::cell::Cell;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::{MutexGuard, PoisonError};
 
@@ -28,6 +28,9 @@ fn log_shortage() {
          AsyncRequestWorkerFactor",
     );
 }
+
+/// In the place of a listener's number: a process calls that takes none of the connections that wait.
+const SUMMONS: usize = 0xffff_ffff;
 
 impl Frontend {
     pub(super) fn load(&self) -> Load {
@@ -43,6 +46,9 @@ impl Frontend {
     }
 
     pub(super) fn accept(&'static self, number: usize, hand: Hand) {
+        if number == SUMMONS {
+            return self.answer_summons();
+        }
         let Some(pool) = self.take_pool() else { return self.lacks_room(None) };
         let accepted = {
             let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
@@ -124,11 +130,7 @@ impl Frontend {
 
     /// Ends idle connections where others wait outside.
     fn make_room(&self) {
-        let somebody = {
-            let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
-            listeners.iter().any(|listener| events::has_input(listener.fd()))
-        };
-        if somebody {
+        if self.somebody_waits() {
             for held in self.take_quiet() {
                 self.give(Task::End(held));
             }
@@ -190,7 +192,34 @@ impl Frontend {
         for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
             self.events.remove(listener.fd());
         }
+        if let Some(summons) = &self.summons {
+            self.events.remove(summons.as_fd());
+        }
         score::set_closed(self.slot, true);
+        self.call_others();
+    }
+
+    /// The kernel wakes one process for a connection. Where that was this one, which does not take it, nobody knows.
+    fn call_others(&self) {
+        if let Some(summons) = self.summons.as_ref().filter(|_| self.somebody_waits()) {
+            summons.call();
+        }
+    }
+
+    fn somebody_waits(&self) -> bool {
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().any(|listener| events::has_input(listener.fd()))
+    }
+
+    fn answer_summons(&self) {
+        if !self.summons.as_ref().is_some_and(|summons| summons.answer()) {
+            return;
+        }
+        if self.closed.load(Acquire) {
+            // Called before that was so.
+            return self.call_others();
+        }
+        self.watch_again(|_, listener| events::has_input(listener.fd()));
     }
 
     /// Takes new connections.
@@ -205,6 +234,11 @@ impl Frontend {
                 listeners.iter().take(at).for_each(|watched| self.events.remove(watched.fd()));
                 return Err(e);
             }
+        }
+        if let Some(summons) = &self.summons {
+            // Without it others' connections are found a little later.
+            let token = LISTENER | u64::try_from(SUMMONS).unwrap_or(0);
+            let _ = self.events.listen(summons.as_fd(), token);
         }
         gate.open();
         self.closed.store(false, Release);

@@ -13,9 +13,12 @@ use crate::httpd::mpm::{self, retained, score};
 use crate::httpd::{image, ServerRec};
 use crate::policy::mpm::maintenance::{self, ChangeOver, Child, Pace, Report, Totals, HOLD_OFF_AFTER_GRACEFUL};
 use crate::settings::MpmLimits;
+use crate::sys::events::Summons;
 use crate::sys::fork::Forked;
+use crate::sys::heritage::{self, Kept};
 use crate::sys::launch;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After this many frontends were killed one after the other, the next are replaced at the usual pace only.
@@ -42,6 +45,8 @@ struct State {
     /// No frontend can work.
     fatal: bool,
     forks_after: Option<Instant>,
+    /// For each bucket of listeners: see [`Summons`]. Daemons of modules do not get it.
+    summons: Vec<Kept>,
     /// To frontends of the configuration before, which serve until this one's are there.
     leaving: Vec<KeptPipe>,
 }
@@ -62,6 +67,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     healthy: false,
     fatal: false,
     forks_after: None,
+    summons: Vec::new(),
     leaving: Vec::new(),
 });
 
@@ -161,6 +167,16 @@ fn note_started(main: ServerRec<'_>, slot: usize, pid: u32) {
     score::child_started(slot, pid, generation);
     process::tell_child_status(main, pid, generation, Some(slot), true);
     log::server(Level::Debug, main, format!("frontend {slot} has started: pid {pid}, generation {generation}"));
+}
+
+/// A copy of the bucket's summons. `None` where there is no descriptor for it: frontends do without.
+fn summons_of(bucket: usize) -> Option<OwnedFd> {
+    let mut state = state();
+    while state.summons.len() <= bucket {
+        let kept = heritage::keep(Summons::make().ok()?)?;
+        state.summons.push(kept);
+    }
+    state.summons.get(bucket)?.as_fd().try_clone_to_owned().ok()
 }
 
 /// The parent of one configuration.
@@ -376,13 +392,15 @@ impl Parent {
     fn start_child(&self, slot: usize) -> bool {
         if self.one_process {
             note_started(self.main, slot, launch::own_pid());
-            self.be_child(slot);
+            self.be_child(slot, None);
         }
         if state().forks_after.is_some_and(|after| Instant::now() < after) {
             return false;
         }
+        // This copy alone is the child's, too.
+        let summons = summons_of(slot % self.buckets.len().max(1));
         match process::fork_child() {
-            Ok(Forked::Child) => self.be_child(slot),
+            Ok(Forked::Child) => self.be_child(slot, summons),
             Ok(Forked::Parent { child }) => {
                 state().forks_after = None;
                 note_started(self.main, slot, child);
@@ -408,13 +426,14 @@ impl Parent {
         }
     }
 
-    fn be_child(&self, slot: usize) -> ! {
+    fn be_child(&self, slot: usize, summons: Option<OwnedFd>) -> ! {
         // What older frontends are told is the parent's word alone.
         state().leaving.clear();
         let (pchild, status) = child::run(&child::Start {
             slot,
             buckets: &self.buckets,
             bucket: slot % self.buckets.len().max(1),
+            summons: summons.map(|fd| Arc::new(Summons::of(fd))),
             limits: self.limits,
             main: self.main,
             pconf: self.pconf,

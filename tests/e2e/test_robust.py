@@ -284,6 +284,82 @@ def test_slow_headers_leave_room_for_others(httpd):
     assert serves(server) and time.monotonic() - asked < 2
 
 
+# argv: a processor. For each line: keeps it from everybody for 30 ms.
+HOG = r"""
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+print("ready", flush=True)
+for _ in sys.stdin:
+    end = time.monotonic() + 0.03
+    print("busy", flush=True)
+    while time.monotonic() < end:
+        pass
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_frontend_that_gets_full_calls_another_for_those_it_was_woken_for(httpd):
+    """The kernel wakes a thread of one process for each of three connections; the first makes that process full."""
+    server = make(httpd, conf=STATUS + "KeepAliveTimeout 100\n", log_format="%P %U%q", without=["reqtimeout"], mpm_conf="""
+        StartServers 2
+        ServerLimit 2
+        ThreadsPerChild 4
+        MaxRequestWorkers 8
+        MinSpareThreads 1
+        MaxSpareThreads 8
+        AsyncRequestWorkerFactor 1
+    """)
+    all_of_them = os.sched_getaffinity(0)
+    here, *others = sorted(all_of_them)
+    if not others:
+        pytest.skip("needs two processors")
+    hog = subprocess.Popen([sys.executable, "-c", HOG, str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
+    try:
+        if hog.stdout.readline() != "ready\n":
+            pytest.skip(f"needs SCHED_FIFO: {hog.communicate()[1].splitlines()[-1]}")
+        eventually(lambda: serves(server, PAGES[:1]), 15)
+        with contextlib.ExitStack() as held:
+            has, n = dict.fromkeys(frontends(server), 0), 0
+            while min(has.values()) < 6:
+                n += 1
+                c = held.enter_context(server.connect())
+                assert c.get(f"/text.txt?{n}", "plain.test").status == 200
+                log = lambda: re.search(rf"^(\d+) /text.txt\?{n}$", "\n".join(server.access_log()), re.M)
+                pid = int(eventually(log)[1])
+                if has[pid] == 6:
+                    c.close()
+                else:
+                    has[pid] += 1
+            os.sched_setaffinity(0, set(others))
+            for pid in has:
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(thread), {here})
+            took = []
+            for _ in range(20):
+                time.sleep(0.3)
+                hog.stdin.write("\n")
+                hog.stdin.flush()
+                assert hog.stdout.readline() == "busy\n"
+                with server.connect() as half, server.connect() as one, server.connect() as other:
+                    half.send(b"GET /te")
+                    start = time.monotonic()
+                    for c in (one, other):
+                        c.request("GET", "/text.txt", "plain.test", [("Connection", "close")])
+                    for c in (one, other):
+                        assert c.response().text == "text"
+                        took.append(time.monotonic() - start)
+    finally:
+        os.sched_setaffinity(0, all_of_them)
+        hog.kill()
+        hog.communicate()
+    took.sort()
+    print("answers after", " ".join(f"{1000 * t:.0f}" for t in took), "ms")
+    # Some of them find a place where they came. Nobody else looked for 250 ms.
+    assert took[len(took) // 2] < 0.12
+
+
 # --- deaths -------------------------------------------------------------------------------------------
 
 
