@@ -7,6 +7,7 @@ use super::frontends::Frontend;
 use super::keeper::Kept;
 use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
+use crate::sys::launch;
 use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
@@ -22,6 +23,14 @@ const REFUSAL_INTERVAL: Millis = 1_000;
 /// Buffer of a frontend's channel: some thousand grants and obituaries between two looks of a busy frontend.
 const CHANNEL_BUFFER: i32 = 1 << 20;
 
+/// A child of the MPM, as the parent has announced it.
+#[derive(Debug)]
+pub(super) struct Child {
+    connector: Watched<OwnedFd>,
+    /// Of the configuration that it was forked with.
+    generation: u64,
+}
+
 impl Controller {
     /// The parent's own connector: nobody else has its other end.
     pub(super) fn read_connector(&mut self) {
@@ -31,6 +40,9 @@ impl Controller {
             };
             match message {
                 _ if sender.pid != self.start.parent => self.note_refusal(sender, "not of httpd's parent"),
+                ConnectorMessage::Parent(ParentMessage::Begin { pid }) => self.begun |= pid == launch::own_pid(),
+                // For a controller that died before it has read it.
+                ConnectorMessage::Parent(_) if !self.begun => self.discard(None, fds),
                 ConnectorMessage::Parent(message) => self.parent_says(&message, fds),
                 // With -X.
                 ConnectorMessage::Hello(hello) => self.hello(hello, fds, sender),
@@ -58,7 +70,7 @@ impl Controller {
     fn next_message(&mut self, child: Option<u32>) -> Option<(ConnectorMessage, Vec<OwnedFd>, Credentials)> {
         let connector = match child {
             None => self.start.connector.as_fd(),
-            Some(pid) => self.children.get(&pid)?.what.as_fd(),
+            Some(pid) => self.children.get(&pid)?.connector.what.as_fd(),
         };
         match hear(connector, ConnectorMessage::decode) {
             Heard::Message(message, received) => Some((message, received.fds, received.credentials?)),
@@ -87,11 +99,20 @@ impl Controller {
             self.poller.remove(self.start.connector.as_fd());
             return;
         };
-        if let Some(connector) = self.children.remove(&pid) {
-            self.unwatch(connector.token, &connector.what);
-            // The parent has a copy that the next controller may need: it is not shut down.
-            self.discard(None, [connector.what]);
+        if self.forget_child(pid) {
+            self.feed(Event::ChildGone { pid });
         }
+    }
+
+    /// Whether it was known.
+    fn forget_child(&mut self, pid: u32) -> bool {
+        let Some(Child { connector, .. }) = self.children.remove(&pid) else {
+            return false;
+        };
+        self.unwatch(connector.token, &connector.what);
+        // The parent has a copy that the next controller may need: it is not shut down.
+        self.discard(None, [connector.what]);
+        true
     }
 
     /// What a keeper has heard of httpd's parent.
@@ -111,33 +132,40 @@ impl Controller {
 
     fn parent_says(&mut self, message: &ParentMessage, fds: Vec<OwnedFd>) {
         match *message {
-            ParentMessage::Configure { generation } => match read_configuration(generation, fds) {
+            ParentMessage::Configure { generation, older } => match read_configuration(generation, fds) {
                 Ok((table, until_ready)) => {
                     if let Some(end) = until_ready {
                         self.until_ready.insert(generation, end);
                     }
                     self.tables.entry(generation).or_insert_with(|| table.clone());
-                    self.feed(Event::Configure { table });
+                    self.feed(Event::Configure { table, older });
                 }
                 Err(e) => log::error(&format!("mod_pool: the configuration did not arrive: {e}")),
             },
-            ParentMessage::ChildStarted { pid } => {
-                self.close_connector(Some(pid));
-                if let Err(e) = self.child_started(pid, fds) {
+            ParentMessage::ChildStarted { pid, generation } => {
+                // An older child may have had the same number.
+                let known = self.forget_child(pid);
+                let added = self.child_started(pid, generation, fds);
+                if added.is_ok() {
+                    self.feed(Event::ChildStarted { pid, generation });
+                } else if known {
+                    self.feed(Event::ChildGone { pid });
+                }
+                if let Err(e) = added {
                     log::error(&format!("mod_pool: frontend {pid} cannot be heard: {e}"));
                 }
             }
             ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
             ParentMessage::Stop => self.feed(Event::Stop),
-            ParentMessage::Ping => {}
+            ParentMessage::Ping | ParentMessage::Begin { .. } => {}
             ParentMessage::Discard => self.discard(None, fds),
         }
     }
 
-    fn child_started(&mut self, pid: u32, fds: Vec<OwnedFd>) -> io::Result<()> {
+    fn child_started(&mut self, pid: u32, generation: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let what = fds.into_iter().next().ok_or(ErrorKind::InvalidInput)?;
         let token = self.watch(what.as_fd(), Source::ChildConnector(pid))?;
-        self.children.insert(pid, Watched { token, what });
+        self.children.insert(pid, Child { connector: Watched { token, what }, generation });
         Ok(())
     }
 
@@ -153,18 +181,30 @@ impl Controller {
         if hello.build_id != self.start.build_id {
             self.note_replaced();
         }
-        let allowed = self.tables.get(&hello.generation).map(|table| table.frontend_uid);
-        if self.root && allowed.is_none() {
-            // It began before this controller, with an older configuration; its parent tells the newest one only.
-            return self.note_refusal(sender, "a frontend of a configuration that this controller does not know");
-        }
-        let uid_fits = if self.root { allowed == Some(sender.uid) } else { sender.uid == process::own_uid() };
-        // With -X the parent itself is the frontend, and may not have changed its user.
-        if !uid_fits && sender.pid != self.start.parent {
-            return self.note_refusal(sender, "a frontend of another user");
+        // With -X the parent itself is the frontend: nobody has announced it, and it may not have changed its user.
+        if sender.pid != self.start.parent {
+            if self.children.get(&sender.pid).map(|child| child.generation) != Some(hello.generation) {
+                self.discard(None, [channel]);
+                return self.note_refusal(sender, "a frontend that names another configuration than its parent does");
+            }
+            let table = self.tables.get(&hello.generation);
+            let fits = |table: &PoolTable| table.frontend_uid == sender.uid;
+            let uid_fits = match (self.root, table) {
+                (true, Some(table)) => fits(table),
+                (true, None) => self.tables.values().any(fits),
+                (false, _) => sender.uid == process::own_uid(),
+            };
+            if !uid_fits {
+                self.discard(None, [channel]);
+                return self.note_refusal(sender, "a frontend of another user");
+            }
         }
         if !self.policy.generation_open(hello.generation) {
-            return self.note_refusal(sender, "a frontend of a configuration that has ended");
+            // Heard all the same, to be refused at once: else its requests would wait for their timeout.
+            self.note_refusal(
+                sender,
+                "a frontend of a configuration that this controller does not know, or that has ended",
+            );
         }
         if let Err(e) = self.accept(hello, channel, sender.pid) {
             log::error(&format!("mod_pool: frontend {} cannot be served: {e}", sender.pid));

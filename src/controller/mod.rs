@@ -127,8 +127,8 @@ struct Controller {
     policy: State,
     events: VecDeque<Event>,
     tables: HashMap<u64, PoolTable>,
-    /// Connectors of the MPM's children, by pid.
-    children: HashMap<u32, Watched<OwnedFd>>,
+    /// The MPM's children, by pid.
+    children: HashMap<u32, connector::Child>,
     frontends: HashMap<FrontendId, frontends::Frontend>,
     seeds: HashMap<u64, seeds::Seed>,
     /// Closed when the seed of the generation is ready, or has failed: httpd's start waits for that.
@@ -142,6 +142,8 @@ struct Controller {
     orphans: orphans::Sweep,
     closers: closers::Closers,
     connector_token: u64,
+    /// The parent speaks to this controller by now.
+    begun: bool,
     replaced_noted: bool,
     refusal_noted: Option<Millis>,
     done: bool,
@@ -177,6 +179,8 @@ impl Controller {
         socket::pass_credentials(start.connector.as_fd())?;
         let signal = TermSignal::new()?;
         let descriptors = process::raise_descriptor_limit().ok();
+        // A keeper has heard the parent's one word, and starts with that.
+        let begun = start.keep;
         let mut controller = Self {
             start,
             parent,
@@ -202,6 +206,7 @@ impl Controller {
             orphans: orphans::Sweep::default(),
             closers: closers::Closers::default(),
             connector_token: 0,
+            begun,
             replaced_noted: false,
             refusal_noted: None,
             done: false,

@@ -12,11 +12,25 @@ use crate::httpd::mpm::listen::{Listener, NotAccepted};
 use crate::httpd::mpm::score;
 use crate::policy::mpm::admission::{self, Load};
 use crate::policy::mpm::gate::Gate;
-use crate::sys::events;
+use crate::sys::{descriptor, events};
+use once_cell::sync::OnceCell;
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::{MutexGuard, PoisonError};
+
+fn log_shortage() {
+    log::main_server(
+        Level::Crit,
+        "POOL207: there is no descriptor or no memory for a new connection: this frontend takes none for a while, and \
+         ends idle ones; raise the limit of open files (ulimit -n), or lower ThreadsPerChild and \
+         AsyncRequestWorkerFactor",
+    );
+}
+
+/// In the place of a listener's number: a process calls that takes none of the connections that wait.
+const SUMMONS: usize = 0xffff_ffff;
 
 impl Frontend {
     pub(super) fn load(&self) -> Load {
@@ -32,6 +46,9 @@ impl Frontend {
     }
 
     pub(super) fn accept(&'static self, number: usize, hand: Hand) {
+        if number == SUMMONS {
+            return self.answer_summons();
+        }
         let Some(pool) = self.take_pool() else { return self.lacks_room(None) };
         let accepted = {
             let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
@@ -73,6 +90,10 @@ impl Frontend {
         }
         match Connection::open(accepted, hand.seat, hand.thread, token, connection_ended) {
             Ok(connection) => {
+                let number = connection.fd().and_then(|fd| u64::try_from(fd.as_raw_fd()).ok());
+                if number.is_some_and(|number| number >= self.first_spared()) {
+                    self.spare_descriptors();
+                }
                 let stage = if connection.is_refused() { Stage::End } else { Stage::Process };
                 let held = Held { connection, waits: Waits::Io, linger_until: 0, seen_back: Cell::new(false) };
                 self.go_on(held, stage, hand);
@@ -80,6 +101,38 @@ impl Frontend {
             Err(pool) => {
                 self.connection_ended(token, false, false);
                 self.keep_pool(pool);
+            }
+        }
+    }
+
+    /// See [`admission::first_spared`].
+    fn first_spared(&self) -> u64 {
+        static LIMIT: OnceCell<u64> = OnceCell::new();
+        let limit = *LIMIT.get_or_init(|| descriptor::limit().unwrap_or(u64::MAX));
+        admission::first_spared(limit, self.limits.limits.threads_per_child)
+    }
+
+    /// What descriptors there are is left to the connections that are here.
+    fn spare_descriptors(&self) {
+        let closing = {
+            let mut gate = self.gate();
+            let Some(closing) = gate.spares(self.timers.now()) else { return };
+            if closing.was_open {
+                self.unwatch_listeners();
+            }
+            closing
+        };
+        if closing.first {
+            log_shortage();
+        }
+        self.make_room();
+    }
+
+    /// Ends idle connections where others wait outside.
+    fn make_room(&self) {
+        if self.somebody_waits() {
+            for held in self.take_quiet() {
+                self.give(Task::End(held));
             }
         }
     }
@@ -97,12 +150,7 @@ impl Frontend {
         };
         match error {
             _ if !closing.first => {}
-            None => log::main_server(
-                Level::Crit,
-                "POOL207: there is no descriptor or no memory for a new connection: this frontend takes none for a \
-                 while, and ends idle ones; raise the limit of open files (ulimit -n), or lower ThreadsPerChild and \
-                 AsyncRequestWorkerFactor",
-            ),
+            None => log_shortage(),
             Some(e) => log::main_server(
                 Level::Crit,
                 format!("POOL219: no connection can be accepted: {e}; this frontend tries again in a while"),
@@ -144,7 +192,34 @@ impl Frontend {
         for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
             self.events.remove(listener.fd());
         }
+        if let Some(summons) = &self.summons {
+            self.events.remove(summons.as_fd());
+        }
         score::set_closed(self.slot, true);
+        self.call_others();
+    }
+
+    /// The kernel wakes one process for a connection. Where that was this one, which does not take it, nobody knows.
+    fn call_others(&self) {
+        if let Some(summons) = self.summons.as_ref().filter(|_| self.somebody_waits()) {
+            summons.call();
+        }
+    }
+
+    fn somebody_waits(&self) -> bool {
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().any(|listener| events::has_input(listener.fd()))
+    }
+
+    fn answer_summons(&self) {
+        if !self.summons.as_ref().is_some_and(|summons| summons.answer()) {
+            return;
+        }
+        if self.closed.load(Acquire) {
+            // Called before that was so.
+            return self.call_others();
+        }
+        self.watch_again(|_, listener| events::has_input(listener.fd()));
     }
 
     /// Takes new connections.
@@ -160,6 +235,11 @@ impl Frontend {
                 return Err(e);
             }
         }
+        if let Some(summons) = &self.summons {
+            // Without it others' connections are found a little later.
+            let token = LISTENER | u64::try_from(SUMMONS).unwrap_or(0);
+            let _ = self.events.listen(summons.as_fd(), token);
+        }
         gate.open();
         self.closed.store(false, Release);
         score::set_closed(self.slot, false);
@@ -172,6 +252,9 @@ impl Frontend {
         }
         if !self.gate().may_open(self.timers.now()) {
             return;
+        }
+        if descriptor::next_number().is_ok_and(|number| number >= self.first_spared()) {
+            return self.spare_descriptors();
         }
         if let Err(e) = self.open_gate() {
             log::main_server(Level::Crit, format!("POOL208: a listener cannot be watched: {e}; this frontend ends"));

@@ -19,7 +19,7 @@ use crate::policy::mpm::polling::Polling;
 use crate::policy::mpm::slots::{Slots, FREE_BITS};
 use crate::policy::Millis;
 use crate::settings::MpmLimits;
-use crate::sys::events::{self, Alarm, EventSet, Woken};
+use crate::sys::events::{self, Alarm, EventSet, Summons, Woken};
 use crate::sys::pollers::Pollers;
 use crate::sys::{fork, launch};
 use once_cell::sync::OnceCell;
@@ -27,7 +27,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Tokens of the set of events with this bit are the bell's; with the other one a listener's.
@@ -98,6 +98,8 @@ pub struct Frontend {
     pub idle_pools: Mutex<Vec<TransactionPool>>,
     /// Empty once the process does not accept any more.
     pub listeners: RwLock<Vec<Listener>>,
+    /// Calls one of the processes that wait for the same listeners, from earlier configurations on.
+    pub summons: Option<Arc<Summons>>,
     /// Guards whether the listeners are watched; `closed` is the same for a quick look.
     pub gate: Mutex<Gate>,
     pub closed: AtomicBool,
@@ -151,6 +153,7 @@ pub struct Start<'b> {
     pub buckets: &'b [Bucket],
     /// This process's own.
     pub bucket: usize,
+    pub summons: Option<Arc<Summons>>,
     pub limits: MpmLimits,
     pub main: ServerRec<'static>,
     pub pconf: AprPool<'static>,
@@ -224,6 +227,7 @@ impl Frontend {
             tasks: Mutex::default(),
             idle_pools: Mutex::default(),
             listeners: RwLock::new(bucket.listeners()),
+            summons: start.summons.clone(),
             gate: Mutex::new(Gate::closed()),
             closed: AtomicBool::new(true),
             counts: Counts::default(),

@@ -11,17 +11,23 @@ use crate::httpd::mpm::listen::{self, Bucket, End, KeptPipe, OpenError};
 use crate::httpd::mpm::process::{self, Ended, How, Stopped};
 use crate::httpd::mpm::{self, retained, score};
 use crate::httpd::{image, ServerRec};
-use crate::policy::mpm::maintenance::{self, Child, Pace, Report, Totals, HOLD_OFF_AFTER_GRACEFUL};
+use crate::policy::mpm::maintenance::{self, ChangeOver, Child, Pace, Report, Totals, HOLD_OFF_AFTER_GRACEFUL};
 use crate::settings::MpmLimits;
+use crate::sys::events::Summons;
 use crate::sys::fork::Forked;
+use crate::sys::heritage::{self, Kept};
 use crate::sys::launch;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After this many frontends were killed one after the other, the next are replaced at the usual pace only.
 const SUCCESSIVE_KILLS: u32 = 3;
 /// How long no fork is tried after one has failed.
 const FORK_PAUSE: Duration = Duration::from_secs(10);
+/// How long it is looked, and how often, whether a new frontend serves, before the parent turns to other things too.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+const START_LOOK: Duration = Duration::from_millis(5);
 /// How often it is looked whether all frontends have ended, while they may take their time.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -39,6 +45,8 @@ struct State {
     /// No frontend can work.
     fatal: bool,
     forks_after: Option<Instant>,
+    /// For each bucket of listeners: see [`Summons`]. Daemons of modules do not get it.
+    summons: Vec<Kept>,
     /// To frontends of the configuration before, which serve until this one's are there.
     leaving: Vec<KeptPipe>,
 }
@@ -59,6 +67,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     healthy: false,
     fatal: false,
     forks_after: None,
+    summons: Vec::new(),
     leaving: Vec::new(),
 });
 
@@ -160,6 +169,16 @@ fn note_started(main: ServerRec<'_>, slot: usize, pid: u32) {
     log::server(Level::Debug, main, format!("frontend {slot} has started: pid {pid}, generation {generation}"));
 }
 
+/// A copy of the bucket's summons. `None` where there is no descriptor for it: frontends do without.
+fn summons_of(bucket: usize) -> Option<OwnedFd> {
+    let mut state = state();
+    while state.summons.len() <= bucket {
+        let kept = heritage::keep(Summons::make().ok()?)?;
+        state.summons.push(kept);
+    }
+    state.summons.get(bucket)?.as_fd().try_clone_to_owned().ok()
+}
+
 /// The parent of one configuration.
 #[derive(Debug)]
 struct Parent {
@@ -217,7 +236,7 @@ pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>,
     to_start -= parent.start_children(to_start);
     if graceful {
         // Those for which the scoreboard had no room take the place of old ones, most of which end at once.
-        tell_leaving(End::Graceful);
+        parent.await_first();
     } else {
         to_start = 0;
     }
@@ -264,6 +283,9 @@ impl Parent {
                 }
                 None => kills = 0,
             }
+            if !self.has_changed_over() {
+                continue;
+            }
             if to_start > 0 {
                 self.start_children(to_start);
                 to_start = 0;
@@ -300,7 +322,14 @@ impl Parent {
                 state().fatal = true;
                 retained::set_shutdown_pending(true);
             }
-            How::Fatal | How::Sick => state().sick = true,
+            How::Fatal | How::Sick => {
+                let mut state = state();
+                state.sick = true;
+                if !state.leaving.is_empty() {
+                    // Those of the configuration before serve: there is time.
+                    state.forks_after = Some(Instant::now() + FORK_PAUSE);
+                }
+            }
         }
         note_stopped(self.main, slot);
         if ended.how == How::Sick {
@@ -313,6 +342,37 @@ impl Parent {
             self.start_child(slot);
         }
         Some(slot)
+    }
+
+    /// Waits a moment until a new frontend serves.
+    fn await_first(&self) {
+        let end = Instant::now() + START_PATIENCE;
+        while !self.has_changed_over() && Instant::now() < end {
+            if retained::restart_pending() || retained::shutdown_pending() {
+                break;
+            }
+            launch::pause(START_LOOK);
+        }
+    }
+
+    /// Frontends that a graceful restart has left serving are told to end once those of this configuration serve. Until
+    /// then one is started where there is none; false.
+    fn has_changed_over(&self) -> bool {
+        if state().leaving.is_empty() {
+            return true;
+        }
+        match maintenance::change_over(&self.look_at_children(), self.buckets.len()) {
+            ChangeOver::Tell => {
+                tell_leaving(End::Graceful);
+                return true;
+            }
+            ChangeOver::Start => {
+                let each = u32::try_from(self.buckets.len()).unwrap_or(1);
+                self.start_children(each);
+            }
+            ChangeOver::Wait => {}
+        }
+        false
     }
 
     /// Returns how many were started.
@@ -332,25 +392,32 @@ impl Parent {
     fn start_child(&self, slot: usize) -> bool {
         if self.one_process {
             note_started(self.main, slot, launch::own_pid());
-            self.be_child(slot);
+            self.be_child(slot, None);
         }
         if state().forks_after.is_some_and(|after| Instant::now() < after) {
             return false;
         }
+        // This copy alone is the child's, too.
+        let summons = summons_of(slot % self.buckets.len().max(1));
         match process::fork_child() {
-            Ok(Forked::Child) => self.be_child(slot),
+            Ok(Forked::Child) => self.be_child(slot, summons),
             Ok(Forked::Parent { child }) => {
                 state().forks_after = None;
                 note_started(self.main, slot, child);
                 true
             }
             Err(e) => {
-                state().forks_after = Some(Instant::now() + FORK_PAUSE);
+                let older = {
+                    let mut state = state();
+                    state.forks_after = Some(Instant::now() + FORK_PAUSE);
+                    !state.leaving.is_empty()
+                };
+                let older = if older { "; those of the configuration before go on" } else { "" };
                 log::server(
                     Level::Error,
                     self.main,
                     format!(
-                        "POOL213: a frontend cannot be forked: {e}; the next attempt comes in {} s",
+                        "POOL213: a frontend cannot be forked: {e}; the next attempt comes in {} s{older}",
                         FORK_PAUSE.as_secs()
                     ),
                 );
@@ -359,13 +426,14 @@ impl Parent {
         }
     }
 
-    fn be_child(&self, slot: usize) -> ! {
+    fn be_child(&self, slot: usize, summons: Option<OwnedFd>) -> ! {
         // What older frontends are told is the parent's word alone.
         state().leaving.clear();
         let (pchild, status) = child::run(&child::Start {
             slot,
             buckets: &self.buckets,
             bucket: slot % self.buckets.len().max(1),
+            summons: summons.map(|fd| Arc::new(Summons::of(fd))),
             limits: self.limits,
             main: self.main,
             pconf: self.pconf,
@@ -513,6 +581,7 @@ impl Parent {
             self.say_end("caught SIGTERM, shutting down");
         } else {
             listen::close_all();
+            tell_leaving(End::Graceful);
             self.tell_all(End::Graceful);
             process::relieve_children(self.stopped);
             self.say_end("caught SIGWINCH, shutting down gracefully");
@@ -522,6 +591,7 @@ impl Parent {
     }
 
     fn end_all(&self) {
+        tell_leaving(End::Now);
         self.tell_all(End::Now);
         process::reclaim_children(self.stopped);
     }

@@ -8,6 +8,7 @@
 use crate::settings::PoolTree;
 use crate::sys::heritage::{self, Kept};
 use crate::sys::launch::{self, ChildState};
+use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
 use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
@@ -35,9 +36,10 @@ struct State {
     controller: Option<u32>,
     owner: u32,
     generation: u64,
-    configuration: Option<Configuration>,
-    /// The MPM's children, and where a new controller hears them. Dropped in the parent only.
-    children: BTreeMap<u32, Kept>,
+    /// By generation: the newest one, and older ones that children still belong to. Empty: nothing is served.
+    configurations: BTreeMap<u64, Configuration>,
+    /// The MPM's children. Dropped in the parent only.
+    children: BTreeMap<u32, Child>,
     /// Those of which the controller was not told yet.
     unannounced: BTreeSet<u32>,
     /// Since when the controller has not read everything, and how often that was seen.
@@ -53,7 +55,16 @@ struct Connector {
     listen: OwnedFd,
 }
 
-#[derive(Debug, Clone)]
+/// What a new controller has to know of a child.
+#[derive(Debug)]
+struct Child {
+    /// Where it is heard.
+    connector: Kept,
+    /// Of the configuration that it was forked with.
+    generation: u64,
+}
+
+#[derive(Debug)]
 struct Configuration {
     table: PoolTable,
     controller_argv: Vec<Vec<u8>>,
@@ -82,29 +93,42 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     state.owner = launch::own_pid();
     state.generation += 1;
     let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
-    state.configuration = Some(Configuration { table, controller_argv: start.controller_argv.clone() });
+    let (generation, controller_argv) = (state.generation, start.controller_argv.clone());
+    state.configurations.insert(generation, Configuration { table, controller_argv });
+    state.forget_configurations();
     let started = state.ensure_controller()?;
     // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
     // must not reach a seed that still belongs to the text before. (After a reload, requests wait in the frontends.)
     let (here, there) = socket::seqpacket_pair()?;
-    state.send_configuration(Some(there))?;
+    state.send_configuration(generation, Some(there))?;
     if started {
-        wait::readable_or_writable(here.as_fd(), false, None, SEED_PATIENCE)?;
-    } else {
-        state.seed_ready = Some(here);
+        let controller = state.controller;
+        drop(state);
+        wait_for(&here, controller);
+        return Ok(controller);
     }
-    Ok(started.then_some(state.controller).flatten())
+    state.seed_ready = Some(here);
+    Ok(None)
 }
 
 /// After a reload: waits until the new seed can fork and has warmed the pools that are in use, or has failed to get
 /// ready, or a signal comes. Frontends of the
 /// configuration before serve meanwhile.
 pub fn wait_for_seed() {
-    let ready = state().seed_ready.take();
+    let (ready, controller) = {
+        let mut state = state();
+        (state.seed_ready.take(), state.controller)
+    };
     if let Some(ready) = ready {
-        // Without it the new frontends' requests wait for the seed.
-        let _ = wait::readable_or_writable(ready.as_fd(), false, None, SEED_PATIENCE);
+        wait_for(&ready, controller);
     }
+}
+
+/// Where that is in vain, the new frontends' requests wait for the seed. A controller that dies does not close what it
+/// has not read.
+fn wait_for(ready: &OwnedFd, controller: Option<u32>) {
+    let Some(Ok(controller)) = controller.map(PidFd::open) else { return };
+    let _ = wait::readable_or_writable(ready.as_fd(), false, Some(controller.as_fd()), SEED_PATIENCE);
 }
 
 /// The generation that frontends forked from now on belong to, and this child's connector.
@@ -127,12 +151,12 @@ pub fn parent_of_frontend() -> Option<u32> {
 pub fn controller_died() -> io::Result<Option<u32>> {
     let mut state = state();
     state.controller = None;
-    if state.configuration.is_none() || state.owner != launch::own_pid() {
+    if state.configurations.is_empty() || state.owner != launch::own_pid() {
         return Ok(None);
     }
     state.ensure_controller()?;
-    state.send_configuration(None)?;
-    state.unannounced = state.children.keys().copied().collect();
+    let told = state.send_configuration(state.generation, None);
+    state.must_be_heard(&told);
     state.announce(Blocking::Yes);
     Ok(state.controller)
 }
@@ -147,7 +171,7 @@ pub fn controller() -> Option<u32> {
 pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
     let mut state = state();
     // With -X this process is its own child, and nothing was forked for it.
-    if state.configuration.is_none() || pid == state.owner {
+    if state.configurations.is_empty() || pid == state.owner {
         return Ok(());
     }
     // A controller that is gone, or does not read, sees the end of the child's connector all the same.
@@ -156,6 +180,7 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
         if !state.unannounced.remove(&pid) {
             let _ = state.send(&ParentMessage::ChildGone { pid }, &[], Blocking::No);
         }
+        state.forget_configurations();
         return Ok(());
     }
     // The MPM says so right after its fork: no other has come between.
@@ -163,9 +188,10 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
         .ok_or_else(|| io::Error::other("there was no descriptor for its connector; it is never served"))?;
     // Who does not read one message does not read the next: the parent waits once.
     let blocking = if state.unannounced.is_empty() { Blocking::Yes } else { Blocking::No };
-    let told = state.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()], blocking);
-    if let Some(kept) = heritage::keep(connector) {
-        state.children.insert(pid, kept);
+    let generation = state.generation;
+    let told = state.send(&ParentMessage::ChildStarted { pid, generation }, &[connector.as_fd()], blocking);
+    if let Some(connector) = heritage::keep(connector) {
+        state.children.insert(pid, Child { connector, generation });
         if told.is_err() {
             state.unannounced.insert(pid);
         }
@@ -177,7 +203,7 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
 /// for `SILENCE` is killed: `Some`. httpd then tells of its death.
 pub fn look_after_controller() -> Option<Duration> {
     let mut state = state();
-    if state.configuration.is_none() || state.owner != launch::own_pid() {
+    if state.configurations.is_empty() || state.owner != launch::own_pid() {
         return None;
     }
     state.announce(Blocking::No);
@@ -213,7 +239,7 @@ pub fn stop() {
     if state.owner != launch::own_pid() {
         return;
     }
-    state.configuration = None;
+    state.configurations.clear();
     let Some(pid) = state.controller.take() else { return };
     let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
     let patience = Instant::now() + STOP_PATIENCE;
@@ -237,7 +263,7 @@ impl State {
             }
             self.controller = None;
         }
-        let Some(configuration) = &self.configuration else { return Ok(false) };
+        let Some(configuration) = self.configurations.get(&self.generation) else { return Ok(false) };
         if self.connector.is_none() {
             let (speak, listen) = socket::seqpacket_pair()?;
             socket::pass_credentials(listen.as_fd())?;
@@ -254,21 +280,59 @@ impl State {
         // The controller's own, which it does not need.
         drop(heritage::connector_of_last_child());
         self.silent = None;
+        self.unannounced = self.children.keys().copied().collect();
+        if let Some(pid) = self.controller {
+            let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
+            self.must_be_heard(&began);
+        }
+        self.introduce_older();
         Ok(true)
+    }
+
+    /// A new controller that does not read even what it cannot do without is killed: httpd tells of its death, and another
+    /// one is started.
+    fn must_be_heard(&self, told: &io::Result<()>) {
+        if let (Err(_), Some(pid)) = (told, self.controller) {
+            launch::signal_child(pid, 9);
+        }
+    }
+
+    /// Tells a new controller of the configurations before the newest one that have frontends, each with these: it ends
+    /// one that has none. Who cannot be told of is refused at once, as one of a configuration that is not known.
+    fn introduce_older(&mut self) {
+        let older: Vec<u64> = self.configurations.range(..self.generation).map(|(number, _)| *number).collect();
+        for generation in older {
+            if self.send_configuration(generation, None).is_ok() {
+                self.announce_those(Blocking::Yes, |child| child.generation == generation);
+            }
+        }
     }
 
     /// Tells the controller of the children that it does not know, as far as it reads.
     fn announce(&mut self, blocking: Blocking) {
-        while let Some(pid) = self.unannounced.first().copied() {
-            let told = self
-                .children
-                .get(&pid)
-                .map(|connector| self.send(&ParentMessage::ChildStarted { pid }, &[connector.as_fd()], blocking));
-            if told.is_some_and(|told| told.is_err()) {
-                return;
+        self.announce_those(blocking, |_| true);
+    }
+
+    fn announce_those(&mut self, blocking: Blocking, which: impl Fn(&Child) -> bool) {
+        for pid in self.unannounced.clone() {
+            if let Some(child) = self.children.get(&pid) {
+                if !which(child) {
+                    continue;
+                }
+                let message = ParentMessage::ChildStarted { pid, generation: child.generation };
+                if self.send(&message, &[child.connector.as_fd()], blocking).is_err() {
+                    return;
+                }
             }
             self.unannounced.remove(&pid);
         }
+    }
+
+    /// Drops what was only kept for frontends that are gone.
+    fn forget_configurations(&mut self) {
+        let in_use: BTreeSet<u64> = self.children.values().map(|child| child.generation).collect();
+        let newest = self.generation;
+        self.configurations.retain(|number, _| *number == newest || in_use.contains(number));
     }
 
     /// The connectors of daemons are of no use. What is not empty the controller has closed elsewhere.
@@ -284,11 +348,11 @@ impl State {
     }
 
     /// The controller closes `until_ready` when the seed has read its configuration, or has died.
-    fn send_configuration(&self, until_ready: Option<OwnedFd>) -> io::Result<()> {
-        let Some(configuration) = &self.configuration else { return Ok(()) };
+    fn send_configuration(&self, generation: u64, until_ready: Option<OwnedFd>) -> io::Result<()> {
+        let Some(configuration) = self.configurations.get(&generation) else { return Ok(()) };
         let memory = launch::sealed_memory("mod_pool table", &configuration.table.encode())?;
         let error_log = io::stderr();
-        let message = ParentMessage::Configure { generation: configuration.table.generation };
+        let message = ParentMessage::Configure { generation, older: generation < self.generation };
         match until_ready {
             Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes),
             None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes),

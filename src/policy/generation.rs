@@ -31,7 +31,7 @@ pub(super) enum SeedState {
     Down,
     /// Its channel is closed or it was killed; it has not been reaped.
     Ending,
-    /// There is none and none is wanted.
+    /// There is none, and none was needed so far, or is any more.
     Absent,
 }
 
@@ -74,7 +74,8 @@ fn rows(pools: Vec<PoolRow>) -> Vec<Row> {
 }
 
 impl State {
-    pub(super) fn configure(&mut self, table: PoolTable) {
+    /// An older one has a seed only when a frontend needs it: most have nothing left but long downloads.
+    pub(super) fn configure(&mut self, table: PoolTable, older: bool) {
         let number = table.generation;
         if self.stopping || self.generations.contains_key(&number) {
             return;
@@ -96,7 +97,9 @@ impl State {
         }
         self.generations.insert(number, generation);
         self.set_caps();
-        self.start_seed(number);
+        if !older {
+            self.start_seed(number);
+        }
         // What is idle in older generations has a shorter life from now on, and keeps no spare.
         let older: Vec<PoolKey> = self.pools.keys().copied().collect();
         for key in older {
@@ -141,6 +144,14 @@ impl State {
     }
 
     // ===== the seed =====
+
+    /// Somebody needs the seed, which may not have been started.
+    pub(super) fn need_seed(&mut self, number: u64) {
+        let absent = self.generations.get(&number).is_some_and(|g| g.seed == SeedState::Absent);
+        if absent && self.generation_open(number) {
+            self.start_seed(number);
+        }
+    }
 
     fn start_seed(&mut self, number: u64) {
         let Some(g) = self.generations.get_mut(&number) else {
@@ -336,7 +347,7 @@ impl State {
 
     // ===== the end =====
 
-    /// Ends the generations that are not the newest and have no frontend.
+    /// Ends the generations that are not the newest and have neither a frontend nor a child that may become one.
     pub(super) fn end_old_generations(&mut self) {
         let Some(&newest) = self.generations.keys().next_back() else {
             return;
@@ -345,6 +356,7 @@ impl State {
             .generations
             .iter()
             .filter(|(number, g)| **number != newest && g.frontends == 0 && !g.ended)
+            .filter(|(number, _)| !self.children.values().any(|generation| generation == *number))
             .map(|(number, _)| *number)
             .collect();
         for number in ending {

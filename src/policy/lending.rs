@@ -8,12 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::state::{PoolState, State, Waiting};
 use super::timer::TimerKey;
 use super::worker::WorkerState;
-use super::{seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE};
+use super::{seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE, STRANGER_RETRY};
 use crate::wire::control::{LeaseId, LendCount, Refusal, WantId};
 
 impl State {
     pub(super) fn want(&mut self, frontend: FrontendId, want: WantId, pool: u32) {
         let Some(f) = self.frontends.get(&frontend) else {
+            if self.strangers.contains(&frontend) {
+                let text =
+                    "the controller does not know the configuration of this frontend process, which is an older one";
+                self.refuse(frontend, want, Refusal::NoPool, STRANGER_RETRY, text.into());
+            }
             return;
         };
         if self.want_index.contains_key(&(frontend, want)) {

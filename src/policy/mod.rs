@@ -74,6 +74,8 @@ pub const FORGET_AFTER: Millis = 60_000;
 pub const SEED_PROVEN: Millis = 60_000;
 /// After so many failed starts of the seed, who needs it is refused at once.
 pub const SEED_PATIENCE: u32 = 3;
+/// When a client may try again whose frontend's configuration is not known, in seconds: by then it gets another one.
+pub const STRANGER_RETRY: u32 = 5;
 /// Frontends change over to a new generation after this time, however few of its pools are warm.
 pub const WARM_PATIENCE: Millis = 5_000;
 /// An idle worker of an older generation is retired after this time.
@@ -85,9 +87,13 @@ pub const PATIENCE: Millis = 50;
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A configuration was read.
-    Configure { table: PoolTable },
-    /// A frontend of a known generation was accepted.
+    /// A configuration was read; or an older one is told again, for the children that were announced with it.
+    Configure { table: PoolTable, older: bool },
+    /// httpd's parent has announced a child of this generation: a frontend, perhaps before its hello.
+    ChildStarted { pid: u32, generation: u64 },
+    /// The child is gone.
+    ChildGone { pid: u32 },
+    /// A frontend was accepted. One of a generation that is not known is refused whatever it wants.
     FrontendCame { frontend: FrontendId, generation: u64 },
     /// Its process or its channel ended.
     FrontendLeft { frontend: FrontendId },

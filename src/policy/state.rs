@@ -65,6 +65,10 @@ pub struct State {
     pub(super) pools: BTreeMap<PoolKey, PoolState>,
     pub(super) accounts: Accounts,
     pub(super) frontends: HashMap<FrontendId, FrontendState>,
+    /// Frontends of a generation that is not known, or has ended.
+    pub(super) strangers: HashSet<FrontendId>,
+    /// Announced children of httpd's parent by pid, with their generations.
+    pub(super) children: HashMap<u32, u64>,
     pub(super) wants: BTreeMap<u64, Waiting>,
     pub(super) want_index: HashMap<(FrontendId, WantId), u64>,
     pub(super) workers: HashMap<LeaseId, WorkerSlot>,
@@ -90,7 +94,16 @@ impl State {
     pub fn handle(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
         match event {
-            Event::Configure { table } => self.configure(table),
+            Event::Configure { table, older } => self.configure(table, older),
+            Event::ChildStarted { pid, generation } => {
+                self.children.insert(pid, generation);
+                // The number may have been that of an older child.
+                self.end_old_generations();
+            }
+            Event::ChildGone { pid } => {
+                self.children.remove(&pid);
+                self.end_old_generations();
+            }
             Event::FrontendCame { frontend, generation } => self.frontend_came(frontend, generation),
             Event::FrontendLeft { frontend } => self.frontend_left(frontend),
             Event::Want { frontend, want, pool } => self.want(frontend, want, pool),
@@ -141,17 +154,19 @@ impl State {
     }
 
     fn frontend_came(&mut self, frontend: FrontendId, generation: u64) {
-        let Some(g) = self.generations.get_mut(&generation) else {
-            return;
-        };
-        if g.ended || self.frontends.contains_key(&frontend) {
+        if self.frontends.contains_key(&frontend) {
             return;
         }
+        let Some(g) = self.generations.get_mut(&generation).filter(|g| !g.ended) else {
+            self.strangers.insert(frontend);
+            return;
+        };
         g.frontends += 1;
         self.frontends.insert(frontend, FrontendState { generation, leases: BTreeSet::new(), wants: BTreeSet::new() });
     }
 
     fn frontend_left(&mut self, frontend: FrontendId) {
+        self.strangers.remove(&frontend);
         let Some(f) = self.frontends.remove(&frontend) else {
             return;
         };

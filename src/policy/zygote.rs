@@ -37,6 +37,7 @@ impl State {
             return ready.then_some(id);
         }
         if !self.seed_is_ready(key.generation) {
+            self.need_seed(key.generation);
             return None;
         }
         let id = ZygoteId(self.number());

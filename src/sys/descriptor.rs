@@ -1,6 +1,6 @@
-//! Single descriptors: pipes, reading and writing without waiting, telling sockets apart.
+//! Single descriptors: pipes, reading and writing without waiting, telling sockets apart, how many are left.
 //!
-//! Runs in: controller.  Trusts: the kernel.  Owns: what it opens.  Never: waits.
+//! Runs in: controller, frontend.  Trusts: the kernel.  Owns: what it opens.  Never: waits.
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -27,6 +27,17 @@ pub fn write_standard_error(bytes: &[u8]) -> bool {
         Ok(1..) => nix::unistd::write(&errors, bytes).is_ok(),
         _ => false,
     }
+}
+
+/// How many this process may have open (`RLIMIT_NOFILE`).
+pub fn limit() -> io::Result<u64> {
+    Ok(nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0)
+}
+
+/// The number that the next descriptor gets: the lowest that is free.
+pub fn next_number() -> io::Result<u64> {
+    let copy = io::stdin().as_fd().try_clone_to_owned()?;
+    u64::try_from(copy.as_raw_fd()).map_err(io::Error::other)
 }
 
 /// Whether there is something to read, or the peer is gone.

@@ -13,7 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What is waited for on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,39 @@ impl EventSet {
     /// The token that [`wait`](Self::wait) gives when the bell was rung.
     pub fn bell_token(&self) -> u64 {
         self.bell_token
+    }
+}
+
+/// How a process that takes no connections for now calls another one to the listeners that they share.
+#[derive(Debug)]
+pub struct Summons(OwnedFd);
+
+impl Summons {
+    /// A descriptor for [`of`](Self::of).
+    pub fn make() -> io::Result<OwnedFd> {
+        Ok(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?.into())
+    }
+
+    /// Of what [`make`](Self::make) has made.
+    pub fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// One process that has a thread waiting for this is woken, now or when there is one.
+    pub fn call(&self) {
+        // It fails only where it has been called 2^64 times in vain.
+        let _ = nix::unistd::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Whether there was a call that no other thread or process has answered.
+    pub fn answer(&self) -> bool {
+        nix::unistd::read(&self.0, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsFd for Summons {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -234,6 +267,22 @@ mod tests {
         let mut byte = [0];
         assert_eq!(nix::unistd::read(&read, &mut byte), Ok(1));
         assert_eq!(nix::unistd::read(&read, &mut byte), Err(nix::errno::Errno::EAGAIN));
+    }
+
+    #[test]
+    fn a_call_is_answered_by_one_set() {
+        let (a, b) = (EventSet::new(1).expect("epoll"), EventSet::new(1).expect("epoll"));
+        let summons = Summons::of(Summons::make().expect("eventfd"));
+        summons.call();
+        summons.call();
+        for set in [&a, &b] {
+            set.listen(summons.as_fd(), 7).expect("add");
+            assert_eq!(set.wait().expect("wait"), Some(7));
+        }
+        assert!(summons.answer());
+        assert!(!summons.answer());
+        b.ring();
+        assert_eq!(b.wait().expect("wait"), Some(1));
     }
 
     #[test]

@@ -80,8 +80,9 @@ pub struct Kept {
     place: &'static AtomicI32,
 }
 
-/// Keeps a descriptor from the children. `None` when there are too many.
+/// Keeps a descriptor from the children; not a copy of it. `None` when there are too many.
 pub fn keep(fd: OwnedFd) -> Option<Kept> {
+    prepare().ok()?;
     let number = fd.as_raw_fd();
     let free = |place: &AtomicI32| place.compare_exchange(NONE, number, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     let at = CLOSED.iter().position(free)?;

@@ -42,6 +42,11 @@ fn main() {
         ("standard_error_reaches_a_frontend", standard_error_reaches_a_frontend),
         ("a_reload_ends_the_old_generation", a_reload_ends_the_old_generation),
         ("workers_of_a_dead_controller_count", workers_of_a_dead_controller_count),
+        ("a_new_controller_serves_older_frontends", a_new_controller_serves_older_frontends),
+        (
+            "who_is_of_an_unknown_configuration_is_refused_at_once",
+            who_is_of_an_unknown_configuration_is_refused_at_once,
+        ),
         ("stop_leaves_no_process", stop_leaves_no_process),
         ("sigterm_and_the_parents_death_leave_no_process", sigterm_and_the_parents_death_leave_no_process),
     ];
@@ -503,6 +508,54 @@ fn workers_of_a_dead_controller_count() {
     assert!(lease.ask("ping").starts_with("pong"));
     drop(lease);
     assert!(f.granted(1).ask("ping").starts_with("pong"));
+}
+
+fn a_new_controller_serves_older_frontends() {
+    let mut stage = Stage::open(Behaviour::Good, 2, 30_000);
+    let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
+    let old = stage.fork(|own| {
+        let mut f = Frontend::hello(own, 1, vec![]);
+        if f.lease(1, 1).ask("ping").starts_with("pong") {
+            stage::write_all(&write, b"served");
+        }
+        // The end of the channel: its controller has died.
+        while f.receive(Duration::from_secs(20)).is_some_and(|m| m.0.is_some()) {}
+        let mut f = Frontend::hello(own, 1, vec![]);
+        f.lease(2, 1).ask("ping").starts_with("pong")
+    });
+    stage.announce(&old);
+    assert_eq!(stage::read_some(&read), "served");
+    stage.configure(2, Behaviour::Good, 2, 30_000);
+    stage::kill(stage.controller);
+    stage.reap_controller();
+    stage.start_controller();
+    stage.configure_older(1, Behaviour::Good, 2);
+    stage.announce_of(&old, 1);
+    stage.configure(2, Behaviour::Good, 2, 100);
+    let new = stage::in_an_announced_child(&stage, |own| {
+        Frontend::hello(own, 2, vec![]).lease(1, 1).ask("ping").starts_with("pong")
+    });
+    assert!(new, "a frontend of the newest configuration was not served");
+    assert_eq!(stage::wait(old.pid), 0, "an older frontend was not served");
+    eventually("the newest seed is left", || children_of(stage.controller).len() == 1);
+}
+
+fn who_is_of_an_unknown_configuration_is_refused_at_once() {
+    let mut stage = Stage::open(Behaviour::Good, 2, 30_000);
+    stage.configure(2, Behaviour::Good, 2, 30_000);
+    let wants = |own: &OwnedFd, generation| {
+        let f = Frontend::hello(own, generation, vec![]);
+        f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+        f
+    };
+    let old = stage.fork(|own| wants(own, 1).refused(1).0 == Refusal::NoPool);
+    stage.announce_of(&old, 1);
+    assert_eq!(stage::wait(old.pid), 0, "it was not refused");
+    // A child cannot choose its configuration.
+    let liar = stage::in_an_announced_child(&stage, |own| {
+        wants(own, 1).receive(Duration::from_secs(5)).is_some_and(|m| m.0.is_none())
+    });
+    assert!(liar, "a frontend was heard that named another configuration than its parent");
 }
 
 fn stop_leaves_no_process() {

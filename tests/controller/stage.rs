@@ -147,6 +147,7 @@ pub struct Stage {
     reaped: bool,
     parent: u32,
     pub root: bool,
+    newest: u64,
 }
 
 impl Stage {
@@ -155,7 +156,8 @@ impl Stage {
         // Credentials travel only with what is sent after this.
         socket::pass_credentials(listen.as_fd()).expect("SO_PASSCRED");
         let root = mod_pool::sys::privileges::effective_uid() == 0;
-        let mut stage = Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root };
+        let mut stage =
+            Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root, newest: 0 };
         stage.start_controller();
         stage.configure(1, behaviour, cap, idle_timeout_ms);
         stage
@@ -169,9 +171,20 @@ impl Stage {
             run(ControllerStart { connector, parent, build_id: BUILD, keep: false })
         });
         self.reaped = false;
+        self.say(&ParentMessage::Begin { pid: self.controller }, &[]);
     }
 
     pub fn configure(&mut self, generation: u64, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
+        self.tell(generation, false, behaviour, cap, idle_timeout_ms);
+        self.newest = generation;
+    }
+
+    /// To a controller that has taken over.
+    pub fn configure_older(&self, generation: u64, behaviour: Behaviour, cap: u32) {
+        self.tell(generation, true, behaviour, cap, 30_000);
+    }
+
+    fn tell(&self, generation: u64, older: bool, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
         let own = mod_pool::sys::process::own_uid();
         let uid = if self.root { POOL_UID } else { own };
         let row = |name: &str, parent, uid| PoolRow {
@@ -193,7 +206,7 @@ impl Stage {
         let memory = nix::sys::memfd::memfd_create("table", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
         write_all(&memory, &table.encode());
         let errors = std::io::stderr();
-        self.say(&ParentMessage::Configure { generation }, &[memory.as_fd(), errors.as_fd()]);
+        self.say(&ParentMessage::Configure { generation, older }, &[memory.as_fd(), errors.as_fd()]);
     }
 
     pub fn say(&self, message: &ParentMessage, fds: &[BorrowedFd<'_>]) {
@@ -209,7 +222,11 @@ impl Stage {
     }
 
     pub fn announce(&self, child: &Child) {
-        self.say(&ParentMessage::ChildStarted { pid: child.pid }, &[child.connector.as_fd()]);
+        self.announce_of(child, self.newest);
+    }
+
+    pub fn announce_of(&self, child: &Child, generation: u64) {
+        self.say(&ParentMessage::ChildStarted { pid: child.pid, generation }, &[child.connector.as_fd()]);
     }
 
     /// This very process as a frontend, as with -X.

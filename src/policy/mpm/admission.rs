@@ -40,6 +40,13 @@ pub fn lets_others_go_first(load: Load) -> bool {
     load.connections.saturating_sub(load.lingering).saturating_mul(2) >= load.threads
 }
 
+/// The numbers of descriptors from this one on are not for connections: who has one needs others to be served, for a file
+/// or a worker. Three for each thread (it may have accepted one too many), and some for the rest of the process; where the
+/// limit is small, a quarter.
+pub fn first_spared(limit: u64, threads: u32) -> u64 {
+    limit - (3 * u64::from(threads) + 16).min(limit / 4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +61,14 @@ mod tests {
         assert!(is_full(Load { connections: 75, ..QUIET }));
         assert!(!is_full(Load { connections: 44, idle: 10, ..QUIET }));
         assert!(is_full(Load { connections: 45, idle: 10, ..QUIET }));
+    }
+
+    #[test]
+    fn some_descriptors_are_not_for_connections() {
+        assert_eq!(first_spared(1024, 25), 1024 - 91);
+        assert_eq!(first_spared(48, 4), 36);
+        assert_eq!(first_spared(0, 4), 0);
+        assert_eq!(first_spared(u64::MAX, u32::MAX), u64::MAX - 3 * u64::from(u32::MAX) - 16);
     }
 
     #[test]

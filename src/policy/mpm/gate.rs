@@ -59,6 +59,18 @@ impl Gate {
         Some(Closing { was_open: self.close(), first })
     }
 
+    /// What is left is for the connections that are there: no other is taken before some of it comes back. That is looked
+    /// for after a while. `None` as for [`lacks`](Self::lacks).
+    pub fn spares(&mut self, now: Millis) -> Option<Closing> {
+        if self.closed && now < self.not_before {
+            return None;
+        }
+        let first = self.pause == 0;
+        self.pause = self.pause.max(PAUSE);
+        self.not_before = now.saturating_add(PAUSE);
+        Some(Closing { was_open: self.close(), first })
+    }
+
     /// The pause after a shortage is over.
     pub fn may_open(self, now: Millis) -> bool {
         now >= self.not_before
@@ -104,6 +116,30 @@ mod tests {
             assert!(gate.may_open(now));
             gate.open();
         }
+    }
+
+    #[test]
+    fn what_is_spared_for_others_is_looked_for_again_soon() {
+        let mut gate = open();
+        let mut now = 1_000;
+        for i in 0..20 {
+            assert_eq!(gate.spares(now), Some(Closing { was_open: i % 2 == 0, first: i == 0 }));
+            assert_eq!(gate.spares(now + PAUSE - 1), None);
+            assert!(!gate.may_open(now + PAUSE - 1) && gate.may_open(now + PAUSE));
+            now += PAUSE;
+            if i % 2 == 1 {
+                gate.open();
+            }
+        }
+        // The pause after a real shortage does not get shorter by that.
+        gate.lacks(now);
+        gate.open();
+        gate.lacks(now + 1_000);
+        gate.open();
+        assert!(gate.spares(now + 2_000).is_some());
+        gate.open();
+        gate.lacks(now + 3_000);
+        assert!(!gate.may_open(now + 3_000 + 4 * PAUSE - 1));
     }
 
     #[test]

@@ -146,6 +146,36 @@ pub fn maintain(bucket: usize, children: &[Child], limits: &Limits, totals: Tota
     plan
 }
 
+/// What is to be done about the frontends of the configuration before, which serve until those of this one do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeOver {
+    /// They are not needed any more; or there is no place for another one until one of them ends.
+    Tell,
+    /// A frontend of this configuration gets ready.
+    Wait,
+    /// Nobody is left who could take their place.
+    Start,
+}
+
+/// Listeners are inherited, but each bucket of them only has its own frontends.
+pub fn change_over(children: &[Child], buckets: usize) -> ChangeOver {
+    let buckets = buckets.max(1);
+    let mut found = ChangeOver::Tell;
+    for bucket in 0..buckets {
+        let own = || children.iter().skip(bucket).step_by(buckets);
+        let mut new = own().filter(|child| child.alive && child.current && !child.quiescing).peekable();
+        if new.peek().is_none() {
+            if own().all(|child| child.alive) {
+                return ChangeOver::Tell;
+            }
+            found = ChangeOver::Start;
+        } else if new.all(|child| child.active == 0) && found == ChangeOver::Tell {
+            found = ChangeOver::Wait;
+        }
+    }
+    found
+}
+
 /// Slots for `count` new frontends, in the order to fork them: each goes to the bucket of listeners that has fewest of
 /// the running generation. Any free slot would not do: after a graceful restart the old ones hold some, and a bucket that
 /// gets none of the new ones has nobody who accepts.
@@ -325,6 +355,28 @@ mod tests {
         assert_eq!(slots_to_start(&[IDLE, Child { quiescing: true, ..IDLE }, FREE, FREE], 2, 1), [3]);
         assert_eq!(slots_to_start(&[OLD, OLD], 2, 2), Vec::<usize>::new());
         assert_eq!(slots_to_start(&[], 0, 2), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn old_frontends_serve_until_each_bucket_has_a_new_one_that_does() {
+        const FREE: Child = Child { alive: false, current: false, quiescing: false, closed: false, idle: 0, active: 0 };
+        const OLD: Child = Child { current: false, ..IDLE };
+        const NEW: Child = Child { active: 0, closed: true, ..IDLE };
+        const LEAVES: Child = Child { quiescing: true, ..IDLE };
+        for (children, expected) in [
+            ([OLD, OLD, FREE, FREE], [ChangeOver::Start, ChangeOver::Start]),
+            ([OLD, OLD, NEW, FREE], [ChangeOver::Wait, ChangeOver::Start]),
+            ([OLD, OLD, NEW, BUSY], [ChangeOver::Tell, ChangeOver::Wait]),
+            ([OLD, OLD, IDLE, FREE], [ChangeOver::Tell, ChangeOver::Start]),
+            ([OLD, OLD, IDLE, NEW], [ChangeOver::Tell, ChangeOver::Wait]),
+            ([OLD, OLD, IDLE, BUSY], [ChangeOver::Tell, ChangeOver::Tell]),
+            ([OLD, OLD, LEAVES, FREE], [ChangeOver::Start, ChangeOver::Tell]),
+            // They hold every slot, of all buckets or of one.
+            ([OLD, OLD, OLD, OLD], [ChangeOver::Tell, ChangeOver::Tell]),
+            ([FREE, OLD, FREE, OLD], [ChangeOver::Start, ChangeOver::Tell]),
+        ] {
+            assert_eq!([change_over(&children, 1), change_over(&children, 2)], expected, "{children:?}");
+        }
     }
 
     #[test]

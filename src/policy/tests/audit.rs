@@ -168,6 +168,10 @@ impl State {
                 SeedState::Ready(_) | SeedState::Absent => assert!(!armed, "{number}: {:?}", g.seed),
             }
             assert!(g.frontends == 0 || !g.ended, "ended with frontends");
+            let announced = self.children.values().any(|generation| generation == number);
+            let newest = self.generations.keys().next_back() == Some(number);
+            assert!(!newest || !g.ended || self.stopping, "the newest has ended");
+            assert!(g.ended || newest || announced || g.frontends > 0, "{number} is kept for nobody");
         }
     }
 
@@ -184,6 +188,8 @@ impl State {
         }
         let keep = self.min_spare(key);
         assert!(pool.wants.is_empty() || pool.idle.is_empty(), "{key:?} has a worker for who waits");
+        let seed = self.generations[&key.generation].seed;
+        assert!(pool.wants.is_empty() || seed != SeedState::Absent, "{key:?} lacks a seed");
         if self.throttled(key).is_some() {
             assert!(pool.wants.is_empty(), "{key:?} is throttled, and requests wait");
         } else if pool.wants.len() + keep > pool.forking + pool.idle.len() {

@@ -47,7 +47,7 @@ impl Bench {
     pub(super) fn configure(&mut self, generation: u64, root_cap: u32, pools: Vec<PoolRow>) {
         let mut rows = vec![PoolRow { uid: None, ..row("", None, root_cap) }];
         rows.extend(pools);
-        self.event(Event::Configure { table: table(generation, rows) });
+        self.event(Event::Configure { table: table(generation, rows), older: false });
         assert!(self.take(|a| *a == Action::StartSeed { generation }).is_some());
     }
 

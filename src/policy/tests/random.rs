@@ -30,6 +30,8 @@ struct World {
     state: State,
     now: Millis,
     frontends: BTreeMap<FrontendId, u64>,
+    /// Announced, by pid.
+    children: BTreeMap<u32, u64>,
     /// Open Wants.
     open: BTreeSet<(FrontendId, WantId)>,
     /// Ordered and not yet answered.
@@ -145,7 +147,8 @@ impl World {
                 self.killed_seeds.insert(generation);
             }
             Action::GenerationGone { generation } => {
-                assert!(self.frontends.values().all(|g| *g != generation), "a frontend has lost its configuration");
+                let mut users = self.frontends.values().chain(self.children.values());
+                assert!(users.all(|g| *g != generation), "a frontend has lost its configuration");
             }
             Action::EndSeed { .. } | Action::Throttled { .. } | Action::Warm { .. } => {}
         }
@@ -177,7 +180,32 @@ impl World {
         assert_eq!(queued, self.open, "Wants lost or invented");
     }
 
-    fn configure(&mut self, generation: u64, dice: &mut Dice) {
+    /// The first configuration; or, after the death of a controller, the newest and one before that has frontends.
+    fn begin(&mut self, dice: &mut Dice) -> u64 {
+        if dice.roll(2) == 0 {
+            self.configure(1, false, dice);
+            return 1;
+        }
+        self.configure(1, true, dice);
+        self.child_started(1);
+        self.configure(2, false, dice);
+        2
+    }
+
+    fn child_started(&mut self, generation: u64) {
+        let pid = u32::try_from(self.number()).expect("small");
+        self.children.insert(pid, generation);
+        self.event(Event::ChildStarted { pid, generation });
+    }
+
+    fn frontend_came(&mut self, generation: u64) {
+        assert!(self.state.generation_open(generation));
+        let frontend = FrontendId(self.number());
+        self.frontends.insert(frontend, generation);
+        self.event(Event::FrontendCame { frontend, generation });
+    }
+
+    fn configure(&mut self, generation: u64, older: bool, dice: &mut Dice) {
         let mut cap =
             |usual: u32| if dice.roll(4) == 0 { 1 + u32::try_from(dice.roll(4)).expect("small") } else { usual };
         let mut rows = vec![
@@ -194,7 +222,7 @@ impl World {
             _ => {}
         }
         self.tables.insert(generation, rows.clone());
-        self.event(Event::Configure { table: table(generation, rows) });
+        self.event(Event::Configure { table: table(generation, rows), older });
     }
 
     fn number(&mut self) -> u64 {
@@ -315,14 +343,23 @@ impl World {
             }
             93 | 94 => {
                 if self.frontends.len() < 4 && self.state.generation_open(*newest) {
-                    let frontend = FrontendId(self.number());
-                    self.frontends.insert(frontend, *newest);
-                    self.event(Event::FrontendCame { frontend, generation: *newest });
+                    self.frontend_came(*newest);
                 }
             }
             95 if dice.roll(10) == 0 => {
                 *newest += 1;
-                self.configure(*newest, dice);
+                self.configure(*newest, false, dice);
+            }
+            95 => {
+                let children: Vec<_> = self.children.iter().map(|(pid, generation)| (*pid, *generation)).collect();
+                match (dice.roll(3), dice.pick(&children)) {
+                    (0, _) | (_, None) => self.child_started(*newest),
+                    (1, Some((_, generation))) => self.frontend_came(generation),
+                    (_, Some((pid, _))) => {
+                        self.children.remove(&pid);
+                        self.event(Event::ChildGone { pid });
+                    }
+                }
             }
             96 => {
                 if dice.roll(3) == 0 {
@@ -351,8 +388,9 @@ impl World {
         let gone = !self.workers.contains_key(&lease) && !self.forking.contains_key(&lease);
         let frontend = FrontendId(1_000_000);
         let text = String::from("late");
-        match dice.roll(10) {
+        match dice.roll(11) {
             0 => self.event(Event::Want { frontend, want: WantId(1), pool: 2 }),
+            10 => self.event(Event::ChildGone { pid: 1_000_000 }),
             1 => self.event(Event::Cancel { frontend, want: WantId(1) }),
             2 => self.event(Event::Return { frontend, lease, lend: LendCount(1), how: Returned::Idle }),
             3 => self.event(Event::FrontendLeft { frontend }),
@@ -404,8 +442,7 @@ fn whatever_happens_the_caps_hold_and_no_want_is_lost() {
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let mut world = World { now: 1, verbose: std::env::var_os("POLICY_TRACE").is_some(), ..World::default() };
         println!("run {seed}");
-        let mut newest = 1;
-        world.configure(1, &mut dice);
+        let mut newest = world.begin(&mut dice);
         for _ in 0..2_000 {
             world.random_event(&mut dice, &mut newest);
         }
@@ -421,8 +458,7 @@ fn what_waits_is_served_once_all_obey() {
         let mut dice = Dice(0x2545_f491_4f6c_dd1d_u64.wrapping_mul(seed));
         let mut world = World { now: 1, verbose: std::env::var_os("POLICY_TRACE").is_some(), ..World::default() };
         println!("run {seed}");
-        let mut newest = 1;
-        world.configure(1, &mut dice);
+        let mut newest = world.begin(&mut dice);
         for _ in 0..500 {
             world.random_event(&mut dice, &mut newest);
         }

@@ -233,6 +233,80 @@ fn a_generation_ends_with_its_last_frontend() {
     assert!(b.state.workers.values().all(|w| w.key.generation == 2));
 }
 
+#[test]
+fn a_generation_with_a_child_that_has_not_said_hello_stays() {
+    let mut b = one(4);
+    b.event(Event::ChildStarted { pid: 71, generation: 1 });
+    b.event(Event::FrontendLeft { frontend: F1 });
+    b.event(Event::FrontendLeft { frontend: F2 });
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    assert!(b.state.generation_open(1));
+    b.event(Event::FrontendCame { frontend: F1, generation: 1 });
+    b.lent(F1, 1, 1);
+    b.event(Event::FrontendLeft { frontend: F1 });
+    assert!(b.state.generation_open(1), "it may say hello again");
+    b.event(Event::ChildGone { pid: 71 });
+    assert!(!b.state.generation_open(1));
+    // Its number is given to a child of another generation.
+    b.event(Event::ChildStarted { pid: 72, generation: 2 });
+    b.configure(3, 100, vec![row("a", Some(0), 4)]);
+    assert!(b.state.generation_open(2));
+    b.event(Event::ChildStarted { pid: 72, generation: 3 });
+    assert!(!b.state.generation_open(2));
+}
+
+/// A controller that took over when generation 2 ran, and generation 1 had a frontend still.
+fn after_a_controller() -> Bench {
+    let mut b = Bench { state: crate::policy::State::new(), now: 1_000_000, actions: Vec::new() };
+    let rows = || vec![PoolRow { uid: None, ..row("", None, 100) }, row("a", Some(0), 4)];
+    b.event(Event::Configure { table: super::bench::table(1, rows()), older: true });
+    b.event(Event::ChildStarted { pid: 71, generation: 1 });
+    b.configure(2, 100, vec![row("a", Some(0), 4)]);
+    b.event(Event::SeedReady { generation: 2 });
+    assert!(b.has(|a| *a == Action::Warm { generation: 2 }));
+    b.event(Event::FrontendCame { frontend: F1, generation: 1 });
+    b.event(Event::FrontendCame { frontend: F2, generation: 2 });
+    b
+}
+
+#[test]
+fn an_older_generation_gets_a_seed_when_a_request_of_it_comes() {
+    let mut b = after_a_controller();
+    b.lent(F2, 1, 1);
+    b.nothing();
+    b.want(F1, 2, 1);
+    b.want(F1, 3, 1);
+    assert!(b.has(|a| *a == Action::StartSeed { generation: 1 }));
+    b.nothing();
+    b.event(Event::SeedReady { generation: 1 });
+    b.obey();
+    assert_eq!([b.grant().map(|g| g.0), b.grant().map(|g| g.0)], [Some(2), Some(3)]);
+}
+
+#[test]
+fn an_older_generation_that_nobody_has_is_forgotten() {
+    let mut b = after_a_controller();
+    b.event(Event::FrontendLeft { frontend: F1 });
+    b.nothing();
+    b.event(Event::ChildGone { pid: 71 });
+    assert!(b.has(|a| *a == Action::GenerationGone { generation: 1 }));
+    b.nothing();
+}
+
+#[test]
+fn who_is_of_no_known_generation_is_refused_at_once() {
+    let mut b = one(4);
+    let late = FrontendId(9);
+    b.event(Event::FrontendCame { frontend: late, generation: 7 });
+    b.want(late, 1, 1);
+    let (want, reason, retry, text) = b.refused().expect("at once");
+    assert_eq!((want, reason, retry), (1, Refusal::NoPool, crate::policy::STRANGER_RETRY));
+    assert!(text.contains("older"), "{text}");
+    b.event(Event::FrontendLeft { frontend: late });
+    b.want(late, 2, 1);
+    b.nothing();
+}
+
 /// A server whose pool `a` has two workers in generation 1, and that has begun with generation 2, where it is the second.
 fn reloading(cap: u32) -> (Bench, crate::policy::ZygoteId) {
     let mut b = Bench::new(100, vec![row("a", Some(0), cap), row("b", Some(0), 4)]);

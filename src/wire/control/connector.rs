@@ -11,10 +11,11 @@ use crate::wire::codec::{Malformed, Put, Reader};
 pub enum ParentMessage {
     /// A configuration was read. With it: fd of a sealed memfd with the encoded [`PoolTable`](super::PoolTable), then the fd of the
     /// error log (the controller's new standard error), then perhaps one that is closed when the seed is ready or dead.
-    Configure { generation: u64 },
-    /// httpd's `child_status` hook said that this child of the parent started: it may say hello. With it: the
-    /// controller's end of the child's connector.
-    ChildStarted { pid: u32 },
+    /// An older one is told to a controller that took over: it only serves frontends that are there already.
+    Configure { generation: u64, older: bool },
+    /// httpd's `child_status` hook said that this child of the parent started, forked under this configuration: it may
+    /// say hello. With it: the controller's end of the child's connector.
+    ChildStarted { pid: u32, generation: u64 },
     /// The child is gone.
     ChildGone { pid: u32 },
     /// End every process of every pool, then exit.
@@ -23,6 +24,9 @@ pub enum ParentMessage {
     Ping,
     /// A connector comes with it that a process may have filled which is no child of the MPM: to be closed.
     Discard,
+    /// What the parent says from here on is for the controller with this pid. What lies in the connector before it was
+    /// for one that died without having read it.
+    Begin { pid: u32 },
 }
 
 /// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
@@ -59,6 +63,7 @@ const STOP: u8 = 4;
 const HELLO: u8 = 5;
 const PING: u8 = 6;
 const DISCARD: u8 = 7;
+const BEGIN: u8 = 8;
 
 impl ConnectorMessage {
     /// The message as bytes.
@@ -83,13 +88,15 @@ impl ParentMessage {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Configure { generation } => {
+            Self::Configure { generation, older } => {
                 out.put_u8(CONFIGURE);
                 out.put_u64(*generation);
+                out.put_u8(u8::from(*older));
             }
-            Self::ChildStarted { pid } => {
+            Self::ChildStarted { pid, generation } => {
                 out.put_u8(CHILD_STARTED);
                 out.put_u32(*pid);
+                out.put_u64(*generation);
             }
             Self::ChildGone { pid } => {
                 out.put_u8(CHILD_GONE);
@@ -98,6 +105,10 @@ impl ParentMessage {
             Self::Stop => out.put_u8(STOP),
             Self::Ping => out.put_u8(PING),
             Self::Discard => out.put_u8(DISCARD),
+            Self::Begin { pid } => {
+                out.put_u8(BEGIN);
+                out.put_u32(*pid);
+            }
         }
         out
     }
@@ -106,12 +117,13 @@ impl ParentMessage {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         field::message(bytes, |kind, r| {
             Ok(match kind {
-                CONFIGURE => Self::Configure { generation: r.u64()? },
-                CHILD_STARTED => Self::ChildStarted { pid: field::pid(r)? },
+                CONFIGURE => Self::Configure { generation: r.u64()?, older: field::boolean(r, "older")? },
+                CHILD_STARTED => Self::ChildStarted { pid: field::pid(r)?, generation: r.u64()? },
                 CHILD_GONE => Self::ChildGone { pid: field::pid(r)? },
                 STOP => Self::Stop,
                 PING => Self::Ping,
                 DISCARD => Self::Discard,
+                BEGIN => Self::Begin { pid: field::pid(r)? },
                 _ => return Err(Malformed::Field("kind")),
             })
         })

@@ -85,11 +85,13 @@ fn a_table_of_another_version_is_refused() {
 #[test]
 fn parent_messages() {
     for m in [
-        ParentMessage::Configure { generation: 7 },
-        ParentMessage::ChildStarted { pid: 4711 },
+        ParentMessage::Configure { generation: 7, older: false },
+        ParentMessage::Configure { generation: 7, older: true },
+        ParentMessage::ChildStarted { pid: 4711, generation: 1 << 40 },
         ParentMessage::ChildGone { pid: 4711 },
         ParentMessage::Ping,
         ParentMessage::Discard,
+        ParentMessage::Begin { pid: 4711 },
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
@@ -194,8 +196,11 @@ fn orders_and_reports() {
 fn values_out_of_range_are_refused() {
     let m = ZygoteReport::Forked { request: 1, pid: 0 };
     assert_eq!(ZygoteReport::decode(&m.encode()), Err(Malformed::Field("pid")));
-    let m = ParentMessage::ChildStarted { pid: u32::MAX };
+    let m = ParentMessage::ChildStarted { pid: u32::MAX, generation: 1 };
     assert_eq!(ParentMessage::decode(&m.encode()), Err(Malformed::Field("pid")));
+    let mut bytes = ParentMessage::Configure { generation: 1, older: true }.encode();
+    bytes[9] = 2;
+    assert_eq!(ParentMessage::decode(&bytes), Err(Malformed::Field("older")));
     let m = ControllerMessage::Contended { pool: 1, on: true };
     let mut bytes = m.encode();
     bytes[5] = 2;
