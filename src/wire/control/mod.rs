@@ -14,12 +14,14 @@ mod seed;
 mod table;
 
 pub use connector::{ConnectorMessage, Hello, InFlight, ParentMessage};
-pub use frontend::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
+pub use frontend::{
+    Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
+};
 pub use seed::{SeedOrder, SeedReport, ZygoteOrder, ZygoteReport};
 pub use table::{PoolRow, PoolTable};
 
 /// Version of the control messages; a peer with another one is refused.
-pub const CONTROL_VERSION: u16 = 2;
+pub const CONTROL_VERSION: u16 = 3;
 /// No control message is larger, in bytes. The pool table travels in a memfd instead.
 pub const MAX_CONTROL_MESSAGE: usize = 8192;
 /// Longest name of a pool, in bytes: it has to fit a process title and a log prefix.
