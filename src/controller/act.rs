@@ -16,8 +16,8 @@ impl Controller {
             Action::EndZygote { zygote } => self.end_zygote(zygote),
             Action::KillZygote { zygote } => self.kill_zygote(zygote),
             Action::Fork { lease, zygote, key } => self.fork_worker(lease, zygote, key),
-            Action::Grant { frontend, want, lease, lend, pid, cold, contended } => {
-                let message = ControllerMessage::Grant { want, lease, lend, pid, cold, contended };
+            Action::Grant { frontend, want, pool, lease, lend, pid, cold, queued } => {
+                let message = ControllerMessage::Grant { want, pool, lease, lend, pid, cold, queued };
                 self.grant(frontend, lease, &message);
             }
             Action::Refuse { frontend, want, reason, retry_after_s, text } => {
@@ -26,8 +26,8 @@ impl Controller {
             Action::Recall { frontend, lease, lend } => {
                 self.tell(frontend, &ControllerMessage::Recall { lease, lend });
             }
-            Action::Contended { frontend, pool, on } => {
-                self.tell(frontend, &ControllerMessage::Contended { pool, on });
+            Action::Contended { frontend, pool, queued } => {
+                self.tell(frontend, &ControllerMessage::Contended { pool, queued });
             }
             Action::Obituary { frontend, lease, lend, pid, wait_status } => {
                 self.tell(frontend, &ControllerMessage::Obituary { lease, lend, pid, wait_status });

@@ -42,8 +42,8 @@ impl Controller {
                 }
             };
             let rest = match message {
-                FrontendMessage::Want { want, pool } => {
-                    self.feed(Event::Want { frontend: id, want, pool });
+                FrontendMessage::Want { want, pool, arrived } => {
+                    self.feed(Event::Want { frontend: id, want, pool, arrived });
                     fds
                 }
                 FrontendMessage::Cancel { want } => {

@@ -23,13 +23,13 @@ use crate::sys::fork::exit_now;
 use crate::sys::poller::{self, Poller, TermSignal};
 use crate::sys::process::{self, DescriptorLimit, PidFd};
 use crate::sys::socket::{Blocking, Received};
-use crate::sys::{launch, socket, title};
+use crate::sys::{clock, launch, socket, title};
 use crate::wire::codec::Malformed;
 use crate::wire::control::{LeaseId, PoolTable, MAX_CONTROL_MESSAGE};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What httpd's parent gives its controller.
 #[derive(Debug)]
@@ -123,7 +123,6 @@ struct Controller {
     poller: Poller,
     sources: HashMap<u64, Source>,
     numbers: u64,
-    began: Instant,
     policy: State,
     events: VecDeque<Event>,
     tables: HashMap<u64, PoolTable>,
@@ -190,7 +189,6 @@ impl Controller {
             poller: Poller::new()?,
             sources: HashMap::new(),
             numbers: 0,
-            began: Instant::now(),
             policy: State::new(),
             events: VecDeque::new(),
             tables: HashMap::new(),
@@ -304,7 +302,8 @@ impl Controller {
     }
 
     fn now(&self) -> Millis {
-        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+        // Frontends tell by the same clock when requests came.
+        clock::micros() / 1000
     }
 
     fn timeout(&self) -> Option<Duration> {

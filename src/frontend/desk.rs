@@ -8,8 +8,12 @@ mod queue;
 use super::channel::Channel;
 use super::closer;
 use crate::httpd::parking;
+use crate::policy::turns::{Micros, Turns};
+use crate::sys::clock;
 use crate::sys::socket::{self, PeerState};
-use crate::wire::control::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
+use crate::wire::control::{
+    Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
+};
 use crate::wire::frame::Exchange;
 use queue::{Answer, Waiter};
 pub use queue::{Unserved, Waiting};
@@ -22,18 +26,9 @@ use std::time::{Duration, Instant};
 
 /// An idle lease goes back to the controller after this time: others may need the worker, and only the controller
 /// knows when it has been idle for long enough.
-const IDLE_BEFORE_RETURN: Duration = Duration::from_secs(1);
+const IDLE_BEFORE_RETURN: Micros = 1_000_000;
 /// How long a request waits for the controller's word on how its worker died.
 const OBITUARY_PATIENCE: Duration = Duration::from_millis(50);
-/// While more requests wait than the pool has workers, a lease goes from hand to hand in this process for so long after
-/// it was granted; then the controller gives it to whoever's turn it is.
-const SLICE: Duration = Duration::from_millis(20);
-/// A pool that was contended so recently has no worker to spare.
-const STILL_CONTENDED: Duration = Duration::from_millis(100);
-/// A request that took longer makes the pool slow for [`SLOW_FOR`]: its leases go back after each request then, as
-/// whoever is passed over would wait for long. A pool of quick pages has none for that long.
-const BRISK: Duration = Duration::from_millis(50);
-const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Obituaries kept for requests that have not asked yet.
 const MAX_OBITUARIES: usize = 1024;
 
@@ -54,8 +49,6 @@ pub struct Lease {
     pub timeout: Duration,
     /// The MPM watches it, or has.
     pub watched: Cell<bool>,
-    /// When the controller granted it.
-    granted: Instant,
 }
 
 /// Why there is no lease.
@@ -79,13 +72,10 @@ pub struct Leased {
 #[derive(Debug, Default)]
 struct PoolDesk {
     /// The one used last is at the back.
-    idle: VecDeque<(Instant, Lease)>,
+    idle: VecDeque<(Micros, Lease)>,
     /// Those that requests have, from the moment that one is taken from here or comes from the controller.
     out: HashMap<(u32, LeaseId), Out>,
-    contended: bool,
-    /// Until when it counts as contended although nobody waits at the controller.
-    contended_until: Option<Instant>,
-    slow_until: Option<Instant>,
+    turns: Turns,
     /// Requests without a lease, the oldest first.
     waiting: VecDeque<Arc<Waiter>>,
 }
@@ -97,45 +87,43 @@ struct Out {
     socket: Arc<OwnedFd>,
     pid: u32,
     lend: LendCount,
-    since: Instant,
+    since: Micros,
     /// It goes back when the request is over.
     recalled: bool,
 }
 
 impl PoolDesk {
-    /// A lease is likely to come free here before the controller has one to grant.
-    fn may_wait_here(&self, now: Instant) -> bool {
-        !self.out.is_empty() && is_ahead(self.contended_until, now) && self.is_brisk(now)
+    /// A request that came then waits from now on, behind all that came before.
+    fn enqueue(&mut self, pool: u32, arrived: Arrival, now: Micros) -> Arc<Waiter> {
+        let asks_at = self.turns.asks_at(arrived, self.out.values().map(|out| out.since).max(), now);
+        let waiter = Waiter::new(pool, arrived, asks_at);
+        let at = self.waiting.iter().rposition(|other| other.arrived <= arrived).map_or(0, |at| at + 1);
+        self.waiting.insert(at, Arc::clone(&waiter));
+        waiter
     }
 
-    /// A lease that has come free may go to the next request of this process.
-    fn may_hand_over(&self, granted: Instant, now: Instant) -> bool {
-        !self.contended || (now.duration_since(granted) < SLICE && self.is_brisk(now))
-    }
-
-    fn is_brisk(&self, now: Instant) -> bool {
-        !is_ahead(self.slow_until, now)
+    /// The controller's word on who waits. Gives out what is not to stay here.
+    fn hear(&mut self, queued: Queued, now: Micros) -> Vec<Lease> {
+        self.turns.hear(queued, now);
+        if self.turns.may_keep() {
+            return Vec::new();
+        }
+        self.idle.drain(..).map(|(_, lease)| lease).collect()
     }
 
     /// A request has it from now on.
-    fn give_out(&mut self, lease: &Lease, now: Instant) {
+    fn give_out(&mut self, lease: &Lease, now: Micros) {
         let out =
             Out { socket: Arc::clone(&lease.socket), pid: lease.pid, lend: lease.lend, since: now, recalled: false };
         self.out.insert((lease.era, lease.id), out);
     }
 
     /// No request has it any more; whether it was recalled.
-    fn take_in(&mut self, lease: &Lease, now: Instant) -> bool {
+    fn take_in(&mut self, lease: &Lease, now: Micros) -> bool {
         let Some(out) = self.out.remove(&(lease.era, lease.id)) else { return false };
-        if now.duration_since(out.since) > BRISK {
-            self.slow_until = Some(now + SLOW_FOR);
-        }
+        self.turns.took(now - out.since.min(now), now);
         out.recalled
     }
-}
-
-fn is_ahead(time: Option<Instant>, now: Instant) -> bool {
-    time.is_some_and(|time| time > now)
 }
 
 /// All pools of one frontend process.
@@ -201,18 +189,19 @@ impl Desk {
         self.pools.get(usize::try_from(index).ok()?).map(lock)
     }
 
-    /// A lease of this pool that is idle here; else a place in the queue, for `patience` at most.
-    pub fn ask(&'static self, pool: u32, patience: Duration) -> Result<Leased, Waiting> {
+    /// A lease of this pool that is idle here; else a place in the queue, for `patience` at most, by the time at which
+    /// the request came.
+    pub fn ask(&'static self, pool: u32, arrived: Arrival, patience: Duration) -> Result<Leased, Waiting> {
         loop {
-            let now = Instant::now();
+            let now = clock::micros();
             let Some(mut desk) = self.pool(pool) else {
-                return Err(Waiting::new(self, Waiter::new(pool), false, patience));
+                return Err(Waiting::new(self, Waiter::new(pool, arrived, now), patience));
             };
             let Some((_, lease)) = desk.idle.pop_back() else {
                 // Under the same lock: a lease that comes back from now on finds the waiter.
-                let waiter = Waiter::new(pool);
-                desk.waiting.push_back(Arc::clone(&waiter));
-                return Err(Waiting::new(self, waiter, desk.may_wait_here(now), patience));
+                let waiter = desk.enqueue(pool, arrived, now);
+                drop(desk);
+                return Err(Waiting::new(self, waiter, patience));
             };
             desk.give_out(&lease, now);
             drop(desk);
@@ -225,7 +214,7 @@ impl Desk {
 
     /// The request is over; the lease goes back, to another request, or stays here for the next one.
     pub fn release(&self, lease: Lease, how: Returned) {
-        let now = Instant::now();
+        let now = clock::micros();
         if how == Returned::Idle {
             self.hand_over(lease, now);
         } else {
@@ -251,16 +240,16 @@ impl Desk {
         close(lease);
     }
 
-    /// Gives a free lease to the request here that has waited longest; with none, keeps it, or gives it back where the
+    /// Gives a free lease to the request here that has waited longest; with none, keeps it. Gives it back where the
     /// controller is to have it.
-    fn hand_over(&self, lease: Lease, now: Instant) {
+    fn hand_over(&self, lease: Lease, now: Micros) {
         let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(&lease) };
         let recalled = pool.take_in(&lease, now);
         if lease.era != self.era.load(Ordering::Relaxed) {
             drop(pool);
             return close(lease);
         }
-        if recalled || !pool.may_hand_over(lease.granted, now) {
+        if recalled {
             drop(pool);
             return self.give_back(&lease);
         }
@@ -271,7 +260,14 @@ impl Desk {
             }
         }
         let mut leased = Leased { lease, cold: false, granted: false };
-        while let Some(waiter) = pool.waiting.pop_front() {
+        while let Some(waiter) = pool.waiting.front().cloned() {
+            if !pool.turns.is_next(waiter.arrived) {
+                drop(pool);
+                // It may have counted on this lease.
+                self.send_wants(&waiter);
+                return self.give_back(&leased.lease);
+            }
+            pool.waiting.pop_front();
             pool.give_out(&leased.lease, now);
             match waiter.answer(Answer::Granted(leased)) {
                 Err(Answer::Granted(back)) => leased = back,
@@ -283,11 +279,30 @@ impl Desk {
             }
             pool.take_in(&leased.lease, now);
         }
-        if pool.contended {
+        if pool.turns.may_keep() {
+            pool.idle.push_back((now, leased.lease));
+        } else {
             drop(pool);
             self.give_back(&leased.lease);
-        } else {
-            pool.idle.push_back((now, leased.lease));
+        }
+    }
+
+    /// Sends the Want of a request, and before it those of all requests of this process that came earlier.
+    fn send_wants(&self, last: &Arc<Waiter>) {
+        let Some(pool) = self.pool(last.pool) else { return };
+        let mut new = Vec::new();
+        // Under this lock all of them wait still: who goes finds its Want, and withdraws it.
+        for waiter in pool.waiting.iter().take_while(|waiter| waiter.arrived <= last.arrived) {
+            let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
+            if waiter.want.set(want).is_ok() {
+                lock(&self.wants).insert(want, Arc::clone(waiter));
+                new.push((want, waiter.arrived));
+            }
+        }
+        drop(pool);
+        for (want, arrived) in new {
+            // Not sent: the helper thread sends every open Want again when it has a controller.
+            self.channel.send(&FrontendMessage::Want { want, pool: last.pool, arrived });
         }
     }
 
@@ -320,54 +335,39 @@ impl Desk {
     /// Helper thread: what the controller said. Log lines are the caller's.
     pub fn hear(&self, message: ControllerMessage, fd: Option<OwnedFd>) {
         match message {
-            ControllerMessage::Grant { want, lease, lend, pid, cold, contended } => {
+            ControllerMessage::Grant { want, pool, lease, lend, pid, cold, queued } => {
+                self.contended(pool, queued);
                 let Some(socket) = fd else {
                     // No descriptor left in this process (pitfall: MSG_CTRUNC). Wanting again would not help.
                     let text = "this frontend process has no file descriptor left".to_owned();
                     self.refuse(want, NoLease { reason: Refusal::QueueFull, retry_after_s: 1, text });
                     return;
                 };
-                self.grant(want, (lease, lend), pid, (cold, contended), socket);
+                self.grant(want, pool, (lease, lend), pid, cold, socket);
             }
             ControllerMessage::Refuse { want, reason, retry_after_s, text } => {
                 self.refuse(want, NoLease { reason, retry_after_s, text });
             }
             ControllerMessage::Recall { lease, lend } => self.recall(lease, lend),
-            ControllerMessage::Contended { pool, on } => self.contended(pool, on),
+            ControllerMessage::Contended { pool, queued } => self.contended(pool, queued),
             ControllerMessage::Obituary { lease, wait_status, .. } => self.bury(lease, wait_status),
             ControllerMessage::Log { .. } => {}
         }
     }
 
-    fn grant(&self, want: WantId, name: (LeaseId, LendCount), pid: u32, how: (bool, bool), socket: OwnedFd) {
+    fn grant(&self, want: WantId, pool: u32, name: (LeaseId, LendCount), pid: u32, cold: bool, socket: OwnedFd) {
         let (id, lend) = name;
-        let (cold, contended) = how;
         let socket = Arc::new(socket);
         let era = self.era.load(Ordering::Relaxed);
-        let now = Instant::now();
+        let now = clock::micros();
         let waiter = lock(&self.wants).get(&want).cloned();
         // Each lending counts from another number, so that frames of an earlier one are recognised.
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
-        // Withdrawn, and the Cancel is on its way: back at once. The pool is not needed for that.
-        let pool = waiter.as_ref().map_or(u32::MAX, |w| w.pool);
-        let lease = Lease {
-            era,
-            id,
-            lend,
-            pool,
-            pid,
-            socket,
-            exchange,
-            timeout: Duration::ZERO,
-            watched: Cell::new(false),
-            granted: now,
-        };
+        let lease =
+            Lease { era, id, lend, pool, pid, socket, exchange, timeout: Duration::ZERO, watched: Cell::new(false) };
+        // Withdrawn, and the Cancel is on its way: back at once.
         let Some(waiter) = waiter else { return self.give_back(&lease) };
         if let Some(mut pool) = self.pool(pool) {
-            if contended {
-                pool.contended = true;
-                pool.contended_until = Some(now + STILL_CONTENDED);
-            }
             pool.give_out(&lease, now);
         }
         match waiter.answer(Answer::Granted(Leased { lease, cold, granted: true })) {
@@ -406,13 +406,11 @@ impl Desk {
         }
     }
 
-    fn contended(&self, index: u32, on: bool) {
+    fn contended(&self, index: u32, queued: Queued) {
         let Some(mut pool) = self.pool(index) else { return };
-        pool.contended = on;
-        pool.contended_until = Some(Instant::now() + STILL_CONTENDED);
-        let back: Vec<_> = if on { pool.idle.drain(..).collect() } else { Vec::new() };
+        let back = pool.hear(queued, clock::micros());
         drop(pool);
-        for (_, lease) in back {
+        for lease in back {
             self.give_back(&lease);
         }
     }
@@ -444,11 +442,11 @@ impl Desk {
 
     /// Helper thread, about once a second: leases that were idle for long enough go back.
     pub fn return_idle(&self) {
-        let now = Instant::now();
+        let now = clock::micros();
         for pool in &self.pools {
             let mut back = Vec::new();
             let mut pool = lock(pool);
-            while pool.idle.front().is_some_and(|(since, _)| now.duration_since(*since) >= IDLE_BEFORE_RETURN) {
+            while pool.idle.front().is_some_and(|(since, _)| now - (*since).min(now) >= IDLE_BEFORE_RETURN) {
                 back.extend(pool.idle.pop_front());
             }
             drop(pool);
@@ -467,8 +465,7 @@ impl Desk {
         for (index, pool) in (0..).zip(&self.pools) {
             let mut pool = lock(pool);
             let idle = std::mem::take(&mut pool.idle);
-            pool.contended = false;
-            pool.contended_until = None;
+            pool.turns.forget();
             in_flight.extend(pool.out.values().map(|out| (out.pid, index)));
             drop(pool);
             idle.into_iter().for_each(|(_, lease)| close(lease));
@@ -478,9 +475,10 @@ impl Desk {
 
     /// There is a controller again: every Want that has no answer is sent to it.
     pub fn want_again(&self) {
-        let open: Vec<_> = lock(&self.wants).iter().map(|(id, w)| (*id, w.pool)).collect();
-        for (want, pool) in open {
-            self.channel.send(&FrontendMessage::Want { want, pool });
+        let mut open: Vec<_> = lock(&self.wants).iter().map(|(id, w)| (w.arrived, *id, w.pool)).collect();
+        open.sort_unstable_by_key(|(arrived, ..)| *arrived);
+        for (arrived, want, pool) in open {
+            self.channel.send(&FrontendMessage::Want { want, pool, arrived });
         }
     }
 }

@@ -13,8 +13,9 @@ use crate::httpd::parking::{self, Awaited, Parked, Step, Ticket};
 use crate::httpd::{client, log, RequestRec};
 use crate::policy::threads::Entry;
 use crate::policy::Millis;
+use crate::sys::clock;
 use crate::sys::events::Interest;
-use crate::wire::control::{Refusal, Returned};
+use crate::wire::control::{Arrival, Refusal, Returned};
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ struct Service<'r> {
     ticket: Option<Ticket>,
     stage: Stage<'r>,
     began: Instant,
+    /// The same by the clock of all processes.
+    arrived: Arrival,
     cold: bool,
     replay: Option<Replay>,
     /// Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
@@ -113,6 +116,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         ticket: parking::ticket(r),
         stage: Stage::Begins,
         began: Instant::now(),
+        arrived: Arrival(clock::micros()),
         cold: false,
         replay: None,
         grants: 0,
@@ -194,7 +198,7 @@ impl<'r> Service<'r> {
             log::request(log::Level::Error, self.r, request::naming(self.r, text));
             return Some(failed(self.r, 503, 1));
         }
-        match self.desk().ask(self.pool, self.facts.queue_timeout) {
+        match self.desk().ask(self.pool, self.arrived, self.facts.queue_timeout) {
             Ok(leased) => self.begin(leased),
             Err(waiting) => self.stage = Stage::Queue(waiting),
         }
@@ -347,7 +351,7 @@ impl<'r> Service<'r> {
 impl Parked for Service<'_> {
     fn awaited(&self) -> Awaited<'_> {
         let mut awaited = match &self.stage {
-            Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.deadline() },
+            Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.goes_on_at() },
             Stage::Exchange(run) => run.awaited(),
             Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();

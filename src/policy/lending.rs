@@ -3,16 +3,17 @@
 //! Runs in: controller.  Trusts: the events.  Owns: the order in which Wants are served.
 //! Never: forks beyond a cap, grants a lease twice, leaves a Want without an answer past its timeout.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use super::queue::{Place, Queue};
 use super::state::{PoolState, State, Waiting};
 use super::timer::TimerKey;
 use super::worker::WorkerState;
 use super::{seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE, STRANGER_RETRY};
-use crate::wire::control::{LeaseId, LendCount, Refusal, WantId};
+use crate::wire::control::{Arrival, LeaseId, LendCount, Queued, Refusal, WantId};
 
 impl State {
-    pub(super) fn want(&mut self, frontend: FrontendId, want: WantId, pool: u32) {
+    pub(super) fn want(&mut self, frontend: FrontendId, want: WantId, pool: u32, arrived: Arrival) {
         let Some(f) = self.frontends.get(&frontend) else {
             if self.strangers.contains(&frontend) {
                 let text =
@@ -56,33 +57,36 @@ impl State {
                 return;
             }
         }
-        let seq = self.number();
-        self.wants.insert(seq, Waiting { frontend, want, key, since: self.now });
-        self.want_index.insert((frontend, want), seq);
+        // Nobody comes from the future, or has waited for longer than anybody may.
+        let since = (arrived.0 / 1000).clamp(self.now.saturating_sub(queue_timeout), self.now);
+        let arrived = Arrival(arrived.0.clamp(since * 1000, since * 1000 + 999));
+        let place = Place { arrived, number: self.number() };
+        self.wants.insert(place, Waiting { frontend, want, key, since });
+        self.want_index.insert((frontend, want), place);
         if let Some(f) = self.frontends.get_mut(&frontend) {
-            f.wants.insert(seq);
+            f.wants.insert(place);
         }
         if let Some(pool) = self.pools.get_mut(&key) {
-            pool.wants.insert(seq);
+            pool.wants.insert(frontend, place);
             pool.last_active = self.now;
         }
         self.waiting.insert(key);
-        self.timers.arm(TimerKey::Want(seq), self.now + queue_timeout);
+        self.timers.arm(TimerKey::Want(place), since + queue_timeout);
         self.serve(key);
     }
 
     pub(super) fn cancel(&mut self, frontend: FrontendId, want: WantId) {
-        let Some(&seq) = self.want_index.get(&(frontend, want)) else {
+        let Some(&place) = self.want_index.get(&(frontend, want)) else {
             return;
         };
-        if let Some(w) = self.remove_want(seq) {
+        if let Some(w) = self.remove_want(place) {
             self.mark(w.key);
             self.settle(w.key);
         }
     }
 
-    pub(super) fn want_expired(&mut self, seq: u64) {
-        let Some(w) = self.remove_want(seq) else {
+    pub(super) fn want_expired(&mut self, place: Place) {
+        let Some(w) = self.remove_want(place) else {
             return;
         };
         let waited = self.now - w.since;
@@ -109,8 +113,8 @@ impl State {
         let Some(pool) = self.pools.get(&key) else {
             return;
         };
-        for seq in pool.wants.clone() {
-            if let Some(w) = self.remove_want(seq) {
+        for place in pool.wants.iter().collect::<Vec<_>>() {
+            if let Some(w) = self.remove_want(place) {
                 self.refuse(w.frontend, w.want, reason, left, text.to_owned());
             }
         }
@@ -141,13 +145,13 @@ impl State {
             PoolState {
                 chain,
                 zygote: None,
-                wants: BTreeSet::new(),
+                wants: Queue::default(),
                 idle: VecDeque::new(),
                 forking: 0,
                 lent: 0,
                 incoming: 0,
                 holders: BTreeMap::new(),
-                told: BTreeSet::new(),
+                told: BTreeMap::new(),
                 last_active: self.now,
                 failures: 0,
                 blocked_until: 0,
@@ -159,13 +163,13 @@ impl State {
     /// Does for a pool what can be done now.
     pub(super) fn serve(&mut self, key: PoolKey) {
         while let Some(pool) = self.pools.get_mut(&key) {
-            let Some(&seq) = pool.wants.first() else {
+            let Some(place) = pool.wants.first() else {
                 break;
             };
             let Some(&lease) = pool.idle.back() else {
                 break;
             };
-            self.grant(seq, lease, false);
+            self.grant(place, lease, false);
         }
         self.grow(key);
         self.mark(key);
@@ -173,9 +177,9 @@ impl State {
     }
 
     /// Lends a worker that the controller holds to the frontend of a Want.
-    pub(super) fn grant(&mut self, seq: u64, lease: LeaseId, cold: bool) {
+    pub(super) fn grant(&mut self, place: Place, lease: LeaseId, cold: bool) {
         self.unidle(lease);
-        let Some(w) = self.remove_want(seq) else {
+        let Some(w) = self.remove_want(place) else {
             return;
         };
         let Some(worker) = self.workers.get_mut(&lease) else {
@@ -189,17 +193,16 @@ impl State {
         if let Some(f) = self.frontends.get_mut(&w.frontend) {
             f.leases.insert(lease);
         }
-        let mut contended = false;
+        let mut queued = Queued::Nobody;
         if let Some(pool) = self.pools.get_mut(&w.key) {
             pool.lent += 1;
             pool.last_active = self.now;
             *pool.holders.entry(w.frontend).or_default() += 1;
-            contended = !pool.wants.is_empty();
-            if contended && pool.told.insert(w.frontend) {
-                self.out.push(Action::Contended { frontend: w.frontend, pool: w.key.pool, on: true });
-            }
+            queued = pool.wants.seen_by(w.frontend);
+            pool.tell(w.frontend, queued);
         }
-        self.out.push(Action::Grant { frontend: w.frontend, want: w.want, lease, lend, pid, cold, contended });
+        let (frontend, want, pool) = (w.frontend, w.want, w.key.pool);
+        self.out.push(Action::Grant { frontend, want, pool, lease, lend, pid, cold, queued });
     }
 
     /// A worker that nobody holds: to the next Want, to another pool's turn, or idle.
@@ -213,15 +216,15 @@ impl State {
             self.settle(key);
             return;
         }
-        let own = self.pools.get(&key).and_then(|p| p.wants.first()).copied();
-        if let Some(seq) = own {
-            match self.rival(key, seq) {
+        let own = self.pools.get(&key).and_then(|p| p.wants.first());
+        if let Some(place) = own {
+            match self.rival(key, place) {
                 Some(rival) => {
                     self.end_worker(lease, RETIRE_GRACE, Some(rival));
                     self.serve(key);
                 }
                 None => {
-                    self.grant(seq, lease, cold);
+                    self.grant(place, lease, cold);
                     self.serve(key);
                 }
             }
@@ -236,14 +239,14 @@ impl State {
 
     /// Another pool whose turn came before this pool's oldest Want, that has lost its patience, and that a worker of
     /// this pool makes room for.
-    fn rival(&self, key: PoolKey, own: u64) -> Option<PoolKey> {
+    fn rival(&self, key: PoolKey, own: Place) -> Option<PoolKey> {
         let chain = &self.pools.get(&key)?.chain;
         self.waiting
             .iter()
             .filter(|other| **other != key)
             .filter_map(|other| {
                 let pool = self.pools.get(other)?;
-                let &oldest = pool.wants.first()?;
+                let oldest = pool.wants.first()?;
                 let since = self.wants.get(&oldest)?.since;
                 let full = self.accounts.full(&pool.chain)?;
                 (oldest < own
@@ -260,8 +263,8 @@ impl State {
     /// A slot came free, or a worker became idle: the pools that wait, in the order of their oldest Want, then those
     /// that lack spare workers.
     pub(super) fn relieve(&mut self) {
-        let mut order: Vec<(u64, PoolKey)> =
-            self.waiting.iter().filter_map(|key| Some((*self.pools.get(key)?.wants.first()?, *key))).collect();
+        let mut order: Vec<(Place, PoolKey)> =
+            self.waiting.iter().filter_map(|key| Some((self.pools.get(key)?.wants.first()?, *key))).collect();
         order.sort_unstable();
         for (_, key) in order {
             self.grow(key);
@@ -336,7 +339,7 @@ impl State {
                 }
                 continue;
             }
-            let since = pool.wants.first().and_then(|seq| self.wants.get(seq)).map_or(self.now, |w| w.since);
+            let since = pool.wants.first().and_then(|place| self.wants.get(&place)).map_or(self.now, |w| w.since);
             let limit = if self.now - since >= PATIENCE { usize::MAX } else { needed };
             let leases: Vec<LeaseId> = self
                 .accounts
@@ -352,25 +355,23 @@ impl State {
         }
     }
 
-    /// Tells the frontends that hold leases of the pool whether somebody waits for it.
+    /// Tells the frontends that hold leases of the pool who waits for it, where they would do wrong without. Where
+    /// they only think that somebody waits for longer than is true, the next Grant tells them.
     pub(super) fn mark(&mut self, key: PoolKey) {
         let Some(pool) = self.pools.get_mut(&key) else {
             return;
         };
-        let on = !pool.wants.is_empty();
-        let news: Vec<FrontendId> = if on {
-            let holders = pool.holders.keys().copied();
-            holders.filter(|f| !pool.told.contains(f)).collect()
+        let news: Vec<(FrontendId, Queued)> = if pool.wants.is_empty() {
+            std::mem::take(&mut pool.told).into_keys().map(|frontend| (frontend, Queued::Nobody)).collect()
         } else {
-            std::mem::take(&mut pool.told).into_iter().collect()
+            let holders = pool.holders.keys().map(|frontend| (*frontend, pool.wants.seen_by(*frontend)));
+            holders.filter(|(frontend, queued)| pool.has_to_tell(*frontend, *queued)).collect()
         };
-        for frontend in news {
-            if on {
-                pool.told.insert(frontend);
-            } else if !self.frontends.contains_key(&frontend) {
-                continue;
+        for (frontend, queued) in news {
+            pool.tell(frontend, queued);
+            if self.frontends.contains_key(&frontend) {
+                self.out.push(Action::Contended { frontend, pool: key.pool, queued });
             }
-            self.out.push(Action::Contended { frontend, pool: key.pool, on });
         }
     }
 

@@ -10,9 +10,11 @@ mod generation;
 pub mod habit;
 mod lending;
 pub mod mpm;
+mod queue;
 mod state;
 pub mod threads;
 mod timer;
+pub mod turns;
 mod worker;
 mod zygote;
 
@@ -21,9 +23,9 @@ mod tests;
 
 pub use state::State;
 
-use crate::wire::control::{LeaseId, LendCount, PoolTable, Refusal, Returned, WantId};
+use crate::wire::control::{Arrival, LeaseId, LendCount, PoolTable, Queued, Refusal, Returned, WantId};
 
-/// Milliseconds of a clock that never goes back.
+/// Milliseconds of a clock that never goes back; in the controller that of [`Arrival`].
 pub type Millis = u64;
 
 /// A frontend's connection, numbered by the controller.
@@ -98,7 +100,7 @@ pub enum Event {
     /// Its process or its channel ended.
     FrontendLeft { frontend: FrontendId },
     /// A request waits.
-    Want { frontend: FrontendId, want: WantId, pool: u32 },
+    Want { frontend: FrontendId, want: WantId, pool: u32, arrived: Arrival },
     /// It waits no more.
     Cancel { frontend: FrontendId, want: WantId },
     /// A lease came back; for [`Returned::Idle`] the controller holds the data socket again.
@@ -147,13 +149,22 @@ pub enum Action {
     /// Order a worker from the zygote.
     Fork { lease: LeaseId, zygote: ZygoteId, key: PoolKey },
     /// Lend the worker: send the data socket and close the own copy.
-    Grant { frontend: FrontendId, want: WantId, lease: LeaseId, lend: LendCount, pid: u32, cold: bool, contended: bool },
+    Grant {
+        frontend: FrontendId,
+        want: WantId,
+        pool: u32,
+        lease: LeaseId,
+        lend: LendCount,
+        pid: u32,
+        cold: bool,
+        queued: Queued,
+    },
     /// Tell that there will be no lease.
     Refuse { frontend: FrontendId, want: WantId, reason: Refusal, retry_after_s: u32, text: String },
     /// Ask for the lease.
     Recall { frontend: FrontendId, lease: LeaseId, lend: LendCount },
-    /// Tell whether others wait.
-    Contended { frontend: FrontendId, pool: u32, on: bool },
+    /// Tell who waits.
+    Contended { frontend: FrontendId, pool: u32, queued: Queued },
     /// Tell how the worker ended.
     Obituary { frontend: FrontendId, lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
     /// Close the own copy of the worker's data socket: it ends by itself.

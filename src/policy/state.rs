@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::account::{Accounts, Chain};
 use super::generation::Generation;
+use super::queue::{Place, Queue};
 use super::timer::{TimerKey, Timers};
 use super::worker::WorkerSlot;
 use super::zygote::Zygote;
 use super::{Action, Event, FrontendId, Millis, PoolKey, ZygoteId, ORPHANED_GRACE};
-use crate::wire::control::{LeaseId, LendCount, WantId};
+use crate::wire::control::{LeaseId, LendCount, Queued, WantId};
 
 /// A request that waits for a worker.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(super) struct Waiting {
     pub frontend: FrontendId,
     pub want: WantId,
     pub key: PoolKey,
+    /// When its request came.
     pub since: Millis,
 }
 
@@ -26,7 +28,7 @@ pub(super) struct Waiting {
 pub(super) struct FrontendState {
     pub generation: u64,
     pub leases: BTreeSet<LeaseId>,
-    pub wants: BTreeSet<u64>,
+    pub wants: BTreeSet<Place>,
 }
 
 /// A pool that has a process, a Want or a failure to remember. Others have no state at all.
@@ -34,8 +36,7 @@ pub(super) struct FrontendState {
 pub(super) struct PoolState {
     pub chain: Chain,
     pub zygote: Option<ZygoteId>,
-    /// Places in the queue, oldest first.
-    pub wants: BTreeSet<u64>,
+    pub wants: Queue,
     /// Idle workers, the longest-idle first.
     pub idle: VecDeque<LeaseId>,
     /// Workers ordered and not yet forked.
@@ -46,14 +47,35 @@ pub(super) struct PoolState {
     pub incoming: usize,
     /// How many leases each frontend holds.
     pub holders: BTreeMap<FrontendId, usize>,
-    /// Frontends that believe the pool contended.
-    pub told: BTreeSet<FrontendId>,
+    /// What frontends believe of the queue, where that is not that nobody waits.
+    pub told: BTreeMap<FrontendId, Queued>,
     /// When it was last used.
     pub last_active: Millis,
     /// Failed starts in a row, until when none is tried, and why.
     pub failures: u32,
     pub blocked_until: Millis,
     pub reason: String,
+}
+
+impl PoolState {
+    /// The frontend learns it now.
+    pub(super) fn tell(&mut self, frontend: FrontendId, queued: Queued) {
+        if queued == Queued::Nobody {
+            self.told.remove(&frontend);
+        } else {
+            self.told.insert(frontend, queued);
+        }
+    }
+
+    /// Whether what the frontend believes could make it pass somebody over.
+    pub(super) fn has_to_tell(&self, frontend: FrontendId, queued: Queued) -> bool {
+        match (queued, self.told.get(&frontend)) {
+            (Queued::Nobody, _) => false,
+            (Queued::Here, told) => told.is_none(),
+            (Queued::Elsewhere(oldest), Some(Queued::Elsewhere(told))) => oldest < *told,
+            (Queued::Elsewhere(_), _) => true,
+        }
+    }
 }
 
 /// The whole state of the controller's policy.
@@ -69,8 +91,8 @@ pub struct State {
     pub(super) strangers: HashSet<FrontendId>,
     /// Announced children of httpd's parent by pid, with their generations.
     pub(super) children: HashMap<u32, u64>,
-    pub(super) wants: BTreeMap<u64, Waiting>,
-    pub(super) want_index: HashMap<(FrontendId, WantId), u64>,
+    pub(super) wants: BTreeMap<Place, Waiting>,
+    pub(super) want_index: HashMap<(FrontendId, WantId), Place>,
     pub(super) workers: HashMap<LeaseId, WorkerSlot>,
     pub(super) zygotes: HashMap<ZygoteId, Zygote>,
     pub(super) foreign: HashMap<u32, Chain>,
@@ -106,7 +128,7 @@ impl State {
             }
             Event::FrontendCame { frontend, generation } => self.frontend_came(frontend, generation),
             Event::FrontendLeft { frontend } => self.frontend_left(frontend),
-            Event::Want { frontend, want, pool } => self.want(frontend, want, pool),
+            Event::Want { frontend, want, pool, arrived } => self.want(frontend, want, pool, arrived),
             Event::Cancel { frontend, want } => self.cancel(frontend, want),
             Event::Return { frontend, lease, lend, how } => {
                 if self.is_lent(frontend, lease, lend) {
@@ -171,8 +193,8 @@ impl State {
             return;
         };
         let mut touched = BTreeSet::new();
-        for seq in f.wants {
-            if let Some(w) = self.remove_want(seq) {
+        for place in f.wants {
+            if let Some(w) = self.remove_want(place) {
                 touched.insert(w.key);
             }
         }
@@ -197,15 +219,15 @@ impl State {
     }
 
     /// Takes a Want out of every index.
-    pub(super) fn remove_want(&mut self, seq: u64) -> Option<Waiting> {
-        let w = self.wants.remove(&seq)?;
-        self.timers.disarm(TimerKey::Want(seq));
+    pub(super) fn remove_want(&mut self, place: Place) -> Option<Waiting> {
+        let w = self.wants.remove(&place)?;
+        self.timers.disarm(TimerKey::Want(place));
         self.want_index.remove(&(w.frontend, w.want));
         if let Some(f) = self.frontends.get_mut(&w.frontend) {
-            f.wants.remove(&seq);
+            f.wants.remove(&place);
         }
         if let Some(pool) = self.pools.get_mut(&w.key) {
-            pool.wants.remove(&seq);
+            pool.wants.remove(w.frontend, place);
             if pool.wants.is_empty() {
                 self.waiting.remove(&w.key);
                 self.timers.disarm(TimerKey::Pressure(w.key));
@@ -245,7 +267,7 @@ impl State {
     fn expire(&mut self) {
         while let Some(key) = self.timers.pop_due(self.now) {
             match key {
-                TimerKey::Want(seq) => self.want_expired(seq),
+                TimerKey::Want(place) => self.want_expired(place),
                 TimerKey::Pressure(key) => {
                     self.grow(key);
                     self.mark(key);

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::queue::Place;
 use super::{Millis, PoolKey, ZygoteId};
 use crate::wire::control::LeaseId;
 
@@ -11,7 +12,7 @@ use crate::wire::control::LeaseId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum TimerKey {
     /// A Want, by its place in the queue: it is refused.
-    Want(u64),
+    Want(Place),
     /// The oldest Want of the pool loses its patience with other pools.
     Pressure(PoolKey),
     /// An idle worker, or the pool's zygote, has been idle for long enough.
@@ -73,6 +74,7 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::control::Arrival;
 
     #[test]
     fn a_key_has_one_deadline_and_they_come_in_order() {
@@ -85,8 +87,9 @@ mod tests {
         assert_eq!(timers.pop_due(30), Some(TimerKey::Seed(1)));
         assert_eq!(timers.pop_due(30), Some(TimerKey::Seed(2)));
         assert_eq!(timers.pop_due(99), None);
-        timers.arm(TimerKey::Want(1), 5);
-        timers.disarm(TimerKey::Want(1));
+        let want = TimerKey::Want(Place { arrived: Arrival(3), number: 1 });
+        timers.arm(want, 5);
+        timers.disarm(want);
         assert_eq!(timers.next(), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Runs in: every role.  Trusts: the kernel.  Owns: nothing.  Never: knows httpd, decides a policy.
 
 pub mod accounts;
+pub mod clock;
 pub mod descriptor;
 pub mod discard;
 pub mod events;

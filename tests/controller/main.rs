@@ -6,8 +6,8 @@ mod stage;
 
 use cast::{become_seed, Behaviour};
 use mod_pool::sys::socket::{self, Blocking};
-use mod_pool::wire::control::{ControllerMessage, FrontendMessage, LendCount, Refusal, Returned, WantId};
-use stage::{alive, children_of, eventually, Frontend, Stage};
+use mod_pool::wire::control::{ControllerMessage, FrontendMessage, LendCount, Queued, Refusal, Returned, WantId};
+use stage::{alive, children_of, eventually, want, Frontend, Stage};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ fn main() {
         ("an_obituary_follows_kill_9", an_obituary_follows_kill_9),
         ("a_pool_goes_to_zero_and_back", a_pool_goes_to_zero_and_back),
         ("the_cap_holds", the_cap_holds),
+        ("who_came_first_is_served_first", who_came_first_is_served_first),
         ("a_pool_that_cannot_start_is_throttled", a_pool_that_cannot_start_is_throttled),
         ("forged_pids_are_not_believed", forged_pids_are_not_believed),
         ("another_socket_does_not_come_back_as_the_lease", another_socket_does_not_come_back_as_the_lease),
@@ -76,7 +77,7 @@ fn who_was_not_announced_is_not_served() {
     let stage = Stage::open(Behaviour::Good, 4, 30_000);
     let asks_in_vain = |connector: &OwnedFd| {
         let mut f = Frontend::hello(connector, 1, vec![]);
-        f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+        f.send(&want(1, 1));
         f.receive(Duration::from_millis(300)).is_none_or(|m| m.0.is_none())
     };
     let child = stage.fork(asks_in_vain);
@@ -144,7 +145,7 @@ fn who_does_not_read_is_cut_off_alone() {
     let mut f = stage.frontend();
     let cut_off = stage::in_an_announced_child(&stage, |own| {
         let silent = Frontend::hello(own, 1, vec![]);
-        (0..200_000).any(|want| !silent.try_send(&FrontendMessage::Want { want: WantId(want), pool: 99 }))
+        (0..200_000).any(|number| !silent.try_send(&want(number, 99)))
     });
     assert!(cut_off, "its refusals were buffered without end");
     assert!(f.lease(1, 1).ask("ping").starts_with("pong"));
@@ -188,7 +189,7 @@ fn a_stopped_zygote_holds_up_its_pool_only() {
     let zygote =
         *children_of(stage.controller).iter().find(|p| **p != lease.pid && stage::session(**p) == **p).expect("one");
     stage::stop(zygote);
-    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    f.send(&want(2, 1));
     assert!(f.lease(3, 2).ask("ping").starts_with("pong"));
     assert!(lease.ask("ping").starts_with("pong"));
 }
@@ -246,7 +247,7 @@ fn the_cap_holds() {
     let first = f.lease(1, 1);
     let second = f.lease(2, 1);
     assert_ne!(first.pid, second.pid);
-    f.send(&FrontendMessage::Want { want: WantId(3), pool: 1 });
+    f.send(&want(3, 1));
     let mut granted = || {
         f.receive(Duration::from_millis(300)).and_then(|(m, _)| match m {
             Some(ControllerMessage::Grant { want, .. }) => Some(want),
@@ -261,14 +262,44 @@ fn the_cap_holds() {
     );
 }
 
+fn who_came_first_is_served_first() {
+    let stage = Stage::open(Behaviour::Good, 1, 30_000);
+    let mut f = stage.frontend();
+    let lease = f.lease(1, 1);
+    let early = want(2, 1);
+    std::thread::sleep(Duration::from_millis(2));
+    let late = want(3, 1);
+    let FrontendMessage::Want { arrived: then, .. } = early else { panic!("{early:?}") };
+    for message in [&late, &early] {
+        f.send(message);
+    }
+    f.give_back(lease, Returned::Idle);
+    let lease = f.granted(2);
+    let child = stage.fork(|own| {
+        // The holder of the only lease is another frontend: it is told when the oldest request elsewhere came.
+        let mut other = Frontend::hello(own, 1, vec![]);
+        other.send(&FrontendMessage::Want { want: WantId(4), pool: 1, arrived: then });
+        let lease = other.granted(4);
+        other.give_back(lease, Returned::Idle);
+        true
+    });
+    stage.announce(&child);
+    f.expect("a word", |m| {
+        (*m == ControllerMessage::Contended { pool: 1, queued: Queued::Elsewhere(then) }).then_some(())
+    });
+    f.give_back(lease, Returned::Idle);
+    assert!(f.granted(3).ask("ping").starts_with("pong"));
+    assert_eq!(stage::wait(child.pid), 0);
+}
+
 fn a_pool_that_cannot_start_is_throttled() {
     let stage = Stage::open(Behaviour::FailsToStart, 2, 30_000);
     let mut f = stage.frontend();
-    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    f.send(&want(1, 1));
     let (reason, text) = f.refused(1);
     assert_eq!(reason, Refusal::Throttled);
     assert_eq!(text, "php.ini is not readable");
-    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    f.send(&want(2, 1));
     assert_eq!(f.refused(2).0, Refusal::Throttled);
     eventually("the zygote is reaped", || children_of(stage.controller).len() == 1);
 }
@@ -276,7 +307,7 @@ fn a_pool_that_cannot_start_is_throttled() {
 fn forged_pids_are_not_believed() {
     let stage = Stage::open(Behaviour::TellsForgedPids, 2, 30_000);
     let mut f = stage.frontend();
-    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    f.send(&want(1, 1));
     let (reason, text) = f.refused(1);
     assert_eq!(reason, Refusal::Throttled);
     assert!(text.contains("pid"), "{text}");
@@ -376,10 +407,10 @@ fn a_pool_whose_descriptors_cannot_be_closed_is_stopped() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address").to_string();
     // What the kernel may do with a process that closes something, a stop does here: it lives for a moment only.
-    let mut want = 0;
+    let mut number = 0;
     let mut held = || {
-        want += 1;
-        let lease = f.lease(want, 1);
+        number += 1;
+        let lease = f.lease(number, 1);
         let known = children_of(stage.controller);
         assert_eq!(lease.ask(&format!("load {address}")), "soon");
         f.give_back(lease, Returned::Idle);
@@ -398,19 +429,19 @@ fn a_pool_whose_descriptors_cannot_be_closed_is_stopped() {
     let other = f.lease(100, 1);
     eventually("the end of the pool's processes", || !alive(other.pid));
     f.give_back(other, Returned::Dead);
-    f.send(&FrontendMessage::Want { want: WantId(101), pool: 1 });
+    f.send(&want(101, 1));
     let (why, text) = f.refused(101);
     assert_eq!(why, Refusal::Throttled);
     assert!(text.contains("cannot be closed"), "{text}");
     assert!(f.lease(102, 2).ask("ping").starts_with("pong"), "another pool is not concerned");
     stage::kill(closer);
-    let mut want = 200;
+    let mut number = 200;
     eventually("the pool works again", || {
-        want += 1;
-        f.send(&FrontendMessage::Want { want: WantId(want), pool: 1 });
+        number += 1;
+        f.send(&want(number, 1));
         f.expect("an answer", |m| match m {
-            ControllerMessage::Grant { want: of, .. } => (*of == WantId(want)).then_some(true),
-            ControllerMessage::Refuse { want: of, .. } => (*of == WantId(want)).then_some(false),
+            ControllerMessage::Grant { want: of, .. } => (*of == WantId(number)).then_some(true),
+            ControllerMessage::Refuse { want: of, .. } => (*of == WantId(number)).then_some(false),
             _ => None,
         })
     });
@@ -503,7 +534,7 @@ fn workers_of_a_dead_controller_count() {
     stage.configure(1, Behaviour::Good, 1, 30_000);
     let in_flight = vec![mod_pool::wire::control::InFlight { pid: lease.pid, pool: "alice".into() }];
     let mut f = Frontend::hello(stage.connector(), 1, in_flight);
-    f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+    f.send(&want(1, 1));
     assert!(f.receive(Duration::from_millis(500)).is_none(), "the old worker counts against the cap");
     assert!(lease.ask("ping").starts_with("pong"));
     drop(lease);
@@ -563,7 +594,7 @@ fn stop_leaves_no_process() {
     let mut f = stage.frontend();
     let lease = f.lease(1, 1);
     let left: u32 = lease.ask("daemon").parse().expect("its pid");
-    f.send(&FrontendMessage::Want { want: WantId(2), pool: 1 });
+    f.send(&want(2, 1));
     let second = f.granted(2);
     second.tell("ignore the end");
     let all = children_of(stage.controller);

@@ -2,16 +2,22 @@
 
 use crate::cast::{Behaviour, BUILD};
 use mod_pool::controller::{run, ControllerStart};
+use mod_pool::sys::clock;
 use mod_pool::sys::fork::exit_now;
 use mod_pool::sys::socket::{self, Blocking};
 use mod_pool::wire::control::{
-    ControllerMessage, FrontendMessage, Hello, InFlight, LeaseId, LendCount, ParentMessage, PoolRow, PoolTable,
-    Refusal, Returned, WantId, CONTROL_VERSION, MAX_CONTROL_MESSAGE,
+    Arrival, ControllerMessage, FrontendMessage, Hello, InFlight, LeaseId, LendCount, ParentMessage, PoolRow,
+    PoolTable, Refusal, Returned, WantId, CONTROL_VERSION, MAX_CONTROL_MESSAGE,
 };
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
+
+/// Of a request that comes now.
+pub fn want(number: u32, pool: u32) -> FrontendMessage {
+    FrontendMessage::Want { want: WantId(number), pool, arrived: Arrival(clock::micros()) }
+}
 
 /// Longest wait for anything: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -356,7 +362,7 @@ impl Frontend {
     }
 
     pub fn lease(&mut self, number: u32, pool: u32) -> Lease {
-        self.send(&FrontendMessage::Want { want: WantId(number), pool });
+        self.send(&want(number, pool));
         self.granted(number)
     }
 

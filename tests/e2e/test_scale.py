@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, Site, background, eventually, in_threads, may_look_into
+from harness import ALICE, BOB, Site, background, eventually, fds_of, in_threads, may_look_into
 from pages import at_once, usual_pages
 
 pytestmark = pytest.mark.pool_only
@@ -170,6 +170,83 @@ def test_across_frontends_nobody_waits_100_ms_past_his_turn(httpd, kind, seconds
     turns = sorted(starts)
     late = [starts[i] - turns[i] for i in range(len(starts))]
     assert max(late) < 0.1 + 0.1  # the second 0.1: the noise of a small machine
+
+
+def owners(server, connections):
+    """The pid of the frontend that has each connection, by the inode of its socket."""
+    inodes = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        local, remote = (int(address.split(":")[1], 16) for address in fields[1:3])
+        if local == server.port:
+            inodes[remote] = f"socket:[{fields[9]}]"
+    holders = {link: p.pid for p in server.processes("frontend") for link in fds_of(p.pid).values()}
+    return [holders.get(inodes.get(c.raw.getsockname()[1])) for c in connections]
+
+
+def crowd_of_two_frontends(server, most):
+    """Idle connections: `most` of one frontend, one of another."""
+    connections = []
+    for _ in range(40):
+        more = [server.connect() for _ in range(8)]
+        for c in more:  # accepted once something has arrived
+            c.request("GET", "/text.txt")
+        for c in more:
+            assert c.response().status == 200
+        connections += more
+        of = dict(zip(connections, owners(server, connections)))
+        sets = [[c for c in connections if of[c] == pid] for pid in set(of.values()) - {None}]
+        sets.sort(key=len)
+        if len(sets) == 2 and len(sets[1]) >= most:
+            return connections, sets[1][:most], sets[0][0]
+        # Those that the crowd needs no more make room for the other frontend's threads.
+        if sets and len(sets[-1]) >= most + 8:
+            for c in sets[-1][most:]:
+                connections.remove(c)
+                c.close()
+    pytest.fail(f"one frontend takes all connections: {[len(s) for s in sets]}")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("workers, quick", [(1, 0.005), (2, 0.01)])
+def test_a_sudden_slow_page_waits_behind_an_older_request_of_another_frontend(httpd, kind, workers, quick):
+    if kind["mpm"] == "prefork":
+        pytest.skip("a prefork frontend has one request at a time: there is nobody to hand a lease to")
+    conf = "StartServers 2\nServerLimit 2\nThreadLimit 90\nThreadsPerChild 90\nMaxRequestWorkers 180\n"
+    conf += "MinSpareThreads 1\nMaxSpareThreads 180\n"
+    server = make(httpd, f"PoolMaxProcesses {workers}\nPoolQueueTimeout 30s\nPoolQueueLimit 300", mpm_conf=conf,
+                  conf="KeepAliveTimeout 60\nMaxKeepAliveRequests 0")
+    connections, crowd, other = crowd_of_two_frontends(server, 64)
+    older, later = crowd[:60], crowd[60:]
+    # Pages below 50 ms do not make the pool slow; the last round's do.
+    for slow in [0.045] * 5 + [1.5]:
+        sent = {}
+
+        def ask(c, seconds):
+            sent[c] = time.time()
+            c.request("GET", f"/sleep.php?s={seconds}")
+
+        # 60 quick pages are work for 0.3 s. Then comes one request to the other frontend, and 0.2 s after it, while
+        # quick pages are still being served, slow ones come to the first.
+        for c in older:
+            ask(c, quick)
+        time.sleep(0.02)
+        ask(other, 0)
+        time.sleep(0.2)
+        for c in later:
+            ask(c, slow)
+        start = {c: c.response().json()["start"] for c in sent}
+        # Nobody starts before one who came 100 ms earlier; what is sent 200 ms earlier has come 100 ms earlier, however
+        # busy the machine is. Two workers may begin at once, and one process be slower to tell the time; who is passed
+        # over for a slow page begins 45 ms later at least.
+        assert start[other] < min(start[c] for c in later) + 0.03
+        # And the one request is served when its turn is, 100 ms later at most: it is the 61st that was sent, and its
+        # turn is when the 61st of all was served. The second 0.1 is the noise of a small
+        # machine.
+        turn = sorted(start.values())[len(older)]
+        assert start[other] - turn < 0.1 + 0.1
+    for c in connections:
+        c.close()
 
 
 @pytest.mark.timeout(120)

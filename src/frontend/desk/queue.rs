@@ -5,14 +5,13 @@
 
 use super::{lock, Desk, Leased, NoLease};
 use crate::httpd::parking::{self, Ticket};
-use crate::wire::control::{FrontendMessage, Refusal, Returned, WantId};
+use crate::policy::turns::Micros;
+use crate::sys::clock;
+use crate::wire::control::{Arrival, FrontendMessage, Refusal, Returned, WantId};
 use once_cell::sync::OnceCell;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a request waits for a lease that this process has before it asks the controller for another.
-const LOCAL_PATIENCE: Duration = Duration::from_millis(10);
 /// How much longer than `PoolQueueTimeout` a request waits for the controller's own refusal.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a request that waits looks whether its client is still there.
@@ -38,8 +37,11 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub pool: u32,
+    pub arrived: Arrival,
+    /// When its Want is sent, if no lease has come free here by then.
+    asks_at: Micros,
     /// Its Want, once that is sent.
-    want: OnceCell<WantId>,
+    pub want: OnceCell<WantId>,
     answer: Mutex<Answer>,
     answered: Condvar,
     /// Its request is parked.
@@ -47,9 +49,11 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    pub fn new(pool: u32) -> Arc<Self> {
+    pub fn new(pool: u32, arrived: Arrival, asks_at: Micros) -> Arc<Self> {
         Arc::new(Self {
             pool,
+            arrived,
+            asks_at,
             want: OnceCell::new(),
             answer: Mutex::new(Answer::Open),
             answered: Condvar::new(),
@@ -81,16 +85,12 @@ impl Waiter {
 pub struct Waiting {
     desk: &'static Desk,
     waiter: Arc<Waiter>,
-    /// When its Want is sent, if no lease has come free here by then.
-    asks_at: Instant,
     deadline: Instant,
 }
 
 impl Waiting {
-    pub(super) fn new(desk: &'static Desk, waiter: Arc<Waiter>, here: bool, patience: Duration) -> Self {
-        let began = Instant::now();
-        let asks_at = if here { began + LOCAL_PATIENCE } else { began };
-        Self { desk, waiter, asks_at, deadline: began + patience + REFUSAL_PATIENCE }
+    pub(super) fn new(desk: &'static Desk, waiter: Arc<Waiter>, patience: Duration) -> Self {
+        Self { desk, waiter, deadline: Instant::now() + patience + REFUSAL_PATIENCE }
     }
 
     /// Waits until there is an answer; `None` where it takes longer than `most`. `has_left` says whether the client is
@@ -101,12 +101,17 @@ impl Waiting {
         let mut answer = lock(&waiter.answer);
         while matches!(*answer, Answer::Open) {
             let now = Instant::now();
-            if waiter.want.get().is_none() && now >= self.asks_at {
+            let asks_in = waiter.asks_at.saturating_sub(clock::micros());
+            let mut looks = waiter.want.get().is_some();
+            if !looks && asks_in == 0 {
                 // The answer may come before the lock is taken again.
                 drop(answer);
-                self.send_want();
+                self.desk.send_wants(&waiter);
                 answer = lock(&waiter.answer);
-                continue;
+                looks = true;
+                if !matches!(*answer, Answer::Open) {
+                    break;
+                }
             }
             if now >= self.deadline {
                 *answer = Answer::Withdrawn;
@@ -117,8 +122,7 @@ impl Waiting {
             if give_up.is_some_and(|time| now >= time) {
                 return None;
             }
-            let looks = waiter.want.get().is_some();
-            let next = if looks { now + CLIENT_CHECK } else { self.asks_at };
+            let next = now + if looks { CLIENT_CHECK } else { Duration::from_micros(asks_in) };
             let until = next.min(self.deadline).min(give_up.unwrap_or(next));
             let (again, timeout) = waiter
                 .answered
@@ -140,9 +144,6 @@ impl Waiting {
 
     /// The request gives up its thread: the answer wakes it by its ticket.
     pub fn park(&self, ticket: Ticket) {
-        if self.waiter.want.get().is_none() {
-            self.send_want();
-        }
         // It has one ticket in its life.
         let _ = self.waiter.ticket.set(ticket);
     }
@@ -151,18 +152,13 @@ impl Waiting {
         !matches!(*lock(&self.waiter.answer), Answer::Open)
     }
 
-    /// Until when it can take to be answered.
-    pub fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    fn send_want(&self) {
-        let want = WantId(self.desk.next_want.fetch_add(1, Ordering::Relaxed));
-        if self.waiter.want.set(want).is_ok() {
-            lock(&self.desk.wants).insert(want, Arc::clone(&self.waiter));
-            // Not sent: the helper thread sends every open Want again when it has a controller.
-            self.desk.channel.send(&FrontendMessage::Want { want, pool: self.waiter.pool });
+    /// When it goes on without an answer: to ask the controller, or to give up.
+    pub fn goes_on_at(&self) -> Instant {
+        if self.waiter.want.get().is_some() {
+            return self.deadline;
         }
+        let asks_in = Duration::from_micros(self.waiter.asks_at.saturating_sub(clock::micros()));
+        self.deadline.min(Instant::now() + asks_in)
     }
 }
 

@@ -45,13 +45,13 @@ impl State {
 
     fn audit_wants(&self) {
         assert_eq!(self.wants.len(), self.want_index.len());
-        for (seq, w) in &self.wants {
-            assert_eq!(self.want_index.get(&(w.frontend, w.want)), Some(seq));
+        for (place, w) in &self.wants {
+            assert_eq!(self.want_index.get(&(w.frontend, w.want)), Some(place));
             let f = self.frontends.get(&w.frontend).expect("a Want of a frontend that is there");
-            assert!(f.wants.contains(seq) && f.generation == w.key.generation);
-            assert!(self.pools[&w.key].wants.contains(seq));
+            assert!(f.wants.contains(place) && f.generation == w.key.generation);
+            assert!(self.pools[&w.key].wants.contains(*place));
             let timeout = self.row(w.key).expect("a row").limits.queue_timeout_ms;
-            assert_eq!(self.timers.armed(TimerKey::Want(*seq)), Some(w.since + timeout));
+            assert_eq!(self.timers.armed(TimerKey::Want(*place)), Some(w.since + timeout));
         }
         assert_eq!(self.frontends.values().map(|f| f.wants.len()).sum::<usize>(), self.wants.len());
         assert_eq!(self.pools.values().map(|p| p.wants.len()).sum::<usize>(), self.wants.len());
@@ -101,7 +101,7 @@ impl State {
             };
             assert_eq!(counts[key], seen, "{key:?}");
             assert_eq!(pool.idle.len(), seen.idle.len(), "an idle worker is listed twice");
-            assert!(pool.told.iter().all(|f| self.frontends.contains_key(f)), "told a frontend that is gone");
+            assert!(pool.told.keys().all(|f| self.frontends.contains_key(f)), "told a frontend that is gone");
         }
         for (id, f) in &self.frontends {
             assert_eq!(held[id], f.leases, "leases of {id:?}");

@@ -1,7 +1,7 @@
 //! A stand-in for the controller's loop: feeds events, keeps the actions, and answers them on request.
 
 use crate::policy::{Action, Event, FrontendId, Millis, State, ZygoteId};
-use crate::wire::control::{LeaseId, LendCount, PoolRow, PoolTable, Returned, WantId};
+use crate::wire::control::{Arrival, LeaseId, LendCount, PoolRow, PoolTable, Queued, Returned, WantId};
 
 pub(super) const F1: FrontendId = FrontendId(1);
 pub(super) const F2: FrontendId = FrontendId(2);
@@ -72,7 +72,12 @@ impl Bench {
     }
 
     pub(super) fn want(&mut self, frontend: FrontendId, want: u32, pool: u32) {
-        self.event(Event::Want { frontend, want: WantId(want), pool });
+        self.want_of(frontend, want, pool, self.now);
+    }
+
+    /// Of a request that came at that time.
+    pub(super) fn want_of(&mut self, frontend: FrontendId, want: u32, pool: u32, came: Millis) {
+        self.event(Event::Want { frontend, want: WantId(want), pool, arrived: Arrival(came * 1000) });
     }
 
     /// Answers orders for zygotes and workers until none is left.
@@ -93,10 +98,10 @@ impl Bench {
         self.event(Event::Forked { lease, pid });
     }
 
-    /// The next grant: want, lease, lend, cold, contended.
-    pub(super) fn grant(&mut self) -> Option<(u32, LeaseId, LendCount, bool, bool)> {
+    /// The next grant: want, lease, lend, cold, and who waits then.
+    pub(super) fn grant(&mut self) -> Option<(u32, LeaseId, LendCount, bool, Queued)> {
         match self.take(|a| matches!(a, Action::Grant { .. }))? {
-            Action::Grant { want, lease, lend, cold, contended, .. } => Some((want.0, lease, lend, cold, contended)),
+            Action::Grant { want, lease, lend, cold, queued, .. } => Some((want.0, lease, lend, cold, queued)),
             _ => None,
         }
     }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod fairness;
 mod random;
 mod rules;
 mod startup;

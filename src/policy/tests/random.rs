@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::audit::Killed;
 use super::bench::{row, table};
 use crate::policy::{Action, Event, FrontendId, Millis, PoolKey, State, ZygoteId};
-use crate::wire::control::{LeaseId, LendCount, PoolRow, Returned, WantId};
+use crate::wire::control::{Arrival, LeaseId, LendCount, PoolRow, Returned, WantId};
 
 /// xorshift64*: small, seeded, good enough to shuffle events.
-struct Dice(u64);
+pub(super) struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -243,7 +243,10 @@ impl World {
                         1 => 77,
                         _ => u32::try_from(2 + dice.roll(3)).expect("small"),
                     };
-                    self.event(Event::Want { frontend, want, pool });
+                    // Some have waited, and a clock may say anything.
+                    let age = [0, 0, 3_000, 90_000, 60_000_000, u64::MAX][dice.roll(6)];
+                    let arrived = Arrival((self.now * 1000).checked_sub(age).unwrap_or(u64::MAX));
+                    self.event(Event::Want { frontend, want, pool, arrived });
                 }
             }
             30..=32 => {
@@ -389,7 +392,7 @@ impl World {
         let frontend = FrontendId(1_000_000);
         let text = String::from("late");
         match dice.roll(11) {
-            0 => self.event(Event::Want { frontend, want: WantId(1), pool: 2 }),
+            0 => self.event(Event::Want { frontend, want: WantId(1), pool: 2, arrived: Arrival(0) }),
             10 => self.event(Event::ChildGone { pid: 1_000_000 }),
             1 => self.event(Event::Cancel { frontend, want: WantId(1) }),
             2 => self.event(Event::Return { frontend, lease, lend: LendCount(1), how: Returned::Idle }),
@@ -431,7 +434,7 @@ impl World {
 }
 
 /// How many runs: `POLICY_RUNS` for a longer search.
-fn runs(usual: u64) -> u64 {
+pub(super) fn runs(usual: u64) -> u64 {
     std::env::var("POLICY_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
 

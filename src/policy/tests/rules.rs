@@ -3,7 +3,7 @@
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, PATIENCE};
 use crate::policy::{ABANDONED_GRACE, DEAD_GRACE, LAST_GRACE, ORPHANED_GRACE, RETIRE_GRACE};
-use crate::wire::control::{LendCount, PoolRow, Refusal, Returned, WantId};
+use crate::wire::control::{Arrival, LendCount, PoolRow, Queued, Refusal, Returned, WantId};
 
 fn one(cap: u32) -> Bench {
     Bench::new(100, vec![row("a", Some(0), cap)])
@@ -19,7 +19,7 @@ fn the_first_want_starts_the_zygote_then_forks_and_is_cold() {
     let lease = b.fork_ordered().expect("a fork");
     b.nothing();
     b.forked(lease);
-    assert_eq!(b.grant(), Some((7, lease, LendCount(1), true, false)));
+    assert_eq!(b.grant(), Some((7, lease, LendCount(1), true, Queued::Nobody)));
     b.nothing();
 }
 
@@ -33,7 +33,7 @@ fn a_returned_worker_is_lent_again_warm_the_most_recent_first() {
     b.give_back(F1, second, Returned::Idle);
     b.actions.clear();
     b.want(F2, 3, 1);
-    assert_eq!(b.grant(), Some((3, second.0, LendCount(2), false, false)));
+    assert_eq!(b.grant(), Some((3, second.0, LendCount(2), false, Queued::Nobody)));
     b.nothing();
 }
 
@@ -56,18 +56,62 @@ fn wants_beyond_the_cap_queue_in_order_over_all_frontends() {
     let mut b = one(1);
     let held = b.lent(F1, 1, 1);
     b.want(F2, 2, 1);
-    assert!(b.has(|a| *a == Action::Contended { frontend: F1, pool: 1, on: true }));
+    let second = Queued::Elsewhere(Arrival(b.now * 1000));
+    assert!(b.has(|a| *a == Action::Contended { frontend: F1, pool: 1, queued: second }));
+    b.pass(3);
     b.want(F1, 3, 1);
+    let third = Queued::Elsewhere(Arrival(b.now * 1000));
     b.nothing();
     b.give_back(F1, held, Returned::Idle);
-    assert!(b.has(|a| *a == Action::Contended { frontend: F2, pool: 1, on: true }));
-    let (want, lease, lend, cold, contended) = b.grant().expect("next in turn");
-    assert_eq!((want, cold, contended), (2, false, true));
+    let (want, lease, lend, cold, queued) = b.grant().expect("next in turn");
+    assert_eq!((want, cold, queued), (2, false, third));
     b.give_back(F2, (lease, lend), Returned::Idle);
-    assert_eq!(b.grant().map(|g| (g.0, g.4)), Some((3, false)));
-    assert!(b.has(|a| *a == Action::Contended { frontend: F1, pool: 1, on: false }));
-    assert!(b.has(|a| *a == Action::Contended { frontend: F2, pool: 1, on: false }));
+    assert_eq!(b.grant().map(|g| (g.0, g.4)), Some((3, Queued::Nobody)));
+    assert!(b.has(|a| *a == Action::Contended { frontend: F2, pool: 1, queued: Queued::Nobody }));
     b.nothing();
+}
+
+#[test]
+fn who_came_first_is_served_first_whenever_his_want_comes() {
+    let mut b = one(1);
+    let held = b.lent(F1, 1, 1);
+    b.pass(20);
+    b.want(F1, 2, 1);
+    let own = Action::Contended { frontend: F1, pool: 1, queued: Queued::Here };
+    assert!(b.has(|a| *a == own));
+    b.pass(2);
+    b.want_of(F2, 3, 1, b.now - 1);
+    let (then, now) = (Arrival((b.now - 1) * 1000), b.now);
+    assert!(b.has(|a| *a == Action::Contended { frontend: F1, pool: 1, queued: Queued::Elsewhere(then) }));
+    b.want_of(F2, 4, 1, b.now);
+    b.nothing();
+    // The oldest of all: who holds the lease may have to pass it on to this one.
+    b.want_of(F2, 5, 1, now - 9);
+    let oldest = Queued::Elsewhere(Arrival((now - 9) * 1000));
+    assert!(b.has(|a| *a == Action::Contended { frontend: F1, pool: 1, queued: oldest }));
+    b.nothing();
+    let mut order = Vec::new();
+    let mut lease = (F1, held);
+    for _ in 0..4 {
+        b.give_back(lease.0, lease.1, Returned::Idle);
+        let (want, id, lend, ..) = b.grant().expect("the next");
+        order.push(want);
+        lease = (if want == 2 { F1 } else { F2 }, (id, lend));
+    }
+    assert_eq!(order, [5, 2, 3, 4]);
+}
+
+#[test]
+fn nobody_gains_a_place_by_an_impossible_time() {
+    let mut b = one(1);
+    let held = b.lent(F1, 1, 1);
+    b.want_of(F1, 2, 1, b.now + 60_000);
+    b.want_of(F1, 3, 1, 0);
+    b.want_of(F1, 4, 1, b.now);
+    // As old as a Want can be: it is refused now.
+    assert_eq!(b.refused().map(|r| (r.0, r.1)), Some((3, Refusal::QueueTimeout)));
+    b.give_back(F1, held, Returned::Idle);
+    assert_eq!(b.grant().map(|g| g.0), Some(4), "the end of this millisecond is as far as anybody gets");
 }
 
 #[test]

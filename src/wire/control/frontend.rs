@@ -18,11 +18,25 @@ pub struct LendCount(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WantId(pub u32);
 
+/// When a request came, in microseconds of the clock that all processes of a machine share (`CLOCK_MONOTONIC`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Arrival(pub u64);
+
+/// Whose requests wait for a pool, as one frontend is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queued {
+    Nobody,
+    /// Only that frontend's own.
+    Here,
+    /// Those of other frontends, too; the oldest of them came then.
+    Elsewhere(Arrival),
+}
+
 /// On a frontend's channel, to the controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrontendMessage {
     /// A request waits for a worker of the pool with this index in the pool table of the frontend's generation.
-    Want { want: WantId, pool: u32 },
+    Want { want: WantId, pool: u32, arrived: Arrival },
     /// Nobody waits for it any more.
     Cancel { want: WantId },
     /// The lease is given back. With [`Returned::Idle`] the data socket travels with it; otherwise it may, to be closed
@@ -57,21 +71,23 @@ pub enum ControllerMessage {
     /// The wanted lease; its data socket is attached.
     Grant {
         want: WantId,
+        /// The Want's. Who has withdrawn that must still know what `queued` is about.
+        pool: u32,
         lease: LeaseId,
         lend: LendCount,
         /// The worker's process id, as the kernel knows it.
         pid: u32,
         /// The worker was forked for this Want.
         cold: bool,
-        /// Others wait for this pool: return the lease after one request.
-        contended: bool,
+        /// As with [`Contended`](Self::Contended).
+        queued: Queued,
     },
     /// There will be no lease for this Want.
     Refuse { want: WantId, reason: Refusal, retry_after_s: u32, text: String },
     /// Return this lease as soon as it is idle.
     Recall { lease: LeaseId, lend: LendCount },
-    /// Whether requests of other frontends wait for this pool: while they do, each lease goes back after one request.
-    Contended { pool: u32, on: bool },
+    /// Whose requests wait for this pool: while there is an older one elsewhere, no lease goes to another request here.
+    Contended { pool: u32, queued: Queued },
     /// The worker of a lease that this frontend holds has ended. `wait_status` as of waitpid(2).
     Obituary { lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
     /// A line that a process of the pool wrote to its standard error.
@@ -106,6 +122,28 @@ const CONTENDED: u8 = 4;
 const OBITUARY: u8 = 5;
 const LOG: u8 = 6;
 
+impl Queued {
+    const NOBODY: u64 = 0;
+    const HERE: u64 = u64::MAX;
+
+    /// The later it is, the more of a frontend's own requests come before it.
+    fn number(self) -> u64 {
+        match self {
+            Self::Nobody => Self::NOBODY,
+            Self::Here => Self::HERE,
+            Self::Elsewhere(arrival) => arrival.0.clamp(Self::NOBODY + 1, Self::HERE - 1),
+        }
+    }
+
+    fn of(number: u64) -> Self {
+        match number {
+            Self::NOBODY => Self::Nobody,
+            Self::HERE => Self::Here,
+            time => Self::Elsewhere(Arrival(time)),
+        }
+    }
+}
+
 impl Returned {
     /// Each at the place that is its number.
     const ALL: [Self; 6] = [Self::Idle, Self::Last, Self::Abandoned, Self::Dead, Self::Violation, Self::TimedOut];
@@ -121,10 +159,11 @@ impl FrontendMessage {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Want { want, pool } => {
+            Self::Want { want, pool, arrived } => {
                 out.put_u8(WANT);
                 out.put_u32(want.0);
                 out.put_u32(*pool);
+                out.put_u64(arrived.0);
             }
             Self::Cancel { want } => {
                 out.put_u8(CANCEL);
@@ -148,7 +187,7 @@ impl FrontendMessage {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         field::message(bytes, |kind, r| {
             Ok(match kind {
-                WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()? },
+                WANT => Self::Want { want: WantId(r.u32()?), pool: r.u32()?, arrived: Arrival(r.u64()?) },
                 CANCEL => Self::Cancel { want: WantId(r.u32()?) },
                 RETURN => Self::Return {
                     lease: LeaseId(r.u64()?),
@@ -167,14 +206,15 @@ impl ControllerMessage {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Grant { want, lease, lend, pid, cold, contended } => {
+            Self::Grant { want, pool, lease, lend, pid, cold, queued } => {
                 out.put_u8(GRANT);
                 out.put_u32(want.0);
+                out.put_u32(*pool);
                 out.put_u64(lease.0);
                 out.put_u32(lend.0);
                 out.put_u32(*pid);
                 out.put_u8(u8::from(*cold));
-                out.put_u8(u8::from(*contended));
+                out.put_u64(queued.number());
             }
             Self::Refuse { want, reason, retry_after_s, text } => {
                 out.put_u8(REFUSE);
@@ -188,10 +228,10 @@ impl ControllerMessage {
                 out.put_u64(lease.0);
                 out.put_u32(lend.0);
             }
-            Self::Contended { pool, on } => {
+            Self::Contended { pool, queued } => {
                 out.put_u8(CONTENDED);
                 out.put_u32(*pool);
-                out.put_u8(u8::from(*on));
+                out.put_u64(queued.number());
             }
             Self::Obituary { lease, lend, pid, wait_status } => {
                 out.put_u8(OBITUARY);
@@ -216,11 +256,12 @@ impl ControllerMessage {
             Ok(match kind {
                 GRANT => Self::Grant {
                     want: WantId(r.u32()?),
+                    pool: r.u32()?,
                     lease: LeaseId(r.u64()?),
                     lend: LendCount(r.u32()?),
                     pid: field::pid(r)?,
                     cold: field::boolean(r, "cold")?,
-                    contended: field::boolean(r, "contended")?,
+                    queued: Queued::of(r.u64()?),
                 },
                 REFUSE => Self::Refuse {
                     want: WantId(r.u32()?),
@@ -229,7 +270,7 @@ impl ControllerMessage {
                     text: field::text(r)?,
                 },
                 RECALL => Self::Recall { lease: LeaseId(r.u64()?), lend: LendCount(r.u32()?) },
-                CONTENDED => Self::Contended { pool: r.u32()?, on: field::boolean(r, "on")? },
+                CONTENDED => Self::Contended { pool: r.u32()?, queued: Queued::of(r.u64()?) },
                 OBITUARY => Self::Obituary {
                     lease: LeaseId(r.u64()?),
                     lend: LendCount(r.u32()?),

@@ -14,7 +14,9 @@ mod seed;
 mod table;
 
 pub use connector::{ConnectorMessage, Hello, InFlight, ParentMessage};
-pub use frontend::{ControllerMessage, FrontendMessage, LeaseId, LendCount, Refusal, Returned, WantId};
+pub use frontend::{
+    Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
+};
 pub use seed::{SeedOrder, SeedReport, ZygoteOrder, ZygoteReport};
 pub use table::{PoolRow, PoolTable};
 

@@ -137,7 +137,10 @@ fn a_hello_of_another_version_is_refused() {
 #[test]
 fn frontend_messages() {
     let (lease, lend) = (LeaseId(1 << 40), LendCount(9));
-    let mut all = vec![FrontendMessage::Want { want: WantId(1), pool: 2 }, FrontendMessage::Cancel { want: WantId(3) }];
+    let mut all = vec![
+        FrontendMessage::Want { want: WantId(1), pool: 2, arrived: Arrival(1 << 50) },
+        FrontendMessage::Cancel { want: WantId(3) },
+    ];
     all.push(FrontendMessage::Discard { pool: 2 });
     all.extend(
         [Returned::Idle, Returned::Last, Returned::Abandoned, Returned::Dead, Returned::Violation, Returned::TimedOut]
@@ -152,12 +155,16 @@ fn frontend_messages() {
 fn controller_messages() {
     let (lease, lend, pid) = (LeaseId(5), LendCount(1), 4711);
     let mut all = vec![
-        ControllerMessage::Grant { want: WantId(1), lease, lend, pid, cold: true, contended: false },
         ControllerMessage::Recall { lease, lend },
-        ControllerMessage::Contended { pool: 3, on: true },
         ControllerMessage::Obituary { lease, lend, pid, wait_status: 9 },
         ControllerMessage::Log { pool: 3, pid, line: b"PHP Warning: \xff".to_vec() },
     ];
+    for queued in
+        [Queued::Nobody, Queued::Here, Queued::Elsewhere(Arrival(1)), Queued::Elsewhere(Arrival(u64::MAX - 1))]
+    {
+        all.push(ControllerMessage::Grant { want: WantId(1), pool: 3, lease, lend, pid, cold: true, queued });
+        all.push(ControllerMessage::Contended { pool: 3, queued });
+    }
     all.extend(
         [Refusal::QueueFull, Refusal::QueueTimeout, Refusal::Throttled, Refusal::NoPool, Refusal::Stopping].map(
             |reason| ControllerMessage::Refuse {
@@ -201,10 +208,11 @@ fn values_out_of_range_are_refused() {
     let mut bytes = ParentMessage::Configure { generation: 1, older: true }.encode();
     bytes[9] = 2;
     assert_eq!(ParentMessage::decode(&bytes), Err(Malformed::Field("older")));
-    let m = ControllerMessage::Contended { pool: 1, on: true };
-    let mut bytes = m.encode();
-    bytes[5] = 2;
-    assert_eq!(ControllerMessage::decode(&bytes), Err(Malformed::Field("on")));
+    let (lease, lend, queued) = (LeaseId(5), LendCount(1), Queued::Nobody);
+    let mut bytes =
+        ControllerMessage::Grant { want: WantId(1), pool: 3, lease, lend, pid: 9, cold: true, queued }.encode();
+    bytes[25] = 2;
+    assert_eq!(ControllerMessage::decode(&bytes), Err(Malformed::Field("cold")));
 }
 
 #[test]
