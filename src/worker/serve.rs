@@ -15,7 +15,6 @@ use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, RE
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 /// Gives the hash of a virtual host's own definition, the same in every process that has read the configuration.
 pub type ServerHash = fn(ServerRec<'static>) -> u64;
@@ -162,7 +161,6 @@ impl Worker {
         self.response.reset();
         let mut current = self.exchange.borrow_mut();
         current.number = number;
-        current.started = Instant::now();
         current.body = BodyState::default();
         current.log_lines = 0;
     }

@@ -14,7 +14,6 @@ use once_cell::unsync::OnceCell;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 thread_local! {
     /// This process's worker. httpd's hooks have no argument that could carry it.
@@ -79,7 +78,6 @@ impl Response {
 #[derive(Debug)]
 pub(super) struct Current {
     pub(super) number: Exchange,
-    pub(super) started: Instant,
     pub(super) body: BodyState,
     pub(super) log_lines: u32,
     /// The frontend's environment, as it came: a list of pairs.
@@ -127,7 +125,6 @@ impl Worker {
             outbox: RefCell::new(Outbox::new()),
             exchange: RefCell::new(Current {
                 number: Exchange(0),
-                started: Instant::now(),
                 body: BodyState::default(),
                 log_lines: 0,
                 env: Vec::new(),

@@ -8,7 +8,7 @@ from hashlib import sha1
 
 import pytest
 
-from harness import ALICE, BOB, H2, Site, eventually, has_module, in_threads
+from harness import ALICE, BOB, H2, Later, Site, eventually, has_module, in_threads
 from pages import SLEEP_PHP, WHO_PHP
 
 BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
@@ -262,6 +262,39 @@ def test_errors_land_in_the_log_of_their_virtual_host(server, path, regex):
         assert server.get(path, site).text.endswith("ok")
         server.wait_for_log(regex, name=f"{site}-error.log", after=at)
         assert not re.search(regex, errors(server, other)[at_other:])
+
+
+LAST_WORDS_PHP = """
+<?php
+error_log('last words ' . $_GET['n']);
+if ($_GET['n'] == 'warning') echo $undefined;
+if ($_GET['n'] == 'sleep') { sleep(4); header('X-After: yes'); http_response_code(201); echo 'slept'; }
+else posix_kill(getmypid(), 9);
+"""
+
+
+@pytest.mark.parametrize("n", ["kill", "warning"])
+def test_what_a_script_says_before_it_dies_is_in_the_log(server, n):
+    server.sites["alice"].write("words.php", LAST_WORDS_PHP)
+    at = len(errors(server))
+    found = server.try_get(f"/words.php?n={n}")
+    assert found is None or found.status == 502
+    server.wait_for_log(rf"last words {n}", name="alice-error.log", after=at)
+    if n == "warning":
+        server.wait_for_log("PHP Warning.*undefined", name="alice-error.log", after=at)
+    assert server.count_log(f"last words {n}", "alice-error.log") == 1
+
+
+def test_what_a_script_says_is_in_the_log_while_it_runs(server):
+    """At once, as httpd itself logs; and the script may still choose status and fields behind it."""
+    server.sites["alice"].write("words.php", LAST_WORDS_PHP)
+    at = len(errors(server))
+    start = time.monotonic()
+    asking = Later(server.get, "/words.php?n=sleep")
+    server.wait_for_log("last words sleep", name="alice-error.log", after=at)
+    assert time.monotonic() - start < 2
+    found = asking.result()
+    assert (found.status, found.get("X-After"), found.text) == (201, "yes", "slept")
 
 
 @pytest.mark.pool_only
