@@ -391,6 +391,46 @@ def test_flooding_ones_own_log_stalls_nobody_else(server, script):
     assert slowest < 1.5
 
 
+SLOW_LOGGER = """
+#!/bin/sh
+# Reads much less than a pool may write to its standard error.
+while dd bs=1000 count=1 2>/dev/null | grep -q .; do sleep 0.5; done
+"""
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(120)
+def test_flooding_a_log_that_is_written_slowly_stalls_nobody_else(httpd):
+    alice = Site("alice", ALICE, conf='ErrorLog "|@ROOT@/slow"\n')
+    bob = Site("bob", BOB)
+    server = httpd(sites=[alice, bob])
+    fill(alice), fill(bob)
+    logger = server.root / "slow"
+    logger.write_text(SLOW_LOGGER.lstrip())
+    logger.chmod(0o755)
+    alice.write("stderr-flood.php", """
+        <?php
+        $e = fopen('php://stderr', 'w');
+        while (!connection_aborted()) { for ($i = 0; $i < 60; $i++) fwrite($e, str_repeat('z', 1000) . "\\n");
+                                        echo ' '; flush(); sleep(1); }
+    """)
+    server.start()
+    assert server.get("/text.txt", "bob").status == 200
+    with server.connect() as c:
+        c.request("GET", "/stderr-flood.php", "alice.test")
+        # More than the logger's pipe takes.
+        time.sleep(3)
+        slowest = 0.0
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            # A new worker has to be asked of the controller.
+            server.kill("worker", "bob")
+            start = time.monotonic()
+            assert server.get("/text.txt", "bob", timeout=60).status == 200
+            slowest = max(slowest, time.monotonic() - start)
+        assert slowest < 1.5
+
+
 def test_piped_error_log_gets_the_lines(httpd):
     alice = Site("alice", ALICE, plain_conf="""
         ErrorLog "|/usr/bin/tee -a @ROOT@/logs/piped.log"
