@@ -112,6 +112,7 @@ pub struct Run<'r> {
     /// What the loggers shall know; they are told at the end of the response.
     meta: Vec<u8>,
     meta_complete: bool,
+    metas: u32,
     interim: u32,
     files: u32,
     /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
@@ -162,6 +163,7 @@ impl<'r> Run<'r> {
             head: Vec::new(),
             meta: Vec::new(),
             meta_complete: false,
+            metas: 0,
             interim: 0,
             files: 0,
             progress: Instant::now(),

@@ -55,6 +55,11 @@ impl Outbox {
         self.begun = false;
     }
 
+    /// Whether so many bytes of body, or a descriptor, can wait beside what does.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.descriptor.is_none() && len <= COPY_UP_TO && self.pending.len() + len <= MAX_PENDING
+    }
+
     /// Takes the response back as long as nothing of it has left.
     pub fn take_back(&mut self) {
         if !self.begun {

@@ -4,14 +4,14 @@
 //! Never: returns; the process ends with its lease.
 
 use super::inbox::{Filled, Incoming};
-use super::state::{BodyState, Worker, WORKER};
+use super::state::{BodyState, Gone, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
 use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
-use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use crate::wire::request::{Address, Request, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH};
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -194,6 +194,7 @@ impl Worker {
             let mut current = self.exchange.borrow_mut();
             current.body.length = description.body;
             current.body.ask = request.head.flags & REQUEST_EXPECT != 0;
+            current.early_meta = request.head.flags & REQUEST_EARLY_META != 0;
             current.env.clear();
             put_pairs(&mut current.env, request.env);
             current.tls.set(&request);
@@ -226,6 +227,20 @@ impl Worker {
         let _ = self.send(super::outbox::Outbox::send);
     }
 
+    /// What the loggers shall know, with the beginning of a response that does not leave in one piece: its client may
+    /// go, or this process die, before its end.
+    pub(super) fn tell_early(&self) -> Result<(), Gone> {
+        if !self.response.head_sent.get() || !self.exchange.borrow().early_meta || self.response.told.replace(true) {
+            return Ok(());
+        }
+        rebuild::with_current(|r| self.meta(r)).unwrap_or(Ok(()))
+    }
+
+    fn meta(&self, r: RequestRec<'_>) -> Result<(), Gone> {
+        let current = self.exchange.borrow();
+        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))
+    }
+
     /// The request is over: what the loggers shall know, and the end.
     pub(super) fn finish(&self, r: RequestRec<'_>) {
         if self.response.finished.replace(true) {
@@ -244,9 +259,8 @@ impl Worker {
             return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
         }
         let last = self.exchange.borrow().last;
+        let _ = self.meta(r);
         let _ = self.send(|outbox, lease| {
-            let current = self.exchange.borrow();
-            outbox.frame(lease, FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))?;
             let flags = if last { FLAG_LAST } else { 0 };
             outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
             outbox.send(lease)

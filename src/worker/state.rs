@@ -51,6 +51,8 @@ pub(super) struct Response {
     /// A filter said that the response cannot be completed.
     pub(super) broken: Cell<bool>,
     pub(super) finished: Cell<bool>,
+    /// What the loggers shall know has gone with the beginning of the response.
+    pub(super) told: Cell<bool>,
     /// Bytes of body that the head has promised and that are still to come.
     pub(super) remaining: Cell<Option<u64>>,
     /// More body came than the head has promised.
@@ -64,9 +66,11 @@ pub(super) struct Response {
 
 impl Response {
     pub(super) fn reset(&self) {
-        for flag in [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished, &self.excess] {
+        let flags = [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished, &self.told];
+        for flag in flags {
             flag.set(false);
         }
+        self.excess.set(false);
         self.interims.set(0);
         self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
@@ -84,6 +88,7 @@ pub(super) struct Current {
     pub(super) env: Vec<u8>,
     pub(super) tls: Tls,
     pub(super) last: bool,
+    pub(super) early_meta: bool,
 }
 
 /// How far the request's body was read.
@@ -130,6 +135,7 @@ impl Worker {
                 env: Vec::new(),
                 tls: Tls::default(),
                 last: false,
+                early_meta: false,
             }),
             response: Response::default(),
             gone: Cell::new(false),

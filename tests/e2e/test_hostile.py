@@ -316,6 +316,7 @@ BAD_MESSAGES = {
     "pair-count-beyond": w.frame(w.HEAD, b"\0\xc8\0\0\xff\xff"),
     "abort-unknown": w.abort(77),
     "log-level": w.log("x", level=99),
+    "meta-three-times": w.meta() * 3,
     "meta-twice-in-garbage": w.frame(w.META, b"\xff" * 50),
 }
 

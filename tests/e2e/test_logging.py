@@ -132,6 +132,48 @@ def test_environment_of_rewrite_and_script(server):
     assert (line["script"], line["static"], line["mark"]) == ("scripted", "static", "-")
 
 
+BROKEN_OFF_PHP = """
+<?php
+apache_note('FROM_PHP', 'noted');
+apache_setenv('BY_SCRIPT', 'early');
+if ($_GET['n'] == 'big') echo str_repeat('x', 3000000);
+for ($i = 0; $i < 100; $i++) {
+    echo str_repeat('x', 1000);
+    flush();
+    if ($_GET['n'] == 'die' && $i == 2) posix_kill(getmypid(), 9);
+    usleep(50000);
+}
+"""
+
+
+@pytest.mark.parametrize("n", ["gone", "big", "die"])
+@pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
+def test_a_response_that_breaks_off_is_logged_like_any_other(server, n, h2):
+    """By the client, who goes away, or by the death of the worker."""
+    if n == "die" and not server.with_pool:
+        pytest.skip("httpd logs nothing then")
+    if h2 and server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    alice = server.sites["alice"]
+    alice.write("private/broken.php", BROKEN_OFF_PHP)
+    uri = f"/private/broken.php?n={n}&h2={int(h2)}"
+    before = len(server.access_log())
+    if h2:
+        server.curl("-H", ": ".join(BASIC), "--max-time", "1", path=uri, http="2pk", check=False)
+    else:
+        with server.connect() as c:
+            c.request("GET", uri, "alice.test", [BASIC])
+            c.sock.recv(100)
+            if n == "die":
+                time.sleep(1)
+    uris = lambda: [dict(zip(FIELDS, x.split("|"))) for x in server.access_log()[before:]]
+    line = eventually(lambda: next((f for f in uris() if f["uri"] == uri), None), 10, what="a line in the access log")
+    assert (line["user"], line["status"]) == ("frank", "200")
+    assert line["file"].endswith("/private/broken.php")
+    assert "php" in line["handler"]
+    assert (line["script"], line["note"]) == ("early", "noted")
+
+
 @pytest.mark.parametrize("uri,status", [("/nowhere", "404"), ("/private/", "401"), ("/text.txt/x", "404")])
 def test_error_status(server, uri, status):
     assert logged(server, uri)[1]["status"] == status

@@ -77,6 +77,9 @@ impl From<Undelivered> for Stop {
 
 impl Run<'_> {
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
+        if self.stage == Stage::Body && !matches!(stop, Stop::Parks) {
+            self.tell_loggers();
+        }
         let (status, how, why) = match stop {
             // The worker has done everything; what it did is not lost on others.
             Stop::ClientGone => match self.stage {
