@@ -490,6 +490,24 @@ def test_bad_descriptor(attack, server, what):
     worker_is_replaced(server)
 
 
+def test_the_log_says_what_the_client_saw(attack, server):
+    """A head that was taken and has not left yet becomes a whole 502."""
+    for flags, text in ((0, "502, as nothing of the response had left"), (w.FLUSH, "the response was broken off")):
+        at = len(server.error_log())
+        begin = w.head(200, ("Content-Length", "4000"))
+        bad = {"data": w.file(0, 4000) + w.end(), "fds": ["pipe"]}
+        if flags:
+            seen = attack(begin + w.data("begun", flags=flags), bad)
+            assert seen.found is None or not seen.found.complete
+        else:
+            seen = attack({"data": begin + w.file(0, 4000) + w.end(), "fds": ["pipe"]})
+            assert seen.status == 502 and seen.found.complete
+        line = server.wait_for_log("POOL104.*", after=at)[0]
+        assert text in line
+        server.kill("worker", "alice")
+        eventually(lambda: not server.workers("alice"), 5)
+
+
 def test_good_descriptor_by_hand(attack):
     seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(500, 4000) + w.end(), "fds": ["good"]})
     assert (seen.status, seen.found.body) == (200, b"g" * 4000)

@@ -27,8 +27,9 @@ pub enum Outcome {
     ClientGone,
     /// Nothing was sent to the client: it gets this status.
     Answer { status: u16, how: Returned, why: String },
-    /// The response had begun: the client sees it break off.
-    BrokeOff { how: Returned, why: String },
+    /// The response had begun: the client sees it break off, or, where nothing of it had left, `instead` of it a whole
+    /// 502 of httpd's.
+    BrokeOff { how: Returned, why: String, instead: bool },
     /// No worker can have read the request: another may.
     Unread,
     /// It is not over: it waits for what [`Run::awaited`] says.
@@ -109,8 +110,9 @@ impl Run<'_> {
         if self.stage == Stage::Waiting {
             return Outcome::Answer { status, how, why };
         }
+        let told = self.r.status();
         self.out.break_off();
-        Outcome::BrokeOff { how, why }
+        Outcome::BrokeOff { how, why, instead: self.r.status() != told }
     }
 }
 
