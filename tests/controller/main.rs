@@ -464,9 +464,11 @@ fn standard_error_reaches_a_frontend() {
     assert_eq!(line, b"PHP Warning: \\x1b[1mboo");
     lease.ask("flood");
     let dropped = f.expect("the count of dropped lines", |m| match m {
-        ControllerMessage::Log { line, .. } if line.ends_with(b"lines dropped") => Some(line.clone()),
+        ControllerMessage::Log { line, pid, .. } if line.ends_with(b"lines dropped") => Some((line.clone(), *pid)),
         _ => None,
     });
+    let (dropped, by) = dropped;
+    assert_eq!(by, stage.controller, "who dropped them says so");
     assert!(dropped.len() > b"lines dropped".len());
 }
 
