@@ -103,7 +103,8 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     for (index, server) in (0..).zip(start.main.iter()) {
         servers.insert(server.key(), ServerName { index, hash: config::vhost_hash(server) });
         if let Some(Assignment::Pool(pool)) = config::default_assignment(server) {
-            logs.entry(pool).or_insert(server);
+            // httpd's list begins with the one that is defined last.
+            logs.insert(pool, server);
         }
     }
     let mut logged = LoggedNames::default();

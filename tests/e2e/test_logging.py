@@ -409,6 +409,30 @@ def test_a_script_cannot_forge_the_front_of_a_line_by_its_standard_error(server)
 
 
 @pytest.mark.pool_only
+def test_lines_of_cgi_have_a_module_where_only_mod_cgid_is_loaded(httpd):
+    server = httpd(sites=[Site("alice", ALICE, conf=CONF)], modules=["cgid"], conf="ScriptSock @ROOT@/run/cgisock\n")
+    fill(server.sites["alice"])
+    server.start()
+    assert server.get("/stderr.cgi").text.endswith("ok")
+    line = server.wait_for_log("^.*said by the cgi", name="alice-error.log")[0]
+    assert "[cgid:error]" in line and "AH01215" in line
+
+
+@pytest.mark.pool_only
+def test_several_virtual_hosts_of_a_pool(httpd):
+    """What belongs to a request gets into the log of its virtual host, the rest into that of the first one."""
+    sites = [Site(name, ALICE, conf=CONF, pool="alice") for name in ("one", "two", "three")]
+    server = httpd(sites=sites, modules=["cgi"])
+    server.start()
+    script = "<?php error_log('by error_log'); fwrite(fopen('php://stderr', 'w'), \"by stderr\\n\"); echo 'ok';"
+    sites[1].write("both.php", script)
+    assert server.get("/both.php", "two").text == "ok"
+    server.wait_for_log("by error_log", name="two-error.log")
+    server.wait_for_log("by stderr", name="one-error.log")
+    assert not re.search("by (stderr|error_log)", server.log("three-error.log") + server.error_log())
+
+
+@pytest.mark.pool_only
 def test_a_worker_cannot_write_any_log_file(server):
     for name in ("error.log", "access.log", "alice-error.log", "bob-error.log"):
         assert server.get(f"/vhost.php?f={server.root}/logs/{name}").text == "closed"
