@@ -260,7 +260,7 @@ impl<'r> Service<'r> {
             if !run.waits_for_worker() || !client::has_left(self.r, late) {
                 return self.park();
             }
-            outcome = Outcome::ClientGone;
+            outcome = run.client_left();
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());

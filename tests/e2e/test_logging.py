@@ -150,6 +150,19 @@ for ($i = 0; $i < 100; $i++) {
 @pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
 def test_a_response_that_breaks_off_is_logged_like_any_other(server, n, h2):
     """By the client, who goes away, or by the death of the worker."""
+    breaks_off(server, n, h2)
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("n", ["gone", "big", "die"])
+def test_a_parked_response_that_breaks_off_is_logged_like_any_other(httpd, n):
+    server = httpd(sites=[Site("alice", ALICE, conf=CONF)], mpm="pool", modules=["cgi"], log_format=LOG_FORMAT)
+    fill(server.sites["alice"])
+    server.start()
+    breaks_off(server, n, False)
+
+
+def breaks_off(server, n, h2):
     if n == "die" and not server.with_pool:
         pytest.skip("httpd logs nothing then")
     if h2 and server.mpm == "prefork":

@@ -77,6 +77,11 @@ impl From<Undelivered> for Stop {
 }
 
 impl Run<'_> {
+    /// It was found out elsewhere that the client is gone.
+    pub fn client_left(&mut self) -> Outcome {
+        self.stopped(Stop::ClientGone)
+    }
+
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
         if self.stage == Stage::Body && !matches!(stop, Stop::Parks) {
             self.tell_loggers();
