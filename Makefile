@@ -55,10 +55,11 @@ test-debian: build
 	@exec tests/debian/run $(DEBIAN_IMAGE)
 
 check:
-	@scripts/deps build check
+	@scripts/deps build check fuzz
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features httpd -- -D warnings
+	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml --target-dir fuzz/target
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items --features httpd
 
 bench:

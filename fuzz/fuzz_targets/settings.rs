@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use mod_pool::settings::{
-    Account, Accounts, LoggedNames, Place, PoolTree, PoolTreeBuilder, SslDirRecord, Surroundings, ROOT,
+    Account, Accounts, DirectiveAt, LoggedNames, Place, PoolTree, PoolTreeBuilder, SslDirRecord, Surroundings, ROOT,
 };
 use mod_pool::wire::control::PoolTable;
 use std::collections::HashSet;
@@ -77,8 +77,11 @@ fn check(tree: &PoolTree) {
     // The controller takes whatever an administrator may write.
     let table = tree.to_table(1, 33, vec![b"apache2".to_vec()]);
     assert_eq!(PoolTable::decode(&table.encode()), Ok(table));
-    for unprivileged in [None, Some((1001, 1001))] {
-        let found = tree.check(&Surroundings { unprivileged, frontend_uid: 33 });
+    let place = Place { file: "fuzz.conf".into(), line: 1 };
+    let chroot = DirectiveAt { name: "ChrootDir".into(), value: "/srv".into(), place };
+    for (unprivileged, chroot) in [(None, None), (Some((1001, 1001)), Some(chroot))] {
+        let core_dumps = chroot.is_some();
+        let found = tree.check(&Surroundings { unprivileged, frontend_uid: 33, chroot, core_dumps });
         assert!(found.errors.iter().chain(&found.warnings).all(|text| text.contains("; ")));
     }
 }

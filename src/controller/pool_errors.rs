@@ -5,7 +5,7 @@
 
 use super::{log, Controller, Source, Watched};
 use crate::policy::{Millis, PoolKey};
-use crate::sys::descriptor;
+use crate::sys::{descriptor, launch};
 use crate::wire::control::{ControllerMessage, MAX_LOG_LINE};
 use crate::wire::plain_log::PlainLine;
 use std::collections::HashMap;
@@ -232,7 +232,7 @@ impl Controller {
         }
         for (key, count) in dropped {
             let text = format!("{count} lines dropped");
-            if !self.send_pool_line(key, 0, text.clone().into_bytes()) {
+            if !self.send_pool_line(key, launch::own_pid(), text.clone().into_bytes()) {
                 log::notice(&format!("mod_pool: pool {}: {text}", self.pool_name(key)));
             }
         }

@@ -112,6 +112,7 @@ pub struct Run<'r> {
     /// What the loggers shall know; they are told at the end of the response.
     meta: Vec<u8>,
     meta_complete: bool,
+    metas: u32,
     interim: u32,
     files: u32,
     began: Instant,
@@ -163,6 +164,7 @@ impl<'r> Run<'r> {
             head: Vec::new(),
             meta: Vec::new(),
             meta_complete: false,
+            metas: 0,
             interim: 0,
             files: 0,
             began: Instant::now(),

@@ -7,21 +7,22 @@
 mod channel;
 mod closer;
 mod desk;
+mod errors;
 mod exchange;
 mod keepalive;
 mod request;
 mod service;
 
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{self, conftree, hooks, log, ServerRec};
+use crate::httpd::{self, conftree, log, ServerRec};
 use crate::policy::threads::Threads;
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
 use crate::wire::control::{ControllerMessage, InFlight, MAX_CONTROL_MESSAGE};
-use crate::wire::plain_log::PlainLine;
 use channel::{Channel, Identity};
 use closer::Closer;
 use desk::Desk;
+use errors::ErrorLines;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -42,6 +43,7 @@ struct Frontend {
     pools: Vec<PoolFacts>,
     threads: Threads,
     closer: Closer,
+    errors: ErrorLines,
     began: Instant,
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
@@ -101,14 +103,15 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     for (index, server) in (0..).zip(start.main.iter()) {
         servers.insert(server.key(), ServerName { index, hash: config::vhost_hash(server) });
         if let Some(Assignment::Pool(pool)) = config::default_assignment(server) {
-            logs.entry(pool).or_insert(server);
+            // httpd's list begins with the one that is defined last.
+            logs.insert(pool, server);
         }
     }
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     let began = Instant::now();
-    let frontend =
-        Frontend { desk, pools, threads, closer: Closer::default(), began, main: start.main, logs, servers, logged };
+    let (closer, errors) = (Closer::default(), ErrorLines::default());
+    let frontend = Frontend { desk, pools, threads, closer, errors, began, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
@@ -131,7 +134,7 @@ impl Frontend {
             }
             match self.desk.channel.receive(&mut buf) {
                 Ok(Some(mut received)) => match ControllerMessage::decode(&buf[..received.len]) {
-                    Ok(ControllerMessage::Log { pool, pid, line }) => self.log_line(pool, pid, &line),
+                    Ok(ControllerMessage::Log { pool, pid, line }) => self.error_line(pool, pid, line),
                     Ok(message) => self.desk.hear(message, received.fds.pop()),
                     Err(e) => {
                         log::server(log::Level::Error, self.main, format!("POOL101: message of the controller: {e}"))
@@ -167,18 +170,5 @@ impl Frontend {
             return;
         }
         self.desk.want_again();
-    }
-
-    fn log_line(&self, pool: u32, pid: u32, line: &[u8]) {
-        let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
-        let front = format!("[pool {name} pid {pid}] ");
-        let server = self.logs.get(&pool).copied().unwrap_or(self.main);
-        match PlainLine::decode(line) {
-            Some(line) => {
-                let module = hooks::module_index_of(line.module);
-                log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
-            }
-            None => log::server(log::Level::Error, server, [front.as_bytes(), line].concat()),
-        }
     }
 }

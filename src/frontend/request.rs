@@ -11,7 +11,8 @@ use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
 use crate::wire::request::{
-    Address, RequestHead, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_TLS, REQUEST_TLS_CHECKED,
+    Address, RequestHead, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META, REQUEST_TLS,
+    REQUEST_TLS_CHECKED,
 };
 use crate::wire::response::Meta;
 use std::borrow::Cow;
@@ -90,7 +91,7 @@ pub fn put(
     let mut result = Ok(());
     let start = out.len();
     put_frame(out, FrameKind::Request, 0, exchange, |out| {
-        let flags = body.flags | tls_flags | derived;
+        let flags = body.flags | tls_flags | derived | REQUEST_EARLY_META;
         head(r, server, BodyFlags { flags, ..body }, &line).encode(out);
         // An error's text has no body of its own, but its script is told how long the client's is.
         let told = |name: &[u8]| !r.is_subrequest() && name.eq_ignore_ascii_case(b"Content-Length");

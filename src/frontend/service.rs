@@ -266,7 +266,7 @@ impl<'r> Service<'r> {
             if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, late) {
                 return self.park();
             }
-            outcome = Outcome::ClientGone;
+            outcome = run.client_left();
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
@@ -298,17 +298,18 @@ impl<'r> Service<'r> {
                 complain(self.r, "POOL103", &self.facts.name, pid, &format!("{why}: {status}"));
                 Some(failed(self.r, status, 1))
             }
-            Outcome::BrokeOff { how, why } => {
+            Outcome::BrokeOff { how, why, instead } => {
                 let why = with_obituary(desk, &lease, how, why);
                 desk.release(lease, how);
-                self.broke_off(pid, &why);
+                self.broke_off(pid, &why, instead);
                 Some(Handled::Done)
             }
         }
     }
 
-    fn broke_off(&self, pid: u32, why: &str) {
-        complain(self.r, "POOL104", &self.facts.name, pid, &format!("{why}: the response was broken off"));
+    fn broke_off(&self, pid: u32, why: &str, instead: bool) {
+        let seen = if instead { "502, as nothing of the response had left" } else { "the response was broken off" };
+        complain(self.r, "POOL104", &self.facts.name, pid, &format!("{why}: {seen}"));
     }
 
     /// The client is gone, or a filter between it and the pool has failed: nothing more is sent.
@@ -336,7 +337,7 @@ impl<'r> Service<'r> {
             }
             Err(Undelivered::File(what)) => {
                 rest.break_off();
-                self.broke_off(pid, &format!("broke the protocol: it sent {what}"));
+                self.broke_off(pid, &format!("broke the protocol: it sent {what}"), false);
                 return Some(Handled::Done);
             }
             Ok(true) | Err(Undelivered::ClientGone) => {}

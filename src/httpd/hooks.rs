@@ -174,6 +174,10 @@ pub fn loaded_modules() -> Vec<String> {
 pub fn module_index(name: &std::ffi::CStr) -> i32 {
     // SAFETY: the name is NUL-terminated; the answer is null or a live module record.
     let module = unsafe { ffi::ap_find_linked_module(name.as_ptr()) };
+    // A seed may have loaded the one beside the other.
+    if module.is_null() && name == c"mod_cgi.c" {
+        return module_index(c"mod_cgid.c");
+    }
     if module.is_null() {
         return -1;
     }

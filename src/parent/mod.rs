@@ -26,6 +26,9 @@ const SEED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the controller may leave a message unread before it is killed and another one started.
 const SILENCE: Duration = Duration::from_secs(10);
+/// What was sent a moment ago says nothing: in the end it is given so long to be read, while nothing more is sent.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
+const LAST_CHANCE_STEP: Duration = Duration::from_millis(10);
 /// How long stop goes on waiting for a controller that was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -209,27 +212,29 @@ pub fn look_after_controller() -> Option<Duration> {
     state.announce(Blocking::No);
     state.discard_stale();
     let pid = state.controller?;
-    let unread = socket::unread_by_peer(state.connector.as_ref()?.speak.as_fd()).ok()?;
+    let speak = state.connector.as_ref()?.speak.as_fd();
+    let unread = || socket::unread_by_peer(speak).ok();
     let now = Instant::now();
-    match &mut state.silent {
-        Some((since, looks)) if unread > 0 => {
-            *looks += 1;
-            // Seen twice: the whole machine may have stood still.
-            let silence = now.duration_since(*since);
-            if *looks < 2 || silence < SILENCE {
-                return None;
-            }
-            state.silent = None;
-            launch::signal_child(pid, 9);
-            Some(silence)
+    if let (Some((since, looks)), true) = (state.silent, unread()? > 0) {
+        // Seen twice: the whole machine may have stood still.
+        let silence = now.duration_since(since);
+        if looks < 1 || silence < SILENCE {
+            state.silent = Some((since, looks + 1));
+            return None;
         }
-        _ => {
-            // Read, that is the sign of life.
-            let _ = state.send(&ParentMessage::Ping, &[], Blocking::No);
-            state.silent = Some((now, 0));
-            None
+        while unread()? > 0 {
+            if now.elapsed() >= LAST_CHANCE {
+                state.silent = None;
+                launch::signal_child(pid, 9);
+                return Some(silence);
+            }
+            std::thread::sleep(LAST_CHANCE_STEP);
         }
     }
+    // Read, that is the sign of life.
+    let _ = state.send(&ParentMessage::Ping, &[], Blocking::No);
+    state.silent = Some((now, 0));
+    None
 }
 
 /// httpd ends: the controller ends every process of every pool, and is waited for.

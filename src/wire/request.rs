@@ -18,6 +18,8 @@ pub const REQUEST_EXPECT: u8 = 8;
 pub const REQUEST_TLS_CHECKED: u8 = 16;
 /// The request came of a redirect or is a subrequest: at the end stands the line that the client itself has sent.
 pub const REQUEST_DERIVED: u8 = 32;
+/// The frontend takes META twice: with the beginning of a response whose end may never come, too.
+pub const REQUEST_EARLY_META: u8 = 64;
 
 /// In the environment, after a redirect: URL and query string before it. Not names of variables.
 pub const PREVIOUS_URL: &[u8] = b"pool-previous-url";

@@ -10,14 +10,9 @@ use crate::wire::frame::FrameKind;
 use crate::wire::plain_log::PlainLine;
 use crate::wire::response::LogLine;
 use std::io::Write;
-use std::time::Duration;
 
 /// Most lines of one request; the frontend drops what is beyond its own limits.
 const MAX_LINES: u32 = 1000;
-/// A request that runs for longer does not keep its lines back until it has something else to send.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// httpd's level "error"; smaller is worse.
-const LEVEL_ERROR: u8 = 3;
 
 /// httpd's error_log hook.
 pub fn error_line(event: LogEvent<'_>) {
@@ -32,7 +27,7 @@ pub fn error_line(event: LogEvent<'_>) {
         // Borrowed only while the exchange is set up; nothing logs then.
         let Ok(mut current) = worker.exchange.try_borrow_mut() else { return false };
         current.log_lines += 1;
-        let (lines, runs) = (current.log_lines, current.started);
+        let lines = current.log_lines;
         drop(current);
         if lines > MAX_LINES {
             return true;
@@ -42,10 +37,8 @@ pub fn error_line(event: LogEvent<'_>) {
         }
         let Ok(mut outbox) = worker.outbox.try_borrow_mut() else { return false };
         let line = LogLine { level: event.level, module: event.module, text: &text };
-        let mut result = outbox.frame(worker.lease(), FrameKind::Log, 0, |out| line.encode(out));
-        if event.level <= LEVEL_ERROR && runs.elapsed() > PATIENCE && result.is_ok() {
-            result = outbox.send(worker.lease());
-        }
+        // At once, as httpd itself does: what a script says last before it dies or hangs is what one looks for.
+        let result = outbox.at_once(worker.lease(), FrameKind::Log, |out| line.encode(out));
         drop(outbox);
         if result.is_err() {
             worker.client_gone();

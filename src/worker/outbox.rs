@@ -4,10 +4,8 @@
 //! Never: sends a message larger than the protocol allows, knows what a frame means.
 
 use crate::sys::socket::{self, Blocking};
-use crate::wire::codec::Put;
 use crate::wire::frame::{
-    frames, put_frame, put_frame_head, Exchange, FrameKind, FLAG_FLUSH, FLAG_MORE, FRAME_HEAD_LEN, MAX_DATA,
-    MAX_MESSAGE,
+    put_frame, put_frame_head, Exchange, FrameKind, FLAG_FLUSH, FLAG_MORE, FRAME_HEAD_LEN, MAX_DATA, MAX_MESSAGE,
 };
 use crate::wire::response::FileRange;
 use std::io::{self, IoSlice};
@@ -57,16 +55,31 @@ impl Outbox {
         self.begun = false;
     }
 
-    /// Takes the response back as long as nothing of it has left; lines for the log stay.
+    /// Whether so many bytes of body, or a descriptor, can wait beside what does.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.descriptor.is_none() && len <= COPY_UP_TO && self.pending.len() + len <= MAX_PENDING
+    }
+
+    /// Takes the response back as long as nothing of it has left.
     pub fn take_back(&mut self) {
-        if self.begun {
-            return;
+        if !self.begun {
+            self.clear();
         }
-        let pending = std::mem::take(&mut self.pending);
-        self.clear();
-        for frame in frames(&pending).flatten().filter(|frame| frame.kind == FrameKind::Log) {
-            put_frame(&mut self.pending, frame.kind, frame.flags, frame.exchange, |o| o.put(frame.payload));
-        }
+    }
+
+    /// Sends one frame, which is no part of the response, before what waits.
+    pub fn at_once(
+        &mut self,
+        lease: BorrowedFd<'_>,
+        kind: FrameKind,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> io::Result<()> {
+        let mut message = std::mem::take(&mut self.scratch);
+        message.clear();
+        put_frame(&mut message, kind, 0, self.exchange, write);
+        let result = socket::send(lease, &message, &[], Blocking::Yes);
+        self.scratch = message;
+        result
     }
 
     fn clear(&mut self) {
@@ -350,17 +363,29 @@ mod tests {
     fn a_response_is_taken_back_only_before_any_of_it_has_left() {
         let (a, b, mut outbox) = fixture();
         outbox.frame(a.as_fd(), FrameKind::Head, 0, |_| {}).expect("sent");
-        outbox.frame(a.as_fd(), FrameKind::Log, 0, |o| o.extend_from_slice(b"line")).expect("sent");
         outbox.data(a.as_fd(), b"body").expect("sent");
         outbox.take_back();
         outbox.send(a.as_fd()).expect("sent");
-        assert_eq!(received(&b), vec![vec![(FrameKind::Log, 0, 4)]]);
+        assert_eq!(received(&b), Vec::<Vec<_>>::new());
         outbox.frame(a.as_fd(), FrameKind::Head, 0, |_| {}).expect("sent");
         outbox.send(a.as_fd()).expect("sent");
         outbox.data(a.as_fd(), b"body").expect("sent");
         outbox.take_back();
         outbox.send(a.as_fd()).expect("sent");
         assert_eq!(received(&b).concat().len(), 2);
+    }
+
+    #[test]
+    fn a_line_for_the_log_goes_before_a_response_that_waits() {
+        let (a, b, mut outbox) = fixture();
+        outbox.frame(a.as_fd(), FrameKind::Head, 0, |_| {}).expect("sent");
+        outbox.data(a.as_fd(), b"body").expect("sent");
+        outbox.at_once(a.as_fd(), FrameKind::Log, |o| o.extend_from_slice(b"line")).expect("sent");
+        assert_eq!(received(&b), vec![vec![(FrameKind::Log, 0, 4)]]);
+        outbox.take_back();
+        outbox.data(a.as_fd(), b"x").expect("sent");
+        outbox.send(a.as_fd()).expect("sent");
+        assert_eq!(received(&b), vec![vec![(FrameKind::Data, 0, 1)]]);
     }
 
     #[test]

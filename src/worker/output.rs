@@ -116,7 +116,7 @@ impl Worker {
                 Kind::Data | Kind::File | Kind::Flush if self.response.complete.get() => {}
                 Kind::File if self.response.head_sent.get() => self.file(bucket)?,
                 Kind::Data | Kind::File => self.data(bucket)?,
-                Kind::Flush => self.send(|outbox, lease| outbox.flush(lease))?,
+                Kind::Flush => self.flush()?,
                 Kind::EndOfStream => {
                     let cut = self.response.chunked.get().is_some_and(|chunked| !chunked.is_complete());
                     self.response.broken.set(self.response.broken.get() || cut);
@@ -150,7 +150,7 @@ impl Worker {
         let bytes = match bucket.read(false) {
             Err(Status::AGAIN) => {
                 // As the core's network filter: what there is goes out before the wait.
-                self.send(|outbox, lease| outbox.flush(lease))?;
+                self.flush()?;
                 bucket.read(true)?
             }
             read => read?,
@@ -182,9 +182,24 @@ impl Worker {
     fn body_bytes(&self, bytes: &[u8]) -> Result<(), Status> {
         let n = usize::try_from(self.promised(bytes.len() as u64)).unwrap_or(usize::MAX);
         if n > 0 {
+            self.before_it_leaves(n)?;
             self.send(|outbox, lease| outbox.data(lease, &bytes[..n]))?;
         }
         Ok(())
+    }
+
+    /// Sends what waits, and has the client see it.
+    fn flush(&self) -> Result<(), Gone> {
+        self.tell_early()?;
+        self.send(|outbox, lease| outbox.flush(lease))
+    }
+
+    /// If so many bytes more make a part of the response leave before its end, the loggers' share goes with it.
+    fn before_it_leaves(&self, len: usize) -> Result<(), Gone> {
+        if self.outbox.borrow().has_room(len) {
+            return Ok(());
+        }
+        self.tell_early()
     }
 
     /// How many of `len` bytes of body the head has promised: what an application writes beyond its own
@@ -290,6 +305,7 @@ impl Worker {
             if file::passable_size(piece.fd).is_some_and(inside) {
                 if let Ok(fd) = piece.fd.try_clone_to_owned() {
                     let range = FileRange { offset: piece.offset, length: piece.length };
+                    self.before_it_leaves(0)?;
                     self.send(|outbox, lease| outbox.file(lease, fd, range))?;
                     return Ok(());
                 }
@@ -304,6 +320,7 @@ impl Worker {
         while left > 0 {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_DATA / 2);
             let mut read = Ok(0);
+            self.before_it_leaves(most)?;
             self.send(|outbox, lease| {
                 read = outbox.data_with(lease, most, |out| file::read_at(piece.fd, offset, most, out))?;
                 Ok(())

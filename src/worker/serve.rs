@@ -4,18 +4,19 @@
 //! Never: returns; the process ends with its lease.
 
 use super::inbox::{Filled, Incoming};
-use super::state::{BodyState, Worker, WORKER};
+use super::state::{BodyState, Gone, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
 use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
-use crate::wire::request::{Address, Request, PART, REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
+use crate::wire::request::{
+    Address, Request, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
+};
 use crate::wire::response::{Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
 
 /// Gives the hash of a virtual host's own definition, the same in every process that has read the configuration.
 pub type ServerHash = fn(ServerRec<'static>) -> u64;
@@ -162,7 +163,6 @@ impl Worker {
         self.response.reset();
         let mut current = self.exchange.borrow_mut();
         current.number = number;
-        current.started = Instant::now();
         current.body = BodyState::default();
         current.log_lines = 0;
     }
@@ -196,6 +196,7 @@ impl Worker {
             let mut current = self.exchange.borrow_mut();
             current.body.length = description.body;
             current.body.ask = request.head.flags & REQUEST_EXPECT != 0;
+            current.early_meta = request.head.flags & REQUEST_EARLY_META != 0;
             current.env.clear();
             put_pairs(&mut current.env, request.env);
             current.tls.set(&request);
@@ -242,6 +243,20 @@ impl Worker {
         let _ = self.send(super::outbox::Outbox::send);
     }
 
+    /// What the loggers shall know, with the beginning of a response that does not leave in one piece: its client may
+    /// go, or this process die, before its end.
+    pub(super) fn tell_early(&self) -> Result<(), Gone> {
+        if !self.response.head_sent.get() || !self.exchange.borrow().early_meta || self.response.told.replace(true) {
+            return Ok(());
+        }
+        rebuild::with_current(|r| self.meta(r)).unwrap_or(Ok(()))
+    }
+
+    fn meta(&self, r: RequestRec<'_>) -> Result<(), Gone> {
+        let current = self.exchange.borrow();
+        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))
+    }
+
     /// The request is over: what the loggers shall know, and the end.
     pub(super) fn finish(&self, r: RequestRec<'_>) {
         if self.response.finished.replace(true) {
@@ -260,9 +275,8 @@ impl Worker {
             return self.abort(AbortReason::Failed, b"the body is shorter than its Content-Length");
         }
         let last = self.exchange.borrow().last;
+        let _ = self.meta(r);
         let _ = self.send(|outbox, lease| {
-            let current = self.exchange.borrow();
-            outbox.frame(lease, FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))?;
             let flags = if last { FLAG_LAST } else { 0 };
             outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
             outbox.send(lease)

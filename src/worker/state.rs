@@ -14,7 +14,6 @@ use once_cell::unsync::OnceCell;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 thread_local! {
     /// This process's worker. httpd's hooks have no argument that could carry it.
@@ -52,6 +51,8 @@ pub(super) struct Response {
     /// A filter said that the response cannot be completed.
     pub(super) broken: Cell<bool>,
     pub(super) finished: Cell<bool>,
+    /// What the loggers shall know has gone with the beginning of the response.
+    pub(super) told: Cell<bool>,
     /// Bytes of body that the head has promised and that are still to come.
     pub(super) remaining: Cell<Option<u64>>,
     /// More body came than the head has promised.
@@ -65,9 +66,11 @@ pub(super) struct Response {
 
 impl Response {
     pub(super) fn reset(&self) {
-        for flag in [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished, &self.excess] {
+        let flags = [&self.head_sent, &self.bodiless, &self.complete, &self.broken, &self.finished, &self.told];
+        for flag in flags {
             flag.set(false);
         }
+        self.excess.set(false);
         self.interims.set(0);
         self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
@@ -79,13 +82,13 @@ impl Response {
 #[derive(Debug)]
 pub(super) struct Current {
     pub(super) number: Exchange,
-    pub(super) started: Instant,
     pub(super) body: BodyState,
     pub(super) log_lines: u32,
     /// The frontend's environment, as it came: a list of pairs.
     pub(super) env: Vec<u8>,
     pub(super) tls: Tls,
     pub(super) last: bool,
+    pub(super) early_meta: bool,
 }
 
 /// How far the request's body was read.
@@ -127,12 +130,12 @@ impl Worker {
             outbox: RefCell::new(Outbox::new()),
             exchange: RefCell::new(Current {
                 number: Exchange(0),
-                started: Instant::now(),
                 body: BodyState::default(),
                 log_lines: 0,
                 env: Vec::new(),
                 tls: Tls::default(),
                 last: false,
+                early_meta: false,
             }),
             response: Response::default(),
             gone: Cell::new(false),

@@ -500,9 +500,11 @@ fn standard_error_reaches_a_frontend() {
     assert_eq!(line, b"PHP Warning: \\x1b[1mboo");
     lease.ask("flood");
     let dropped = f.expect("the count of dropped lines", |m| match m {
-        ControllerMessage::Log { line, .. } if line.ends_with(b"lines dropped") => Some(line.clone()),
+        ControllerMessage::Log { line, pid, .. } if line.ends_with(b"lines dropped") => Some((line.clone(), *pid)),
         _ => None,
     });
+    let (dropped, by) = dropped;
+    assert_eq!(by, stage.controller, "who dropped them says so");
     assert!(dropped.len() > b"lines dropped".len());
 }
 
@@ -576,7 +578,7 @@ fn who_is_of_an_unknown_configuration_is_refused_at_once() {
     stage.configure(2, Behaviour::Good, 2, 30_000);
     let wants = |own: &OwnedFd, generation| {
         let f = Frontend::hello(own, generation, vec![]);
-        f.send(&FrontendMessage::Want { want: WantId(1), pool: 1 });
+        f.send(&want(1, 1));
         f
     };
     let old = stage.fork(|own| wants(own, 1).refused(1).0 == Refusal::NoPool);

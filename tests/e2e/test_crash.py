@@ -286,6 +286,34 @@ def test_a_controller_that_hangs_is_replaced(httpd):
     assert recovers(server) < 5
 
 
+@pytest.mark.timeout(150)
+def test_a_controller_that_is_slow_in_many_reloads_is_left_alone(httpd):
+    """There is always something that it has not read yet, but never for long."""
+    server = make(httpd)
+    busy_pid(server)
+    old = server.processes("controller")[0].pid
+    until = time.monotonic() + 40
+    slow = threading.Event()
+
+    def hold_up():
+        while not slow.wait(0.05) and time.monotonic() < until + 60:
+            os.kill(old, signal.SIGSTOP)
+            time.sleep(0.2)
+            os.kill(old, signal.SIGCONT)
+
+    holding = Later(hold_up)
+    try:
+        while time.monotonic() < until:
+            server.graceful()
+            assert not gone(old)
+    finally:
+        slow.set()
+        holding.join(5)
+    assert [p.pid for p in server.processes("controller")] == [old]
+    assert "POOL120" not in server.error_log()
+    assert server.get("/who.php").status == 200
+
+
 def test_request_in_flight_survives_the_controller(httpd):
     server = make(httpd)
     busy_pid(server)

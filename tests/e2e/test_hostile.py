@@ -316,6 +316,7 @@ BAD_MESSAGES = {
     "pair-count-beyond": w.frame(w.HEAD, b"\0\xc8\0\0\xff\xff"),
     "abort-unknown": w.abort(77),
     "log-level": w.log("x", level=99),
+    "meta-three-times": w.meta() * 3,
     "meta-twice-in-garbage": w.frame(w.META, b"\xff" * 50),
 }
 
@@ -487,6 +488,24 @@ def test_bad_descriptor(attack, server, what):
     seen = attack({"data": w.head(200, ("Content-Length", "4000")) + w.file(0, 4000) + w.end(), "fds": [what]})
     assert seen.found is None or seen.status == 502 or not seen.found.complete
     worker_is_replaced(server)
+
+
+def test_the_log_says_what_the_client_saw(attack, server):
+    """A head that was taken and has not left yet becomes a whole 502."""
+    for flags, text in ((0, "502, as nothing of the response had left"), (w.FLUSH, "the response was broken off")):
+        at = len(server.error_log())
+        begin = w.head(200, ("Content-Length", "4000"))
+        bad = {"data": w.file(0, 4000) + w.end(), "fds": ["pipe"]}
+        if flags:
+            seen = attack(begin + w.data("begun", flags=flags), bad)
+            assert seen.found is None or not seen.found.complete
+        else:
+            seen = attack({"data": begin + w.file(0, 4000) + w.end(), "fds": ["pipe"]})
+            assert seen.status == 502 and seen.found.complete
+        line = server.wait_for_log("POOL104.*", after=at)[0]
+        assert text in line
+        server.kill("worker", "alice")
+        eventually(lambda: not server.workers("alice"), 5)
 
 
 def test_good_descriptor_by_hand(attack):

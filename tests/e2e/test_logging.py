@@ -8,7 +8,7 @@ from hashlib import sha1
 
 import pytest
 
-from harness import ALICE, BOB, H2, Site, eventually, has_module, in_threads
+from harness import ALICE, BOB, H2, Later, Site, eventually, has_module, in_threads
 from pages import SLEEP_PHP, WHO_PHP
 
 BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
@@ -130,6 +130,61 @@ def test_environment_of_rewrite_and_script(server):
     assert logged(server, "/marked.txt")[1]["mark"] == "by-rewrite"
     line = logged(server, "/setenv.php")[1]
     assert (line["script"], line["static"], line["mark"]) == ("scripted", "static", "-")
+
+
+BROKEN_OFF_PHP = """
+<?php
+apache_note('FROM_PHP', 'noted');
+apache_setenv('BY_SCRIPT', 'early');
+if ($_GET['n'] == 'big') echo str_repeat('x', 3000000);
+for ($i = 0; $i < 100; $i++) {
+    echo str_repeat('x', 1000);
+    flush();
+    if ($_GET['n'] == 'die' && $i == 2) posix_kill(getmypid(), 9);
+    usleep(50000);
+}
+"""
+
+
+@pytest.mark.parametrize("n", ["gone", "big", "die"])
+@pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
+def test_a_response_that_breaks_off_is_logged_like_any_other(server, n, h2):
+    """By the client, who goes away, or by the death of the worker."""
+    breaks_off(server, n, h2)
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("n", ["gone", "big", "die"])
+def test_a_parked_response_that_breaks_off_is_logged_like_any_other(httpd, n):
+    server = httpd(sites=[Site("alice", ALICE, conf=CONF)], mpm="pool", modules=["cgi"], log_format=LOG_FORMAT)
+    fill(server.sites["alice"])
+    server.start()
+    breaks_off(server, n, False)
+
+
+def breaks_off(server, n, h2):
+    if n == "die" and not server.with_pool:
+        pytest.skip("httpd logs nothing then")
+    if h2 and server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    alice = server.sites["alice"]
+    alice.write("private/broken.php", BROKEN_OFF_PHP)
+    uri = f"/private/broken.php?n={n}&h2={int(h2)}"
+    before = len(server.access_log())
+    if h2:
+        server.curl("-H", ": ".join(BASIC), "--max-time", "1", path=uri, http="2pk", check=False)
+    else:
+        with server.connect() as c:
+            c.request("GET", uri, "alice.test", [BASIC])
+            c.sock.recv(100)
+            if n == "die":
+                time.sleep(1)
+    uris = lambda: [dict(zip(FIELDS, x.split("|"))) for x in server.access_log()[before:]]
+    line = eventually(lambda: next((f for f in uris() if f["uri"] == uri), None), 10, what="a line in the access log")
+    assert (line["user"], line["status"]) == ("frank", "200")
+    assert line["file"].endswith("/private/broken.php")
+    assert "php" in line["handler"]
+    assert (line["script"], line["note"]) == ("early", "noted")
 
 
 @pytest.mark.parametrize("uri,status", [("/nowhere", "404"), ("/private/", "401"), ("/text.txt/x", "404")])
@@ -264,6 +319,39 @@ def test_errors_land_in_the_log_of_their_virtual_host(server, path, regex):
         assert not re.search(regex, errors(server, other)[at_other:])
 
 
+LAST_WORDS_PHP = """
+<?php
+error_log('last words ' . $_GET['n']);
+if ($_GET['n'] == 'warning') echo $undefined;
+if ($_GET['n'] == 'sleep') { sleep(4); header('X-After: yes'); http_response_code(201); echo 'slept'; }
+else posix_kill(getmypid(), 9);
+"""
+
+
+@pytest.mark.parametrize("n", ["kill", "warning"])
+def test_what_a_script_says_before_it_dies_is_in_the_log(server, n):
+    server.sites["alice"].write("words.php", LAST_WORDS_PHP)
+    at = len(errors(server))
+    found = server.try_get(f"/words.php?n={n}")
+    assert found is None or found.status == 502
+    server.wait_for_log(rf"last words {n}", name="alice-error.log", after=at)
+    if n == "warning":
+        server.wait_for_log("PHP Warning.*undefined", name="alice-error.log", after=at)
+    assert server.count_log(f"last words {n}", "alice-error.log") == 1
+
+
+def test_what_a_script_says_is_in_the_log_while_it_runs(server):
+    """At once, as httpd itself logs; and the script may still choose status and fields behind it."""
+    server.sites["alice"].write("words.php", LAST_WORDS_PHP)
+    at = len(errors(server))
+    start = time.monotonic()
+    asking = Later(server.get, "/words.php?n=sleep")
+    server.wait_for_log("last words sleep", name="alice-error.log", after=at)
+    assert time.monotonic() - start < 2
+    found = asking.result()
+    assert (found.status, found.get("X-After"), found.text) == (201, "yes", "slept")
+
+
 @pytest.mark.pool_only
 def test_error_lines_carry_pool_pid_and_client(server):
     at = len(errors(server))
@@ -334,6 +422,30 @@ def test_a_script_cannot_forge_the_front_of_a_line_by_its_standard_error(server)
 
 
 @pytest.mark.pool_only
+def test_lines_of_cgi_have_a_module_where_only_mod_cgid_is_loaded(httpd):
+    server = httpd(sites=[Site("alice", ALICE, conf=CONF)], modules=["cgid"], conf="ScriptSock @ROOT@/run/cgisock\n")
+    fill(server.sites["alice"])
+    server.start()
+    assert server.get("/stderr.cgi").text.endswith("ok")
+    line = server.wait_for_log("^.*said by the cgi", name="alice-error.log")[0]
+    assert "[cgid:error]" in line and "AH01215" in line
+
+
+@pytest.mark.pool_only
+def test_several_virtual_hosts_of_a_pool(httpd):
+    """What belongs to a request gets into the log of its virtual host, the rest into that of the first one."""
+    sites = [Site(name, ALICE, conf=CONF, pool="alice") for name in ("one", "two", "three")]
+    server = httpd(sites=sites, modules=["cgi"])
+    server.start()
+    script = "<?php error_log('by error_log'); fwrite(fopen('php://stderr', 'w'), \"by stderr\\n\"); echo 'ok';"
+    sites[1].write("both.php", script)
+    assert server.get("/both.php", "two").text == "ok"
+    server.wait_for_log("by error_log", name="two-error.log")
+    server.wait_for_log("by stderr", name="one-error.log")
+    assert not re.search("by (stderr|error_log)", server.log("three-error.log") + server.error_log())
+
+
+@pytest.mark.pool_only
 def test_a_worker_cannot_write_any_log_file(server):
     for name in ("error.log", "access.log", "alice-error.log", "bob-error.log"):
         assert server.get(f"/vhost.php?f={server.root}/logs/{name}").text == "closed"
@@ -356,6 +468,46 @@ def test_flooding_ones_own_log_stalls_nobody_else(server, script):
     flood.join(100)
     assert box and box[0].text.strip().endswith("done")
     assert slowest < 1.5
+
+
+SLOW_LOGGER = """
+#!/bin/sh
+# Reads much less than a pool may write to its standard error.
+while dd bs=1000 count=1 2>/dev/null | grep -q .; do sleep 0.5; done
+"""
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(120)
+def test_flooding_a_log_that_is_written_slowly_stalls_nobody_else(httpd):
+    alice = Site("alice", ALICE, conf='ErrorLog "|@ROOT@/slow"\n')
+    bob = Site("bob", BOB)
+    server = httpd(sites=[alice, bob])
+    fill(alice), fill(bob)
+    logger = server.root / "slow"
+    logger.write_text(SLOW_LOGGER.lstrip())
+    logger.chmod(0o755)
+    alice.write("stderr-flood.php", """
+        <?php
+        $e = fopen('php://stderr', 'w');
+        while (!connection_aborted()) { for ($i = 0; $i < 60; $i++) fwrite($e, str_repeat('z', 1000) . "\\n");
+                                        echo ' '; flush(); sleep(1); }
+    """)
+    server.start()
+    assert server.get("/text.txt", "bob").status == 200
+    with server.connect() as c:
+        c.request("GET", "/stderr-flood.php", "alice.test")
+        # More than the logger's pipe takes.
+        time.sleep(3)
+        slowest = 0.0
+        until = time.monotonic() + 6
+        while time.monotonic() < until:
+            # A new worker has to be asked of the controller.
+            server.kill("worker", "bob")
+            start = time.monotonic()
+            assert server.get("/text.txt", "bob", timeout=60).status == 200
+            slowest = max(slowest, time.monotonic() - start)
+        assert slowest < 1.5
 
 
 def test_piped_error_log_gets_the_lines(httpd):

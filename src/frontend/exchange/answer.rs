@@ -19,6 +19,8 @@ use std::vec;
 
 /// Most log lines of one request that reach the error log; the last one says so.
 const MAX_LOG_LINES: u32 = 200;
+/// With the beginning of a response, and at its end.
+const MAX_METAS: u32 = 2;
 /// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
 /// worker could use up the descriptors of all clients otherwise.
 const MAX_OPEN_FILES: u32 = 8;
@@ -224,7 +226,11 @@ impl Run<'_> {
 
     fn meta(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
         if self.meta_complete {
-            return Err(Stop::Violation("META a second time".into()));
+            if self.metas == MAX_METAS {
+                return Err(Stop::Violation("META too often".into()));
+            }
+            self.meta.clear();
+            self.meta_complete = false;
         }
         if self.meta.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
             return Err(Stop::Violation("META beyond the limit".into()));
@@ -233,6 +239,7 @@ impl Run<'_> {
         if !frame.has(FLAG_MORE) {
             Meta::decode(&self.meta)?;
             self.meta_complete = true;
+            self.metas += 1;
         }
         Ok(())
     }
@@ -249,12 +256,17 @@ impl Run<'_> {
                 self.out.client.set_trailer(name, value);
             }
         }
-        if self.meta_complete {
-            request::apply_meta(self.r, &Meta::decode(&self.meta)?, self.logged);
-        }
+        self.tell_loggers();
         self.progressed = true;
         self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
         Ok(())
+    }
+
+    /// What the worker said for the loggers gets into the request.
+    pub(super) fn tell_loggers(&self) {
+        if let (true, Ok(meta)) = (self.meta_complete, Meta::decode(&self.meta)) {
+            request::apply_meta(self.r, &meta, self.logged);
+        }
     }
 
     fn log(&mut self, payload: &[u8]) -> Result<(), Stop> {

@@ -30,8 +30,9 @@ pub enum Outcome {
     NoPart { status: u16, last: bool },
     /// Nothing was sent to the client: it gets this status.
     Answer { status: u16, how: Returned, why: String },
-    /// The response had begun: the client sees it break off.
-    BrokeOff { how: Returned, why: String },
+    /// The response had begun: the client sees it break off, or, where nothing of it had left, `instead` of it a whole
+    /// 502 of httpd's.
+    BrokeOff { how: Returned, why: String, instead: bool },
     /// No worker can have read the request: another may.
     Unread,
     /// It is not over: it waits for what [`Run::awaited`] says.
@@ -79,7 +80,15 @@ impl From<Undelivered> for Stop {
 }
 
 impl Run<'_> {
+    /// It was found out elsewhere that the client is gone.
+    pub fn client_left(&mut self) -> Outcome {
+        self.stopped(Stop::ClientGone)
+    }
+
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
+        if self.stage == Stage::Body && !matches!(stop, Stop::Parks) {
+            self.tell_loggers();
+        }
         let (status, how, why) = match stop {
             // The worker has done everything; what it did is not lost on others.
             Stop::ClientGone => match self.stage {
@@ -115,8 +124,9 @@ impl Run<'_> {
         if self.stage == Stage::Waiting {
             return Outcome::Answer { status, how, why };
         }
+        let told = self.r.status();
         self.out.break_off();
-        Outcome::BrokeOff { how, why }
+        Outcome::BrokeOff { how, why, instead: self.r.status() != told }
     }
 }
 

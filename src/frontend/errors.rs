@@ -1,0 +1,100 @@
+//! What a pool's processes write to their standard error, on its way into the log of their virtual host.
+//!
+//! Runs in: frontend; one thread for each pool while there are such lines.  Trusts: nothing in the lines.
+//! Owns: lines that are not written yet.  Never: writes one in a thread that serves others.
+//!
+//! An error log may be a pipe to a slow program, or a file on a slow file system: who writes to it waits.
+
+use super::{Frontend, FRONTEND};
+use crate::httpd::{hooks, log};
+use crate::sys::thread;
+use crate::wire::plain_log::PlainLine;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// So many lines of a pool may wait; the others are counted. Each has `MAX_LOG_LINE` bytes at most.
+const MOST: usize = 500;
+
+#[derive(Debug)]
+struct Line {
+    pid: u32,
+    text: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: VecDeque<Line>,
+    dropped: u64,
+}
+
+/// Lines that wait, by pool. A pool that is in it has a thread.
+#[derive(Debug, Default)]
+pub struct ErrorLines {
+    pools: Mutex<HashMap<u32, Queue>>,
+}
+
+impl ErrorLines {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Queue>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a line in. Whether the pool needs a thread for it.
+    fn push(&self, pool: u32, line: Line) -> bool {
+        let mut pools = self.lock();
+        let is_new = !pools.contains_key(&pool);
+        let queue = pools.entry(pool).or_default();
+        if queue.lines.len() < MOST {
+            queue.lines.push_back(line);
+        } else {
+            queue.dropped += 1;
+        }
+        is_new
+    }
+
+    /// What to write next, and how many lines were dropped before it. `None` ends the pool's thread.
+    fn next(&self, pool: u32) -> Option<(Line, u64)> {
+        let mut pools = self.lock();
+        let queue = pools.get_mut(&pool)?;
+        let Some(line) = queue.lines.pop_front() else {
+            pools.remove(&pool);
+            return None;
+        };
+        Some((line, std::mem::take(&mut queue.dropped)))
+    }
+}
+
+impl Frontend {
+    /// A line of a pool's standard error, as the controller sent it.
+    pub(super) fn error_line(&self, pool: u32, pid: u32, text: Vec<u8>) {
+        if !self.errors.push(pool, Line { pid, text }) {
+            return;
+        }
+        let work = move || {
+            if let Some(frontend) = FRONTEND.get() {
+                frontend.write_error_lines(pool);
+            }
+        };
+        if thread::spawn_quiet("mod_pool", work).is_err() {
+            self.errors.lock().remove(&pool);
+        }
+    }
+
+    fn write_error_lines(&self, pool: u32) {
+        let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
+        let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+        while let Some((line, dropped)) = self.errors.next(pool) {
+            let front = format!("[pool {name} pid {}] ", line.pid);
+            match PlainLine::decode(&line.text) {
+                Some(line) => {
+                    let module = hooks::module_index_of(line.module);
+                    log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
+                }
+                None => log::server(log::Level::Error, server, [front.as_bytes(), &line.text].concat()),
+            }
+            if dropped > 0 {
+                let told = format!("[pool {name}] {dropped} lines dropped: the log is written too slowly");
+                log::server(log::Level::Error, server, told);
+            }
+        }
+    }
+}
