@@ -9,7 +9,9 @@ use super::queue::{Place, Queue};
 use super::state::{PoolState, State, Waiting};
 use super::timer::TimerKey;
 use super::worker::WorkerState;
-use super::{seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE, STRANGER_RETRY};
+use super::{
+    seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE, RETURN_PATIENCE, STRANGER_RETRY,
+};
 use crate::wire::control::{Arrival, LeaseId, LendCount, Queued, Refusal, WantId};
 
 impl State {
@@ -152,6 +154,7 @@ impl State {
                 incoming: 0,
                 holders: BTreeMap::new(),
                 told: BTreeMap::new(),
+                asked: BTreeMap::new(),
                 last_active: self.now,
                 failures: 0,
                 blocked_until: 0,
@@ -171,8 +174,9 @@ impl State {
             };
             self.grant(place, lease, false);
         }
-        self.grow(key);
+        // Idle leases of other frontends come back before anything is forked.
         self.mark(key);
+        self.grow(key);
         self.settle(key);
     }
 
@@ -287,7 +291,8 @@ impl State {
             let Some(pool) = self.pools.get(&key) else {
                 return;
             };
-            let target = (pool.wants.len() + spare).saturating_sub(pool.idle.len());
+            let alone = pool.wants.len().saturating_sub(pool.awaited(self.now));
+            let target = (alone + spare).saturating_sub(pool.idle.len());
             if pool.forking >= target {
                 return;
             }
@@ -367,7 +372,13 @@ impl State {
             let holders = pool.holders.keys().map(|frontend| (*frontend, pool.wants.seen_by(*frontend)));
             holders.filter(|(frontend, queued)| pool.has_to_tell(*frontend, *queued)).collect()
         };
+        let until = self.now + RETURN_PATIENCE;
         for (frontend, queued) in news {
+            let knew = matches!(pool.told.get(&frontend), Some(Queued::Elsewhere(_)));
+            if !knew && matches!(queued, Queued::Elsewhere(_)) {
+                pool.asked.insert(frontend, until);
+                self.timers.arm(TimerKey::Asked(key), until);
+            }
             pool.tell(frontend, queued);
             if self.frontends.contains_key(&frontend) {
                 self.out.push(Action::Contended { frontend, pool: key.pool, queued });
@@ -426,6 +437,7 @@ impl State {
         } else if pool.incoming == 0 {
             self.timers.disarm(TimerKey::Backoff(key));
             self.timers.disarm(TimerKey::Pressure(key));
+            self.timers.disarm(TimerKey::Asked(key));
             self.hungry.remove(&key);
             self.pools.remove(&key);
         }

@@ -82,6 +82,8 @@ pub const STRANGER_RETRY: u32 = 5;
 pub const WARM_PATIENCE: Millis = 5_000;
 /// An idle worker of an older generation is retired after this time.
 pub const OLD_IDLE: Millis = 1_000;
+/// How long a frontend may take to return the leases that are idle there, before workers are forked in their place.
+pub const RETURN_PATIENCE: Millis = 2;
 /// A Want that has waited this long takes a slot from other pools under the same cap, busy ones included: half of
 /// the 100 ms that nobody may wait past his turn, because the next slot has to come free, too.
 pub const PATIENCE: Millis = 50;

@@ -49,6 +49,8 @@ pub(super) struct PoolState {
     pub holders: BTreeMap<FrontendId, usize>,
     /// What frontends believe of the queue, where that is not that nobody waits.
     pub told: BTreeMap<FrontendId, Queued>,
+    /// Frontends that were told of others' requests so recently that idle leases may be on their way, and until when.
+    pub asked: BTreeMap<FrontendId, Millis>,
     /// When it was last used.
     pub last_active: Millis,
     /// Failed starts in a row, until when none is tried, and why.
@@ -58,6 +60,12 @@ pub(super) struct PoolState {
 }
 
 impl PoolState {
+    /// How many leases may be on their way back, at most. Who was told of others' requests before has no idle ones.
+    pub(super) fn awaited(&self, now: Millis) -> usize {
+        let recent = self.asked.iter().filter(|(_, until)| **until > now);
+        recent.filter_map(|(frontend, _)| self.holders.get(frontend)).sum()
+    }
+
     /// The frontend learns it now.
     pub(super) fn tell(&mut self, frontend: FrontendId, queued: Queued) {
         if queued == Queued::Nobody {
@@ -208,6 +216,7 @@ impl State {
         }
         for pool in self.pools.values_mut() {
             pool.told.remove(&frontend);
+            pool.asked.remove(&frontend);
         }
         for key in touched {
             self.serve(key);
@@ -271,6 +280,12 @@ impl State {
                 TimerKey::Pressure(key) => {
                     self.grow(key);
                     self.mark(key);
+                }
+                TimerKey::Asked(key) => {
+                    if let Some(pool) = self.pools.get_mut(&key) {
+                        pool.asked.clear();
+                    }
+                    self.grow(key);
                 }
                 TimerKey::Idle(key) => self.expire_idle(key),
                 TimerKey::Backoff(key) => self.serve(key),

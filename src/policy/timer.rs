@@ -15,6 +15,8 @@ pub(super) enum TimerKey {
     Want(Place),
     /// The oldest Want of the pool loses its patience with other pools.
     Pressure(PoolKey),
+    /// Frontends have had time to return the pool's idle leases.
+    Asked(PoolKey),
     /// An idle worker, or the pool's zygote, has been idle for long enough.
     Idle(PoolKey),
     /// The pool may start processes again, or is forgotten.

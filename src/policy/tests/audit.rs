@@ -192,7 +192,7 @@ impl State {
         assert!(pool.wants.is_empty() || seed != SeedState::Absent, "{key:?} lacks a seed");
         if self.throttled(key).is_some() {
             assert!(pool.wants.is_empty(), "{key:?} is throttled, and requests wait");
-        } else if pool.wants.len() + keep > pool.forking + pool.idle.len() {
+        } else if pool.wants.len().saturating_sub(pool.awaited(self.now)) + keep > pool.forking + pool.idle.len() {
             // Spare workers that were given up for other pools come back when there is room again.
             let room = self.accounts.headroom(&pool.chain) > 0 || !pool.wants.is_empty();
             let started = pool.zygote.is_some() || !self.seed_is_ready(key.generation);

@@ -1,6 +1,6 @@
 //! A stand-in for the controller's loop: feeds events, keeps the actions, and answers them on request.
 
-use crate::policy::{Action, Event, FrontendId, Millis, State, ZygoteId};
+use crate::policy::{Action, Event, FrontendId, Millis, State, ZygoteId, RETURN_PATIENCE};
 use crate::wire::control::{Arrival, LeaseId, LendCount, PoolRow, PoolTable, Queued, Returned, WantId};
 
 pub(super) const F1: FrontendId = FrontendId(1);
@@ -110,6 +110,11 @@ impl Bench {
     pub(super) fn lent(&mut self, frontend: FrontendId, want: u32, pool: u32) -> (LeaseId, LendCount) {
         self.want(frontend, want, pool);
         self.obey();
+        if !self.actions.iter().any(|a| matches!(a, Action::Grant { .. })) {
+            // Another frontend might return one.
+            self.pass(RETURN_PATIENCE);
+            self.obey();
+        }
         let (granted, lease, lend, _, _) = self.grant().expect("a grant");
         assert_eq!(granted, want);
         (lease, lend)

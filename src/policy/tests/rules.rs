@@ -1,7 +1,7 @@
 //! The rules of lending, one test each.
 
 use super::bench::{row, Bench, F1, F2};
-use crate::policy::{Action, Event, PATIENCE};
+use crate::policy::{Action, Event, PATIENCE, RETURN_PATIENCE};
 use crate::policy::{ABANDONED_GRACE, DEAD_GRACE, LAST_GRACE, ORPHANED_GRACE, RETIRE_GRACE};
 use crate::wire::control::{Arrival, LendCount, PoolRow, Queued, Refusal, Returned, WantId};
 
@@ -131,6 +131,27 @@ fn a_burst_forks_as_many_as_wait_and_no_more() {
     assert_eq!(b.grant().map(|g| g.0), Some(2));
     b.forked(leases[2]);
     assert_eq!(b.grant(), None);
+}
+
+#[test]
+fn idle_leases_of_other_frontends_come_back_before_anything_is_forked() {
+    let mut b = one(10);
+    let held = [b.lent(F1, 1, 1), b.lent(F1, 2, 1)];
+    for want in 3..6 {
+        b.want(F2, want, 1);
+    }
+    assert!(b.fork_ordered().is_some(), "three wait, and two leases can come back");
+    assert_eq!(b.fork_ordered(), None);
+    b.give_back(F1, held[0], Returned::Idle);
+    assert_eq!(b.grant().map(|g| g.0), Some(3));
+    assert_eq!(b.fork_ordered(), None);
+    b.pass(RETURN_PATIENCE - 1);
+    assert_eq!(b.fork_ordered(), None);
+    b.pass(1);
+    assert!(b.fork_ordered().is_some(), "the other one is in use");
+    assert_eq!(b.fork_ordered(), None);
+    b.want(F2, 6, 1);
+    assert!(b.fork_ordered().is_some(), "who was asked before has no idle lease");
 }
 
 #[test]
