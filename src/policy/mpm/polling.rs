@@ -104,9 +104,10 @@ impl Polling {
         self.most().saturating_sub(before)
     }
 
-    /// Somebody has waited for a while: no look is needed until nobody does.
+    /// Somebody has waited for a while: no look is needed until nobody does. While more wait than usual, that may never
+    /// be, and only looks bring their number down.
     pub fn may_rest(&self) -> bool {
-        self.attended >= REST_LOOKS && !self.busy
+        self.attended >= REST_LOOKS && !self.busy && self.added == 0
     }
 }
 
@@ -216,6 +217,19 @@ mod tests {
             }
         }
         assert_eq!(seen, [25, 13, 7, 4, 3, 2]);
+    }
+
+    /// Whoever looks only while it is asked to.
+    #[test]
+    fn looking_goes_on_until_the_number_has_come_down() {
+        let mut polling = polling();
+        for _ in 0..4 {
+            stand_still(&mut polling);
+        }
+        while !polling.may_rest() {
+            keep_quiet(&mut polling, 1);
+        }
+        assert_eq!(polling.most(), QUIET);
     }
 
     #[test]
