@@ -80,6 +80,11 @@ def test_pool_mpm_on_refuses_another_mpm_with_the_remedy(conf):
     said = alone(conf, "PoolMPM off\n").test()
     assert said.returncode != 0 and "PoolMPM off: no other MPM is loaded" in said.stderr
     assert conf("PoolMPM off\n").test().returncode == 0
+    for section in ("VirtualHost *:80", "Location /", "Directory /", "If true"):
+        name = section.split()[0]
+        said = conf(f"<{section}>\nPoolMPM off\n</{name}>\n").test()
+        assert said.returncode != 0 and f"PoolMPM off: cannot stand in a <{name}> section" in said.stderr
+    assert conf("<IfModule mod_pool.c>\n<IfDefine !NEVER>\nPoolMPM off\n</IfDefine>\n</IfModule>\n").test().returncode == 0
 
 
 def test_directives_of_the_mpm_belong_to_it_or_to_the_other_one(conf):

@@ -162,7 +162,13 @@ pub unsafe fn listen_directive(command: &Command<'_>, argc: c_int, argv: *const 
 
 /// `PoolMPM`.
 pub fn pool_mpm_directive(command: &Command<'_>, on: bool) -> Handled {
-    command.check_context(ffi::GLOBAL_ONLY)?;
+    if let Some(section) = command.sections().first() {
+        let value = if on { "on" } else { "off" };
+        return Err(format!(
+            "PoolMPM {value}: cannot stand in a {section}> section, as it is about the whole server; move it out"
+        )
+        .into());
+    }
     let other = loaded_mpm();
     match (on, is_ours()) {
         (true, false) => Err(format!(
