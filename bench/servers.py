@@ -188,8 +188,8 @@ class Server:
                 print("".join((self.root / log).read_text(errors="replace").splitlines(True)[-15:]), file=sys.stderr)
         fail(f"{self.name} {why}; its logs are above")
 
-    def get(self, path, host="localhost", body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+    def get(self, path, host="localhost", body=None, timeout=20):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         headers = {"Host": host, "Connection": "close"}
         if body is not None:
             headers["Content-Type"] = "application/octet-stream"
@@ -362,11 +362,11 @@ def start_fpm(server, www, php, sites, mpm=EVENT + THREADS, rest=""):
     start_httpd(server, httpd_configuration(server, www, mpm, proxy + hosts + rest))
 
 
-def need(tools=("wrk", "apache2"), fpm=True, pool=True):
+def need(fpm=True, pool=True):
     """Fails if what a benchmark needs is not there. Returns where PHP is."""
     if os.getuid() != 0:
         fail("run it as root: the servers run their sites as other users")
-    for tool in tools:
+    for tool in ("wrk", "apache2"):
         if not shutil.which(tool):
             fail(f"there is no {tool}; 'make bench' installs it")
     libphp = sorted(MODULES.glob("libphp*.so"))
@@ -428,10 +428,10 @@ def turn(server, path, arguments, connections, seconds):
     result = wrk(server, path, arguments, connections, seconds)
     # A worker may still be logging the last requests.
     time.sleep(0.05)
-    return figures(result, server.account.seconds() - before)
+    return per_request(result, server.account.seconds() - before)
 
 
-def figures(result, cpu):
+def per_request(result, cpu):
     requests = max(result["requests"], 1)
     return {"rate": result["requests"] / result["seconds"], "cpu": cpu / requests * 1e6, "p50": result["p50"],
             "p99": result["p99"], "errors": result["errors"]}
