@@ -22,7 +22,10 @@ IP_BIND_ADDRESS_NO_PORT = 24
 AT_ONCE = {"answer": 8, "sent": 200}
 # Without any progress for so long, crowd goes on with those it has.
 PATIENCE = 10
+# Without an answer for so long, a request is lost.
 NO_ANSWER = 10
+# load's first second is not counted: all of its connections come at once.
+WARM_UP = 1
 
 
 def get(path, host):
@@ -178,7 +181,8 @@ class Client:
 
 
 def load(port, host, path, connections, seconds, expected):
-    """A closed loop, as wrk's, on so many connections; says in one line of JSON what came of it.
+    """A closed loop, as wrk's, on so many connections. Says in a line when it begins to count, and at the end in one of
+    JSON what came of it.
 
     Lost is a request that a new connection did not answer, or not within 10 s, or not to the end, or not with 200 and the
     body that is expected. A kept-alive connection that ends before the first byte of an answer is what HTTP/1.1 allows
@@ -193,14 +197,17 @@ def load(port, host, path, connections, seconds, expected):
     gc.disable()
     for one in everyone:
         one.connect(port, events, clients)
-    start = now = time.perf_counter()
-    end = start + float(seconds)
-    looked = start
+    start = now = looked = time.perf_counter()
+    counts_from, end = start + WARM_UP, float("inf")
     for one in everyone:
         one.since = now
     while now < end:
         ready = events.poll(0.1)
         now = time.perf_counter()
+        if now >= counts_from:
+            print("counting", flush=True)
+            times, resent, lost = [], 0, dict.fromkeys(lost, 0)
+            start, counts_from, end = now, float("inf"), now + float(seconds)
         for fd, _ in ready:
             one = clients.get(fd)
             if one is None:
