@@ -65,7 +65,8 @@ check:
 bench:
 	@scripts/deps build bench
 	@$(MAKE) --no-print-directory build
-	@exec bench/run
+	@bench/run
+	@bench/crowds
 
 fuzz:
 	@scripts/deps build fuzz

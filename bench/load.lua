@@ -20,7 +20,7 @@ end
 function done(summary, latency)
     local e = summary.errors
     io.write(string.format(
-        'RESULT {"requests": %d, "seconds": %.6f, "errors": %d, "p50": %d, "p99": %d}\n',
-        summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
+        'RESULT {"requests": %d, "seconds": %.6f, "errors": %d, "read_errors": %d, "p50": %d, "p99": %d}\n',
+        summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout, e.read,
         latency:percentile(50), latency:percentile(99)))
 end
