@@ -339,11 +339,13 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
     backend = socket.socket()
     backend.bind(("127.0.0.1", 0))
     backend.listen(64)
+    asked, go = [], threading.Event()
 
     def answer(connection):
         with connection:
             connection.recv(65536)
-            time.sleep(1)
+            asked.append(connection)
+            go.wait(60)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
 
     def serve():
@@ -355,15 +357,16 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
     server = make(httpd, mpm_conf=threads(25), modules=["proxy", "proxy_http"],
                   conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
     for _ in range(2):
-        slow = [Later(server.get, "/slow") for _ in range(20)]
-        began = time.monotonic()
+        asked.clear()
+        go.clear()
+        slow = [Later(server.get, "/slow", timeout=90) for _ in range(20)]
         # While threads go away one after the other, and when 20 of 25 are away.
-        for pause in (0, 0.01, 0.1, 0.3):
-            time.sleep(pause)
+        assert server.get("/text.txt").text == "text"
+        eventually(lambda: len(asked) == 20, 15, what="all are away at the same time")
+        for _ in range(4):
             assert server.get("/text.txt").text == "text"
-        assert time.monotonic() - began < 0.9, "none of these waited for one of those"
-        assert [later.result().text for later in slow] == ["slow"] * 20
-        assert time.monotonic() - began < 2, "all were away at the same time"
+        go.set()
+        assert [later.result(60).text for later in slow] == ["slow"] * 20
         time.sleep(0.5)
 
     def few_wait():
