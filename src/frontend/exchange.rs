@@ -39,7 +39,7 @@ const TAKEN_POLL: Duration = Duration::from_millis(1);
 /// How long a thread waits for that where the request can be parked.
 const BRIEF: Duration = Duration::from_millis(10);
 /// How often a parked request looks for what no descriptor tells.
-const PARKED_LOOK: Duration = Duration::from_millis(100);
+pub const PARKED_LOOK: Duration = Duration::from_millis(100);
 
 /// Buffers of one thread, kept from request to request.
 #[derive(Debug)]

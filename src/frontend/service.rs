@@ -5,7 +5,7 @@
 
 use super::closer;
 use super::desk::{Desk, Lease, Leased, NoLease, Unserved, Waiting};
-use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered};
+use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered, PARKED_LOOK};
 use super::keepalive::{self, Occupied};
 use super::request::{self, ServerName};
 use super::{Frontend, PoolFacts, FRONTEND};
@@ -77,8 +77,6 @@ struct Service<'r> {
     grants: u32,
     /// It is counted among the pool's parked requests.
     is_parked: bool,
-    /// It was parked in the queue.
-    has_waited: bool,
     /// While it is parked: its client sends nothing any more.
     half_closed: bool,
 }
@@ -121,7 +119,6 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         replay: None,
         grants: 0,
         is_parked: false,
-        has_waited: false,
         half_closed: false,
     };
     let handled = service.go_on();
@@ -173,8 +170,13 @@ impl<'r> Service<'r> {
         }
     }
 
+    /// It waits for so short a time that nobody looks after its client yet.
     fn is_fresh(&self) -> bool {
-        matches!(&self.stage, Stage::Exchange(run) if run.is_fresh())
+        match &self.stage {
+            Stage::Queue(_) => self.began.elapsed() < PARKED_LOOK,
+            Stage::Exchange(run) => run.is_fresh(),
+            Stage::Begins | Stage::Delivery { .. } | Stage::Over => false,
+        }
     }
 
     /// It gives up its thread. One that only waits for a worker may not if too many do already.
@@ -214,13 +216,12 @@ impl<'r> Service<'r> {
         let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
         let answer = waiting.wait(most, &has_left);
         // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
-        let has_left = self.has_waited && has_left();
+        let has_left = parks && began.elapsed() >= PARKED_LOOK && has_left();
         match answer {
             None if !has_left => {
                 if let Some(ticket) = self.ticket {
                     waiting.park(ticket);
                 }
-                self.has_waited = true;
                 return self.park();
             }
             Some(Ok(leased)) if !has_left => {
@@ -352,6 +353,9 @@ impl<'r> Service<'r> {
 impl Parked for Service<'_> {
     fn awaited(&self) -> Awaited<'_> {
         let mut awaited = match &self.stage {
+            Stage::Queue(waiting) if self.is_fresh() => {
+                Awaited { peer: None, client: None, until: waiting.goes_on_at().min(self.began + PARKED_LOOK) }
+            }
             Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.goes_on_at() },
             Stage::Exchange(run) => run.awaited(),
             Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
