@@ -314,8 +314,9 @@ def test_modules_that_want_to_be_called_at_a_time(httpd):
         assert slow.get("/text.txt").text == "text"
 
 
-def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
-    """Few threads wait for events, the others rest: they are called when those are with a module that waits for long."""
+@contextlib.contextmanager
+def slow_backend(seconds):
+    """What makes httpd pass /slow on to a server that takes so long for each answer."""
     backend = socket.socket()
     backend.bind(("127.0.0.1", 0))
     backend.listen(64)
@@ -323,7 +324,7 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
     def answer(connection):
         with connection:
             connection.recv(65536)
-            time.sleep(1)
+            time.sleep(seconds)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
 
     def serve():
@@ -332,8 +333,36 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
                 threading.Thread(target=answer, args=(backend.accept()[0],), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
-    server = make(httpd, mpm_conf=threads(25), modules=["proxy", "proxy_http"],
-                  conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
+    yield {"modules": ["proxy", "proxy_http"],
+           "conf": STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n"}
+    backend.close()
+
+
+def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
+    """Few threads wait for events, the others rest: they are called when those are with a module that waits for long."""
+    with slow_backend(1) as conf:
+        server = make(httpd, mpm_conf=threads(25), **conf)
+        others_are_served_meanwhile(server)
+
+
+def test_where_all_threads_stay_away_nobody_looks_for_one_all_the_time(httpd):
+    with slow_backend(4) as conf:
+        server = make(httpd, mpm_conf=threads(64), **conf)
+        (frontend,) = server.processes("frontend")
+
+        def ticks():
+            return sum(map(int, Path(f"/proc/{frontend.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+        slow = [Later(server.get, "/slow") for _ in range(80)]
+        time.sleep(1.5)
+        before = ticks()
+        time.sleep(2)
+        used = ticks() - before
+        assert [later.result().text for later in slow] == ["slow"] * 80
+        assert used < 15, "hundredths of a second, of two seconds"
+
+
+def others_are_served_meanwhile(server):
     for _ in range(2):
         slow = [Later(server.get, "/slow") for _ in range(20)]
         began = time.monotonic()
@@ -345,7 +374,6 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
         assert [later.result().text for later in slow] == ["slow"] * 20
         assert time.monotonic() - began < 2, "all were away at the same time"
         time.sleep(0.5)
-    backend.close()
 
 
 def test_modules_with_work_of_their_own(httpd):
