@@ -387,7 +387,7 @@ impl<'r> Run<'r> {
     pub fn awaited(&self) -> Awaited<'_> {
         let now = Instant::now();
         if !self.out.is_through() {
-            return Awaited { peer: None, client: Some(Interest::Write), until: now + self.patience };
+            return Awaited { peer: None, client: Some(Interest::Write), until: self.out.until() };
         }
         let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
         let (interest, client, patience) = match () {

@@ -354,7 +354,8 @@ impl Parked for Service<'_> {
         let mut awaited = match &self.stage {
             Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.goes_on_at() },
             Stage::Exchange(run) => run.awaited(),
-            Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
+            Stage::Delivery { rest, .. } => Awaited { peer: None, client: Some(Interest::Write), until: rest.until() },
+            Stage::Begins | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();
                 Awaited { peer: None, client: Some(Interest::Write), until }
             }

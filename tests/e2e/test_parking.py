@@ -145,6 +145,25 @@ def test_a_slow_reader_gets_every_byte_in_order(httpd, tls, flush):
         assert c.get("/who.php").json()["site"] == "alice.test"
 
 
+@pytest.mark.parametrize("flush", ["", "&flush"], ids=["", "flush"])
+def test_a_client_that_takes_nothing_for_timeout_frees_its_worker(httpd, flush):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueTimeout 30s", conf="Timeout 2")
+    with Crowd(server, 1, f"/big.php?lines=300000{flush}", receive_buffer=4096):
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert server.get("/who.php").status == 200
+        assert 1 < time.monotonic() - start < 10
+    with server.connect() as c:
+        c.request("GET", f"/big.php?lines=300000{flush}")
+        found, start = 0, time.monotonic()
+        while found < 25_000_000:
+            piece = len(c.sock.recv(1_000_000, socket.MSG_WAITALL))
+            assert piece
+            found += piece
+            time.sleep(0.2)
+        assert time.monotonic() - start > 4, "slow, but it takes something all the time"
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_slow_reader_of_a_file_frees_its_worker(httpd, tls):
     server = make(httpd, "PoolMaxProcesses 1")
