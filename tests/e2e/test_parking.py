@@ -241,6 +241,21 @@ def test_past_pool_max_parked_there_is_503(httpd):
         answers_as_ever(server, 3)
 
 
+def test_without_a_place_to_park_a_request_still_gets_a_worker_that_is_idle(httpd):
+    """The frontend has to ask the controller for it, and that takes a moment."""
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 3\nPoolMaxParked 1")
+    found = []
+    with server.connect() as c:
+        c.request("GET", "/sleep.php?s=10")
+        eventually(lambda: len(server.workers("alice")) == 4)
+        for _ in range(5):
+            time.sleep(1.5)  # What is idle here goes back.
+            found.append(server.get("/who.php").status)
+        assert c.response().status == 200
+    # The moment may be over on a machine that is busy with others.
+    assert found.count(200) >= 4
+
+
 def test_a_parked_request_whose_client_leaves_ends(httpd):
     server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 100")
     with Crowd(server, 1, "/sleep.php?s=8"):
