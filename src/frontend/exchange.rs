@@ -13,7 +13,7 @@ use super::request::{self, ServerName};
 use crate::httpd::parking::{Awaited, Peer};
 use crate::httpd::RequestRec;
 use crate::settings::LoggedNames;
-use crate::sys::events::Interest;
+use crate::sys::events::{self, Interest};
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::wait;
 use crate::wire::control::Returned;
@@ -36,7 +36,7 @@ const STREAM_POLL: Duration = Duration::from_millis(5);
 const CLIENT_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether a worker has received a request with a large body: it does so at once.
 const TAKEN_POLL: Duration = Duration::from_millis(1);
-/// How long a thread waits for that where the request can be parked.
+/// How long after the request a thread waits for that where it can be parked.
 const BRIEF: Duration = Duration::from_millis(10);
 /// How often a parked request looks for what no descriptor tells.
 pub const PARKED_LOOK: Duration = Duration::from_millis(100);
@@ -323,15 +323,14 @@ impl<'r> Run<'r> {
     }
 
     /// Waits until the worker has received the request, or is gone: as long as only that one message is on its way, it
-    /// is known whether a worker that died has read it.
+    /// is known whether a worker that died has read it. One that speaks first is heard first.
     fn wait_until_taken(&self) -> Result<(), Stop> {
-        let since = Instant::now();
         let lease = self.lease.socket.as_fd();
-        while self.holds_unread() && !wait::is_hung_up(lease, false) {
+        while self.holds_unread() && !events::has_input(lease) {
             if self.is_overdue() {
                 return Err(Stop::Silent);
             }
-            if self.parks && since.elapsed() > BRIEF {
+            if self.parks && self.began.elapsed() > BRIEF {
                 return Err(Stop::Parks);
             }
             wait::readable_or_writable(lease, false, None, TAKEN_POLL).map_err(|e| Stop::Died(Some(e.kind())))?;
@@ -380,14 +379,14 @@ impl<'r> Run<'r> {
 
     /// It was sent so lately that nobody looks after its client yet.
     pub fn is_fresh(&self) -> bool {
-        self.waits_for_worker() && self.began.elapsed() < PARKED_LOOK
+        self.waits_for_worker() && !self.pending && self.began.elapsed() < PARKED_LOOK
     }
 
     /// What a parked exchange waits for.
     pub fn awaited(&self) -> Awaited<'_> {
         let now = Instant::now();
         if !self.out.is_through() {
-            return Awaited { peer: None, client: Some(Interest::Write), until: now + self.patience };
+            return Awaited { peer: None, client: Some(Interest::Write), until: self.out.until() };
         }
         let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
         let (interest, client, patience) = match () {

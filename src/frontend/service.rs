@@ -26,6 +26,9 @@ const MAX_TRIES: u32 = 5;
 /// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
 /// is more likely gone, and would have the pool work for nobody.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a request for which there is no place among the parked ones waits on its thread: the controller needs less
+/// to grant a worker that is idle.
+const GRANT_PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// What this thread does.
@@ -210,7 +213,8 @@ impl<'r> Service<'r> {
     fn queue(&mut self) -> Option<Handled> {
         let r = self.r;
         let parks = self.ticket.is_some();
-        let most = parks.then_some(Duration::ZERO);
+        let has_place = self.facts.parked.load(Ordering::Relaxed) < self.facts.max_parked;
+        let most = parks.then_some(if has_place { Duration::ZERO } else { GRANT_PATIENCE });
         let Stage::Queue(waiting) = &mut self.stage else { return None };
         let began = self.began;
         let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
@@ -358,7 +362,8 @@ impl Parked for Service<'_> {
             }
             Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.goes_on_at() },
             Stage::Exchange(run) => run.awaited(),
-            Stage::Begins | Stage::Delivery { .. } | Stage::Over => {
+            Stage::Delivery { rest, .. } => Awaited { peer: None, client: Some(Interest::Write), until: rest.until() },
+            Stage::Begins | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();
                 Awaited { peer: None, client: Some(Interest::Write), until }
             }

@@ -317,7 +317,9 @@ impl Frontend {
         let attended = self.pollers.is_attended();
         let taken = self.counts.handled.load(Relaxed);
         let pending = !attended && self.events.any();
-        let runs = pending && polling.is_still(taken) && self.any_runs();
+        // Where none rests, it does not matter; and asking for each of many threads costs something.
+        let rests = self.counts.idle.load(Acquire) > 0;
+        let runs = pending && rests && polling.is_still(taken) && self.any_runs();
         let called = polling.look(Seen { attended, taken, pending, runs });
         self.pollers.allow(polling.most(), called);
         !(polling.may_rest() && self.pollers.stop_watching())

@@ -69,9 +69,10 @@ impl Pollers {
 
     /// The caller has an event. Whether nobody waits now, and somebody is to begin to look after that.
     pub fn leave(&self) -> bool {
-        self.waiting.fetch_sub(1, Ordering::AcqRel) == 1
-            && !self.watched.load(Ordering::Relaxed)
-            && !self.watched.swap(true, Ordering::AcqRel)
+        // In one order with what `stop_watching` does: at least one of the two sees what the other has done.
+        self.waiting.fetch_sub(1, Ordering::SeqCst) == 1
+            && !self.watched.load(Ordering::SeqCst)
+            && !self.watched.swap(true, Ordering::SeqCst)
     }
 
     /// A thread waits for events.
@@ -82,7 +83,7 @@ impl Pollers {
     /// Whether the looking may end. If not, it goes on: the last one that waited has left meanwhile.
     pub fn stop_watching(&self) -> bool {
         self.watched.store(false, Ordering::SeqCst);
-        self.is_attended() || self.watched.swap(true, Ordering::AcqRel)
+        self.waiting.load(Ordering::SeqCst) > 0 || self.watched.swap(true, Ordering::SeqCst)
     }
 
     /// From now on so many may wait; and some of those that rest are to wait now.

@@ -340,48 +340,79 @@ def pollers(server):
     return found
 
 
-def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
-    """Few threads wait for events, the others rest: they are called when those are with a module that waits for long."""
-    backend = socket.socket()
-    backend.bind(("127.0.0.1", 0))
-    backend.listen(64)
-    asked, go = [], threading.Event()
+class SlowBackend:
+    """Answers nobody before it is told to; `conf` is what makes httpd pass /slow on to it."""
 
-    def answer(connection):
-        with connection:
-            connection.recv(65536)
-            asked.append(connection)
-            go.wait(60)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
+    def __init__(self):
+        self.asked, self.go = [], threading.Event()
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(64)
+        self.conf = {"modules": ["proxy", "proxy_http"],
+                     "conf": STATUS + f"ProxyPass /slow http://127.0.0.1:{self.socket.getsockname()[1]}/\n"}
 
-    def serve():
+    def __enter__(self):
+        threading.Thread(target=self.serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.go.set()
+        self.socket.close()
+
+    def serve(self):
         with contextlib.suppress(OSError):
             while True:
-                threading.Thread(target=answer, args=(backend.accept()[0],), daemon=True).start()
+                threading.Thread(target=self.answer, args=(self.socket.accept()[0],), daemon=True).start()
 
-    threading.Thread(target=serve, daemon=True).start()
-    server = make(httpd, mpm_conf=threads(25), modules=["proxy", "proxy_http"],
-                  conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
-    for _ in range(2):
-        asked.clear()
-        go.clear()
-        slow = [Later(server.get, "/slow", timeout=90) for _ in range(20)]
-        # While threads go away one after the other, and when 20 of 25 are away.
-        assert server.get("/text.txt").text == "text"
-        eventually(lambda: len(asked) == 20, 15, what="all are away at the same time")
-        for _ in range(4):
+    def answer(self, connection):
+        with connection:
+            connection.recv(65536)
+            self.asked.append(connection)
+            self.go.wait(60)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nslow")
+
+
+def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
+    """Few threads wait for events, the others rest: they are called when those are with a module that waits for long."""
+    with SlowBackend() as backend:
+        server = make(httpd, mpm_conf=threads(25), **backend.conf)
+        for _ in range(2):
+            backend.asked.clear()
+            backend.go.clear()
+            slow = [Later(server.get, "/slow", timeout=90) for _ in range(20)]
+            # While threads go away one after the other, and when 20 of 25 are away.
             assert server.get("/text.txt").text == "text"
-        go.set()
-        assert [later.result(60).text for later in slow] == ["slow"] * 20
-        time.sleep(0.5)
+            eventually(lambda: len(backend.asked) == 20, 15, what="all are away at the same time")
+            for _ in range(4):
+                assert server.get("/text.txt").text == "text"
+            backend.go.set()
+            assert [later.result(60).text for later in slow] == ["slow"] * 20
+            time.sleep(0.5)
 
-    def few_wait():
-        # Each event sends one away; while many wait, the kernel wakes another one for each.
-        assert server.get("/text.txt").text == "text"
-        return pollers(server) <= 2
+        def few_wait():
+            # Each event sends one away; while many wait, the kernel wakes another one for each.
+            assert server.get("/text.txt").text == "text"
+            return pollers(server) <= 2
 
-    eventually(few_wait, 15, what="the others rest again")
-    backend.close()
+        eventually(few_wait, 15, what="the others rest again")
+
+
+def test_where_all_threads_stay_away_nobody_looks_for_one_all_the_time(httpd):
+    with SlowBackend() as backend:
+        server = make(httpd, mpm_conf=threads(64), **backend.conf)
+        (frontend,) = server.processes("frontend")
+
+        def ticks():
+            return sum(map(int, Path(f"/proc/{frontend.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+        slow = [Later(server.get, "/slow", timeout=90) for _ in range(80)]
+        eventually(lambda: len(backend.asked) == 64, 15, what="all are away")
+        before = ticks()
+        time.sleep(2)
+        used = ticks() - before
+        backend.go.set()
+        assert [later.result(60).text for later in slow] == ["slow"] * 80
+        assert used < 15, "hundredths of a second, of two seconds"
 
 
 def test_modules_with_work_of_their_own(httpd):

@@ -8,11 +8,13 @@ import signal
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, H2, Later, Site, eventually, fds_of, read_process, run
-from pages import DIGEST_PHP, usual_pages
+import wireforge as w
+from harness import ALICE, BOB, H2, Later, Site, eventually, fds_of, gone, read_process, run
+from pages import DIGEST_PHP, FFI, usual_pages
 
 pytestmark = pytest.mark.pool_only
 
@@ -37,8 +39,8 @@ def lines(count):
     return b"".join(b"%b\n" % str(i).encode().rjust(99, b".") for i in range(count))
 
 
-def make(httpd, pool_conf="", mpm_conf=FOUR_THREADS, mpm="pool", **kw):
-    alice = Site("alice", ALICE, pool_conf=pool_conf)
+def make(httpd, pool_conf="", mpm_conf=FOUR_THREADS, mpm="pool", alice_conf="", **kw):
+    alice = Site("alice", ALICE, pool_conf=pool_conf, conf=alice_conf)
     server = httpd(mpm=mpm, sites=[alice, Site("bob", BOB), Site("plain", pool=None, conf="AssignServerPool none")], mpm_conf=mpm_conf, **kw)
     for site in server.sites.values():
         usual_pages(site)
@@ -145,6 +147,25 @@ def test_a_slow_reader_gets_every_byte_in_order(httpd, tls, flush):
         assert c.get("/who.php").json()["site"] == "alice.test"
 
 
+@pytest.mark.parametrize("flush", ["", "&flush"], ids=["", "flush"])
+def test_a_client_that_takes_nothing_for_timeout_frees_its_worker(httpd, flush):
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueTimeout 30s", conf="Timeout 2")
+    with Crowd(server, 1, f"/big.php?lines=300000{flush}", receive_buffer=4096):
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert server.get("/who.php").status == 200
+        assert 1 < time.monotonic() - start < 10
+    with server.connect() as c:
+        c.request("GET", f"/big.php?lines=300000{flush}")
+        found, start = 0, time.monotonic()
+        while found < 25_000_000:
+            piece = len(c.sock.recv(1_000_000, socket.MSG_WAITALL))
+            assert piece
+            found += piece
+            time.sleep(0.2)
+        assert time.monotonic() - start > 4, "slow, but it takes something all the time"
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_slow_reader_of_a_file_frees_its_worker(httpd, tls):
     server = make(httpd, "PoolMaxProcesses 1")
@@ -175,6 +196,90 @@ def test_a_slow_upload_holds_no_thread_and_arrives_whole(httpd):
         for c in clients:
             found = c.response().json()
             assert found["bytes"] == len(body) and found["sha256"] == hashlib.sha256(body).hexdigest()
+
+
+def frontend_work(server, what):
+    """How often the frontends' threads have slept, or how long they have run (in ticks), since the server's start."""
+    total = 0
+    for frontend in server.processes("frontend"):
+        if what == "ticks":
+            total += sum(map(int, Path(f"/proc/{frontend.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+            continue
+        for task in Path(f"/proc/{frontend.pid}/task").iterdir():
+            total += int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.M)[1])
+    return total
+
+
+def test_a_worker_that_takes_no_request_holds_no_thread_by_an_upload_that_goes_on(httpd):
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
+    eventually(lambda: len(server.workers("alice")) == 4)
+    stopped = [worker.pid for worker in server.workers("alice")]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.connect()) for _ in stopped]
+            for c in clients:
+                c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
+            time.sleep(0.5)
+            for c in clients:
+                c.send(b"b" * 1000)
+            time.sleep(0.5)
+            before = frontend_work(server, "sleeps")
+            time.sleep(2)
+            assert frontend_work(server, "sleeps") - before < 1500
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            for c in clients:
+                c.send(b"c" * 2000)
+                assert c.response().json()["bytes"] == 4000
+    finally:
+        for pid in stopped:
+            if not gone(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_worker_that_speaks_before_it_takes_the_request_is_heard(httpd, scratch):
+    server = make(httpd, f"PoolMaxProcesses 1\nPoolEnv SCRATCH {scratch}", conf="Timeout 10", alice_conf=FFI)
+    server.sites["alice"].write("forge.php", w.FORGE_PHP)
+    # A child of the script speaks on the lease a second later, while the worker stands still.
+    spoken = w.plan(w.log("unasked", exchange=w.FIRST + 1), w.head(exchange=1), then="fork")
+    assert server.request("POST", "/forge.php", body=spoken).text == "parent"
+    worker = server.workers("alice")[0].pid
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with server.connect() as c:
+            c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
+            time.sleep(0.3)
+            c.send(b"b" * 1000)
+            start = time.monotonic()
+            assert c.response().status == 502
+            assert time.monotonic() - start < 4
+    finally:
+        if not gone(worker):
+            os.kill(worker, signal.SIGCONT)
+    assert server.count_log("POOL103: .* broke the protocol: it sent a frame of another exchange: 502") == 1
+
+
+def test_a_client_that_stops_sending_makes_no_thread_run_while_its_body_waits_for_the_worker(httpd):
+    server = make(httpd, "PoolMaxProcesses 1",
+                  alice_conf="<IfModule php_module>\nphp_flag enable_post_data_reading off\n</IfModule>\n")
+    server.sites["alice"].script("late.php", "<?php usleep(300000); echo strlen(file_get_contents('php://input'));")
+    # More than the worker's socket takes, and so little more that the client can stop sending.
+    body = lines(8000)
+
+    def upload():
+        with server.connect() as c:
+            c.send(f"POST /late.php HTTP/1.1\r\nHost: alice.test\r\nConnection: close\r\nContent-Length: {len(body)}"
+                   "\r\n\r\n".encode() + body)
+            c.half_close()
+            return c.response().text
+
+    assert upload() == str(len(body))
+    before = frontend_work(server, "ticks")
+    for _ in range(6):
+        assert upload() == str(len(body))
+    assert frontend_work(server, "ticks") - before < 15
 
 
 def test_pipelined_requests_behind_a_parked_one_are_answered_in_order(httpd):
@@ -220,6 +325,21 @@ def test_past_pool_max_parked_there_is_503(httpd):
         line = r"POOL122: \[pool alice\] 503: PoolMaxParked: 5 requests of this process wait .* for GET /who.php"
         assert server.count_log(line) == 1
         answers_as_ever(server, 3)
+
+
+def test_without_a_place_to_park_a_request_still_gets_a_worker_that_is_idle(httpd):
+    """The frontend has to ask the controller for it, and that takes a moment."""
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 3\nPoolMaxParked 1")
+    found = []
+    with server.connect() as c:
+        c.request("GET", "/sleep.php?s=10")
+        eventually(lambda: len(server.workers("alice")) == 4)
+        for _ in range(5):
+            time.sleep(1.5)  # What is idle here goes back.
+            found.append(server.get("/who.php").status)
+        assert c.response().status == 200
+    # The moment may be over on a machine that is busy with others.
+    assert found.count(200) >= 4
 
 
 def test_a_parked_request_whose_client_leaves_ends(httpd):

@@ -13,6 +13,7 @@ use crate::sys::file;
 use crate::wire::frame::MAX_DATA;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Bytes that the core takes without waiting: less than the default of `FlushMaxThreshold`, which is 65,535.
 const AT_ONCE: usize = 60_000;
@@ -51,6 +52,9 @@ pub struct Delivery<'r> {
     /// The rest is to be on its way when it is passed on; it is the last.
     flush: bool,
     finish: bool,
+    /// How long the client may take nothing, and since when it has not, while it must.
+    patience: Duration,
+    stuck_since: Option<Instant>,
 }
 
 impl<'r> Delivery<'r> {
@@ -63,6 +67,8 @@ impl<'r> Delivery<'r> {
             rest: VecDeque::new(),
             flush: false,
             finish: false,
+            patience: r.server().timeout(),
+            stuck_since: None,
         }
     }
 
@@ -133,12 +139,23 @@ impl<'r> Delivery<'r> {
         self.rest.is_empty() && !self.flush && !self.finish
     }
 
+    /// Until when the client must have taken something.
+    pub fn until(&self) -> Instant {
+        self.stuck_since.unwrap_or_else(Instant::now) + self.patience
+    }
+
     /// Goes on with the rest; says whether that was all. The client must take more first, otherwise.
     pub fn go_on(&mut self) -> Result<bool, Undelivered> {
         loop {
+            let takes = self.stuck_since.is_some() && self.client.is_writable();
             if self.connection.is_some_and(|connection| !connection.has_written()) {
-                return if self.client.is_gone() { Err(Undelivered::ClientGone) } else { Ok(false) };
+                if takes || self.stuck_since.is_none() {
+                    self.stuck_since = Some(Instant::now());
+                }
+                let gone = self.client.is_gone() || self.until() <= Instant::now();
+                return if gone { Err(Undelivered::ClientGone) } else { Ok(false) };
             }
+            self.stuck_since = None;
             match self.rest.front_mut() {
                 Some(Piece::Bytes { bytes, at }) => {
                     let end = bytes.len().min(*at + AT_ONCE);

@@ -109,6 +109,8 @@ impl Run<'_> {
                 std::mem::swap(&mut buffers.first, &mut buffers.body);
                 self.first_kept = true;
             }
+            // Until that is so, it does not matter whether the client has sent more.
+            self.dry = false;
             self.wait_until_taken()?;
         }
         Ok(self.read_some(&mut buffers.body, &mut buffers.send))
