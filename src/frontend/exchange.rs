@@ -38,6 +38,8 @@ const CLIENT_LOOK: Duration = Duration::from_secs(1);
 const TAKEN_POLL: Duration = Duration::from_millis(1);
 /// How long after the request a thread waits for that where it can be parked.
 const BRIEF: Duration = Duration::from_millis(10);
+/// Messages that are heard in a row before others get their turn: a worker may send them as fast as they are read.
+const MOST_TURNS: u64 = 64;
 /// How often a parked request looks for what no descriptor tells.
 pub const PARKED_LOOK: Duration = Duration::from_millis(100);
 
@@ -278,11 +280,13 @@ impl<'r> Run<'r> {
             // The worker had to wait for the client.
             self.progress = Instant::now();
         }
+        let mut turns = 0_u64;
         loop {
+            turns += 1;
             if let Stage::Complete { last } = self.stage {
                 return Ok(last);
             }
-            if !self.out.is_through() {
+            if !self.out.is_through() || (self.parks && turns > MOST_TURNS && self.waits()) {
                 return Err(Stop::Parks);
             }
             if self.upload != Upload::Running && !self.pending {
