@@ -121,6 +121,19 @@ def test_values_that_do_not_fit_are_changed_and_told(conf):
     assert "MaxRequestWorkers 100: not a multiple of ThreadsPerChild 30; taken as 90" in said.stderr
 
 
+@pytest.mark.parametrize("line, told", [
+    ("StartServers 0", "StartServers 0: less than 1; taken as 1\n"),
+    ("MinSpareThreads -2", "MinSpareThreads -2: less than 1; taken as 1\n"),
+    ("ServerLimit 30000", "ServerLimit 30000: more than 20000; taken as that\n"),
+    ("StartServers 5000000000", ""),
+    ("AsyncRequestWorkerFactor 20000", ""),
+    ("AsyncRequestWorkerFactor 0.01", ""),
+])
+def test_numbers_that_mpm_event_takes_are_taken(conf, line, told):
+    said = alone(conf, line + "\n").test()
+    assert (said.returncode, said.stderr) == (0, told + "Syntax OK\n")
+
+
 # --- connections --------------------------------------------------------------------------------------
 
 
