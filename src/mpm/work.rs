@@ -316,9 +316,10 @@ impl Frontend {
     fn look_after_pollers(&self, polling: &mut Polling) -> bool {
         let attended = self.pollers.is_attended();
         let taken = self.counts.handled.load(Relaxed);
-        let pending = !attended && self.events.any();
+        let spare = attended || self.pollers.has_spare();
+        let pending = !attended && spare && self.events.any();
         let runs = pending && polling.is_still(taken) && self.any_runs();
-        let called = polling.look(Seen { attended, taken, pending, runs });
+        let called = polling.look(Seen { attended, taken, spare, pending, runs });
         self.pollers.allow(polling.most(), called);
         !(polling.may_rest() && self.pollers.stop_watching())
     }

@@ -361,6 +361,32 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
     backend.close()
 
 
+def test_while_all_threads_are_away_nobody_looks_for_others(httpd):
+    backend = socket.socket()
+    backend.bind(("127.0.0.1", 0))
+    backend.listen(100)
+    # Nothing is answered until then.
+    server = make(httpd, mpm_conf=threads(64), modules=["proxy", "proxy_http"],
+                  conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
+    (pid,) = frontends(server)
+
+    def used():
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with contextlib.ExitStack() as clients:
+        for _ in range(80):
+            clients.enter_context(server.connect()).request("GET", "/slow")
+        time.sleep(1)
+        before = used()
+        time.sleep(3)
+        assert used() - before < 0.15
+        waiting = clients.enter_context(server.connect())
+        waiting.request("GET", "/text.txt")
+        backend.close()
+        assert waiting.response().text == "text"
+
+
 def test_modules_with_work_of_their_own(httpd):
     """mod_watchdog's threads, in the parent and in frontends: a health check finds a backend."""
     with socket.socket() as s:
