@@ -247,6 +247,24 @@ def test_a_full_process_takes_no_more_connections_than_it_may_and_loses_none(htt
     c.close()
 
 
+@pytest.mark.parametrize("count, factor", [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_a_quiet_process_takes_as_many_connections_as_mpm_event(httpd, count, factor):
+    server = make(httpd, mpm_conf=threads(count, f"AsyncRequestWorkerFactor {factor}\n"), conf="KeepAliveTimeout 20\n")
+    with contextlib.ExitStack() as stack:
+        held = 0
+        while held < 20:
+            c = stack.enter_context(server.connect(timeout=20))
+            c.request("GET", "/text.txt")
+            c.sock.settimeout(1)
+            try:
+                assert c.response().text == "text"
+            except TimeoutError:
+                break
+            held += 1
+            time.sleep(0.1)  # its thread is idle again
+        assert held == count + count * factor
+
+
 def test_where_no_thread_comes_free_idle_connections_are_sent_away(httpd):
     server = make(httpd, mpm_conf=threads(1, "AsyncRequestWorkerFactor 40\n"), without=["reqtimeout"],
                   conf=STATUS + "KeepAliveTimeout 60\n")
