@@ -81,9 +81,9 @@ impl Frontend {
         };
         self.counts.connections.fetch_add(1, AcqRel);
         // Who was woken takes one connection, for nobody else was woken for it; whether there is room for more is
-        // seen after it.
+        // seen after it. This thread counts as idle: it takes the next one only when it is.
         let load = self.load();
-        if load.idle > 0 && admission::is_full(load) {
+        if admission::is_full(Load { idle: load.idle + 1, ..load }) {
             self.close_gate();
         } else if self.limits.limits.max_children > 1 && admission::lets_others_go_first(load) {
             self.watch_again(|i, _| i == number);

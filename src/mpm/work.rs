@@ -316,11 +316,10 @@ impl Frontend {
     fn look_after_pollers(&self, polling: &mut Polling) -> bool {
         let attended = self.pollers.is_attended();
         let taken = self.counts.handled.load(Relaxed);
-        let pending = !attended && self.events.any();
-        // Where none rests, it does not matter; and asking for each of many threads costs something.
-        let rests = self.counts.idle.load(Acquire) > 0;
-        let runs = pending && rests && polling.is_still(taken) && self.any_runs();
-        let called = polling.look(Seen { attended, taken, pending, runs });
+        let spare = attended || self.pollers.has_spare();
+        let pending = !attended && spare && self.events.any();
+        let runs = pending && polling.is_still(taken) && self.any_runs();
+        let called = polling.look(Seen { attended, taken, spare, pending, runs });
         self.pollers.allow(polling.most(), called);
         !(polling.may_rest() && self.pollers.stop_watching())
     }

@@ -13,7 +13,7 @@ use crate::policy::mpm::maintenance::Limits;
 pub const MAX_SERVER_LIMIT: i64 = 20_000;
 /// Most that `ThreadLimit` may be.
 pub const MAX_THREAD_LIMIT: i64 = 100_000;
-/// Most that `AsyncRequestWorkerFactor` may be: beyond it a process has more connections than a machine has ports.
+/// More than this is taken as this `AsyncRequestWorkerFactor`: such a process is never full.
 const MAX_FACTOR: f64 = 10_000.0;
 
 /// What the directives said, or the defaults.
@@ -129,10 +129,10 @@ impl MpmSettings {
             children = self.server_limit;
         }
         self.max_request_workers = children * self.threads_per_child;
-        clamp(&mut told, "StartServers", &mut self.start_servers, i64::from(u32::MAX));
-        clamp(&mut told, "MinSpareThreads", &mut self.min_spare_threads, i64::from(u32::MAX));
+        at_least_one(&mut told, "StartServers", &mut self.start_servers);
+        at_least_one(&mut told, "MinSpareThreads", &mut self.min_spare_threads);
         self.start_servers = self.start_servers.min(children);
-        let min_spare = self.min_spare_threads;
+        let min_spare = self.min_spare_threads.min(i64::from(u32::MAX));
         // Less room would end and start processes in turns. mpm_event says nothing of it either.
         let max_spare = self.max_spare_threads.max(min_spare + self.threads_per_child + 1);
         let fitted = MpmLimits {
@@ -178,10 +178,17 @@ fn small(n: i64) -> u32 {
 
 /// From 1 to `most`.
 fn clamp(told: &mut Vec<String>, name: &str, value: &mut i64, most: i64) {
-    let fitting = (*value).clamp(1, most);
-    if fitting != *value {
-        told.push(format!("{name} {value}: not from 1 to {most}; taken as {fitting}"));
-        *value = fitting;
+    at_least_one(told, name, value);
+    if *value > most {
+        told.push(format!("{name} {value}: more than {most}; taken as that"));
+        *value = most;
+    }
+}
+
+fn at_least_one(told: &mut Vec<String>, name: &str, value: &mut i64) {
+    if *value < 1 {
+        told.push(format!("{name} {value}: less than 1; taken as 1"));
+        *value = 1;
     }
 }
 
@@ -196,8 +203,8 @@ fn keep(told: &mut Vec<String>, name: &str, value: &mut i64, first: u32) {
 
 /// `AsyncRequestWorkerFactor` in sixteenths; less than 1 counts as 1.
 fn factor(value: &str) -> Result<u32, String> {
-    let number = value.trim().parse::<f64>().ok().filter(|n| *n > 0.0 && *n <= MAX_FACTOR);
-    let number = number.ok_or_else(|| format!("not a number above 0 and up to {MAX_FACTOR}; give one, such as 2"))?;
+    let number = value.trim().parse::<f64>().ok().filter(|n| *n > 0.0);
+    let number = number.ok_or_else(|| "not a number above 0; give one, such as 2".to_owned())?.min(MAX_FACTOR);
     let mut sixteenths = FACTOR_SCALE;
     while f64::from(sixteenths + 1) <= number * f64::from(FACTOR_SCALE) {
         sixteenths += 1;
@@ -261,6 +268,7 @@ mod tests {
         assert_eq!(one("StartServers", "-3").start_servers, 1);
         assert_eq!(one("MinSpareThreads", "0").limits.min_spare_threads, 1);
         assert_eq!(one("MaxRequestWorkers", "10").limits.max_request_workers, 25);
+        assert_eq!(one("ThreadLimit", "200000").thread_limit, 100_000);
         let odd = one("MaxRequestWorkers", "130");
         assert_eq!((odd.limits.max_request_workers, odd.limits.max_children), (125, 5));
         let many = one("MaxRequestWorkers", "800");
@@ -308,7 +316,8 @@ mod tests {
 
     #[test]
     fn the_factor_is_kept_in_sixteenths() {
-        for (text, sixteenths) in [("2", 32), ("1.5", 24), ("0.3", 16), ("2.03", 32), ("2.0625", 33)] {
+        for (text, sixteenths) in [("2", 32), ("1.5", 24), ("0.3", 16), ("2.03", 32), ("2.0625", 33), ("1e9", 160_000)]
+        {
             assert_eq!(factor(text), Ok(sixteenths), "{text}");
         }
     }

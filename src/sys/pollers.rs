@@ -80,6 +80,11 @@ impl Pollers {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
+    /// A thread rests.
+    pub fn has_spare(&self) -> bool {
+        self.resting().threads > 0
+    }
+
     /// Whether the looking may end. If not, it goes on: the last one that waited has left meanwhile.
     pub fn stop_watching(&self) -> bool {
         self.watched.store(false, Ordering::SeqCst);

@@ -127,6 +127,19 @@ def test_values_that_do_not_fit_are_changed_and_told(conf):
     assert "MaxRequestWorkers 100: not a multiple of ThreadsPerChild 30; taken as 90" in said.stderr
 
 
+@pytest.mark.parametrize("line, told", [
+    ("StartServers 0", "StartServers 0: less than 1; taken as 1\n"),
+    ("MinSpareThreads -2", "MinSpareThreads -2: less than 1; taken as 1\n"),
+    ("ServerLimit 30000", "ServerLimit 30000: more than 20000; taken as that\n"),
+    ("StartServers 5000000000", ""),
+    ("AsyncRequestWorkerFactor 20000", ""),
+    ("AsyncRequestWorkerFactor 0.01", ""),
+])
+def test_numbers_that_mpm_event_takes_are_taken(conf, line, told):
+    said = alone(conf, line + "\n").test()
+    assert (said.returncode, said.stderr) == (0, told + "Syntax OK\n")
+
+
 # --- connections --------------------------------------------------------------------------------------
 
 
@@ -244,6 +257,24 @@ def test_a_full_process_takes_no_more_connections_than_it_may_and_loses_none(htt
     c.sock.settimeout(20)
     assert c.response().text == "text"
     c.close()
+
+
+@pytest.mark.parametrize("count, factor", [(1, 1), (1, 2), (4, 1), (4, 2)])
+def test_a_quiet_process_takes_as_many_connections_as_mpm_event(httpd, count, factor):
+    server = make(httpd, mpm_conf=threads(count, f"AsyncRequestWorkerFactor {factor}\n"), conf="KeepAliveTimeout 20\n")
+    with contextlib.ExitStack() as stack:
+        held = 0
+        while held < 20:
+            c = stack.enter_context(server.connect(timeout=20))
+            c.request("GET", "/text.txt")
+            c.sock.settimeout(1)
+            try:
+                assert c.response().text == "text"
+            except TimeoutError:
+                break
+            held += 1
+            time.sleep(0.1)  # its thread is idle again
+        assert held == count + count * factor
 
 
 def test_where_no_thread_comes_free_idle_connections_are_sent_away(httpd):
@@ -397,22 +428,30 @@ def test_threads_that_stay_away_do_not_hold_up_the_others(httpd):
         eventually(few_wait, 15, what="the others rest again")
 
 
-def test_where_all_threads_stay_away_nobody_looks_for_one_all_the_time(httpd):
-    with SlowBackend() as backend:
-        server = make(httpd, mpm_conf=threads(64), **backend.conf)
-        (frontend,) = server.processes("frontend")
+def test_while_all_threads_are_away_nobody_looks_for_others(httpd):
+    backend = socket.socket()
+    backend.bind(("127.0.0.1", 0))
+    backend.listen(100)
+    # Nothing is answered until then.
+    server = make(httpd, mpm_conf=threads(64), modules=["proxy", "proxy_http"],
+                  conf=STATUS + f"ProxyPass /slow http://127.0.0.1:{backend.getsockname()[1]}/\n")
+    (pid,) = frontends(server)
 
-        def ticks():
-            return sum(map(int, Path(f"/proc/{frontend.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    def used():
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-        slow = [Later(server.get, "/slow", timeout=90) for _ in range(80)]
-        eventually(lambda: len(backend.asked) == 64, 15, what="all are away")
-        before = ticks()
-        time.sleep(2)
-        used = ticks() - before
-        backend.go.set()
-        assert [later.result(60).text for later in slow] == ["slow"] * 80
-        assert used < 15, "hundredths of a second, of two seconds"
+    with contextlib.ExitStack() as clients:
+        for _ in range(80):
+            clients.enter_context(server.connect()).request("GET", "/slow")
+        time.sleep(1)
+        before = used()
+        time.sleep(3)
+        assert used() - before < 0.15
+        waiting = clients.enter_context(server.connect())
+        waiting.request("GET", "/text.txt")
+        backend.close()
+        assert waiting.response().text == "text"
 
 
 def test_modules_with_work_of_their_own(httpd):

@@ -27,6 +27,8 @@ pub struct Seen {
     pub attended: bool,
     /// Number of events taken so far; it wraps.
     pub taken: u32,
+    /// A thread rests, and could be called. While none does, the others need not be looked at.
+    pub spare: bool,
     /// An event could be taken.
     pub pending: bool,
     /// A thread that is busy runs, or would if it had a processor: it comes back when it has done its work, and others
@@ -76,7 +78,7 @@ impl Polling {
     /// Takes a look. Answers how many threads that rest are to wait now.
     pub fn look(&mut self, seen: Seen) -> u32 {
         let before = self.most();
-        let still = !seen.attended && seen.pending && self.is_still(seen.taken);
+        let still = !seen.attended && seen.spare && seen.pending && self.is_still(seen.taken);
         self.running = if still && seen.runs { self.running + 1 } else { 0 };
         let stands_still = still && (!seen.runs || self.running >= RUN_LOOKS);
         self.taken = seen.taken;
@@ -91,7 +93,8 @@ impl Polling {
             // Also where that is the number already: all of them are away.
             return self.most().saturating_sub(before).max(1);
         }
-        self.calm += 1;
+        // While all are away it cannot be seen how many are needed.
+        self.calm += u32::from(seen.attended || seen.spare);
         if self.calm >= CALM_LOOKS {
             self.calm = 0;
             self.added /= 2;
@@ -123,17 +126,17 @@ mod tests {
 
     /// Looks at a process whose threads take events, and never wait.
     fn keep_busy(polling: &mut Polling, looks: u32) -> u32 {
-        let seen = |taken| Seen { attended: false, taken, pending: true, runs: true };
+        let seen = |taken| Seen { attended: false, taken, spare: true, pending: true, runs: true };
         (0..looks).map(|_| polling.look(seen(polling.taken + 1))).sum()
     }
 
     fn keep_quiet(polling: &mut Polling, looks: u32) -> u32 {
-        let seen = |taken| Seen { attended: true, taken, pending: false, runs: false };
+        let seen = |taken| Seen { attended: true, taken, spare: true, pending: false, runs: false };
         (0..looks).map(|_| polling.look(seen(polling.taken + 1))).sum()
     }
 
     fn stand_still(polling: &mut Polling) -> u32 {
-        polling.look(Seen { attended: false, taken: polling.taken, pending: true, runs: false })
+        polling.look(Seen { attended: false, taken: polling.taken, spare: true, pending: true, runs: false })
     }
 
     #[test]
@@ -184,7 +187,7 @@ mod tests {
     fn who_has_work_is_waited_for_but_not_for_ever() {
         let mut polling = Polling::new(25);
         polling.counted(2, 1);
-        let mut look = |runs| polling.look(Seen { attended: false, taken: 0, pending: true, runs });
+        let mut look = |runs| polling.look(Seen { attended: false, taken: 0, spare: true, pending: true, runs });
         assert!((1..RUN_LOOKS).all(|_| look(true) == 0));
         assert_eq!(look(false), 2, "it has begun to wait");
         assert!((1..RUN_LOOKS).all(|_| look(true) == 0));
@@ -196,11 +199,24 @@ mod tests {
         let mut polling = polling();
         for _ in 0..50 {
             let taken = polling.taken;
-            assert_eq!(polling.look(Seen { attended: false, taken, pending: false, runs: false }), 0);
-            let on_its_way = Seen { attended: true, taken, pending: true, runs: false };
+            assert_eq!(polling.look(Seen { attended: false, taken, spare: true, pending: false, runs: false }), 0);
+            let on_its_way = Seen { attended: true, taken, spare: true, pending: true, runs: false };
             assert_eq!(polling.look(on_its_way), 0);
         }
         assert_eq!(polling.most(), QUIET);
+    }
+
+    #[test]
+    fn while_all_are_away_the_number_stays() {
+        let mut polling = polling();
+        for _ in 0..4 {
+            stand_still(&mut polling);
+        }
+        for _ in 0..8 * CALM_LOOKS {
+            let away = Seen { attended: false, taken: polling.taken, spare: false, pending: true, runs: false };
+            assert_eq!(polling.look(away), 0);
+        }
+        assert_eq!(polling.most(), 24, "its share of the processors, and all that were added");
     }
 
     #[test]
