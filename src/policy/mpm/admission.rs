@@ -23,13 +23,14 @@ pub struct Load {
 pub const FACTOR_SCALE: u32 = 16;
 
 /// The process has as many connections as it may: one for each thread, and `factor` for each idle one. While it does
-/// not accept, one idle thread counts less, so that it does not start and stop with each request.
+/// not accept, one idle thread counts less, so that it does not start and stop with each request; but where all threads are
+/// idle there is no request.
 pub fn is_full(load: Load) -> bool {
     if load.idle == 0 {
         return true;
     }
     let counted = load.connections.saturating_sub(load.lingering);
-    let idle = u64::from(load.idle - u32::from(load.closed));
+    let idle = u64::from(load.idle - u32::from(load.closed && load.idle < load.threads));
     let room = u64::from(load.threads) + idle * u64::from(load.factor) / u64::from(FACTOR_SCALE);
     u64::from(counted) >= room
 }
@@ -84,9 +85,11 @@ mod tests {
 
     #[test]
     fn a_closed_process_opens_a_little_later() {
-        assert!(!is_full(Load { connections: 73, ..QUIET }));
-        assert!(is_full(Load { connections: 73, closed: true, ..QUIET }));
-        assert!(!is_full(Load { connections: 72, closed: true, ..QUIET }));
+        let busy = Load { idle: 20, ..QUIET };
+        assert!(!is_full(Load { connections: 63, ..busy }));
+        assert!(is_full(Load { connections: 63, closed: true, ..busy }));
+        assert!(!is_full(Load { connections: 62, closed: true, ..busy }));
+        assert!(!is_full(Load { connections: 74, closed: true, ..QUIET }), "a thread was busy for a moment only");
     }
 
     #[test]
