@@ -26,12 +26,18 @@ fn is_public(name: &[u8], value: &[u8]) -> bool {
         && !value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f)
 }
 
-/// The payload of META for the request that the redirects have led to; `env` is the list that came with it.
+/// The payload of META for a request, with all that its redirects have led to; `env` is the list that came with it.
+/// The handler is the first one's, as for httpd's `%R`.
 pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
+    let mut first = r;
+    while let Some(previous) = first.previous() {
+        first = previous;
+    }
+    let r = r.last();
     let none = Meta {
         user: r.user(),
         auth_type: r.auth_type(),
-        handler: r.handler(),
+        handler: first.handler(),
         filename: r.filename(),
         ..Meta::default()
     };

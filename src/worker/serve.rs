@@ -254,7 +254,7 @@ impl Worker {
 
     fn meta(&self, r: RequestRec<'_>) -> Result<(), Gone> {
         let current = self.exchange.borrow();
-        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r.last(), &current.env))
+        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r, &current.env))
     }
 
     /// The request is over: what the loggers shall know, and the end.

@@ -187,6 +187,14 @@ def breaks_off(server, n, h2):
     assert (line["script"], line["note"]) == ("early", "noted")
 
 
+def test_the_handler_is_that_of_the_request_before_its_redirects(server):
+    alice = server.sites["alice"]
+    alice.write("moved/.htaccess", "RewriteEngine on\nRewriteRule ^old$ /who.php\n")
+    line = logged(server, "/moved/old")[1]
+    assert (line["handler"], line["status"]) == ("redirect-handler", "200")
+    assert line["file"].endswith("/who.php")
+
+
 @pytest.mark.parametrize("uri,status", [("/nowhere", "404"), ("/private/", "401"), ("/text.txt/x", "404")])
 def test_error_status(server, uri, status):
     assert logged(server, uri)[1]["status"] == status
