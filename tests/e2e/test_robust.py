@@ -493,6 +493,9 @@ def test_what_waits_for_a_site_that_was_changed_is_refused_at_once(httpd, change
     server.graceful()
     at = len(server.error_log())
     server.kill("controller")
+    # Until its frontend knows of the death, the worker that is free serves what waits there, as it should.
+    eventually(lambda: "POOL109" in server.error_log()[at:], 10)
+    time.sleep(0.5)
     alice.write("go", "")
     killed = time.monotonic()
     for answer, when in [w.result(45) for w in waiting]:
