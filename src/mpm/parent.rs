@@ -1,80 +1,30 @@
 //! httpd's parent as an MPM: forks frontends, keeps their number right, ends and replaces them.
 //!
 //! Runs in: parent (one thread).  Trusts: the kernel's word on its children; of the scoreboard only numbers.
-//! Owns: the frontends.  Never: reads from a client.
+//! Owns: their life.  Never: reads from a client.
 #![forbid(unsafe_code)]
 
-use super::child;
+mod state;
+mod upkeep;
+
 use crate::apr::AprPool;
 use crate::httpd::log::{self, Level};
 use crate::httpd::mpm::listen::{self, Bucket, End, KeptPipe, OpenError};
 use crate::httpd::mpm::process::{self, Ended, How, Stopped};
 use crate::httpd::mpm::{self, retained, score};
 use crate::httpd::{image, ServerRec};
-use crate::policy::mpm::maintenance::{self, ChangeOver, Child, Pace, Report, Totals, HOLD_OFF_AFTER_GRACEFUL};
+use crate::policy::mpm::maintenance::HOLD_OFF_AFTER_GRACEFUL;
 use crate::settings::MpmLimits;
-use crate::sys::events::Summons;
-use crate::sys::fork::Forked;
-use crate::sys::heritage::{self, Kept};
 use crate::sys::launch;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use state::{note_stopped, state, tell_leaving};
 use std::time::{Duration, Instant};
 
 /// After this many frontends were killed one after the other, the next are replaced at the usual pace only.
 const SUCCESSIVE_KILLS: u32 = 3;
 /// How long no fork is tried after one has failed.
 const FORK_PAUSE: Duration = Duration::from_secs(10);
-/// How long it is looked, and how often, whether a new frontend serves, before the parent turns to other things too.
-const START_PATIENCE: Duration = Duration::from_secs(1);
-const START_LOOK: Duration = Duration::from_millis(5);
 /// How often it is looked whether all frontends have ended, while they may take their time.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
-#[derive(Debug)]
-struct State {
-    /// By slot of the scoreboard.
-    rows: Vec<Option<Row>>,
-    buckets: Vec<Bucket>,
-    pace: Pace,
-    /// A frontend has ended for lack of something.
-    sick: bool,
-    /// A frontend of this configuration has had all its threads running.
-    healthy: bool,
-    /// No frontend can work.
-    fatal: bool,
-    forks_after: Option<Instant>,
-    /// For each bucket of listeners: see [`Summons`]. Daemons of modules do not get it.
-    summons: Vec<Kept>,
-    /// To frontends of the configuration before, which serve until this one's are there.
-    leaving: Vec<KeptPipe>,
-}
-
-/// A running frontend, as the parent knows it: nothing of this is in memory that frontends can write.
-#[derive(Debug, Clone, Copy)]
-struct Row {
-    pid: u32,
-    generation: i32,
-    quiescing: bool,
-}
-
-static STATE: Mutex<State> = Mutex::new(State {
-    rows: Vec::new(),
-    buckets: Vec::new(),
-    pace: Pace { spawn_rate: Vec::new(), hold_off: 0, said_reached: false, said_near: false },
-    sick: false,
-    healthy: false,
-    fatal: false,
-    forks_after: None,
-    summons: Vec::new(),
-    leaving: Vec::new(),
-});
-
-/// Never held while httpd is called: it may call back (`stopped`, `ap_mpm_query`), or fork.
-fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What httpd is to do when its MPM returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,40 +95,6 @@ pub fn stopped(main: ServerRec<'_>, slot: i32, pid: i32, generation: i32) {
     }
 }
 
-fn note_stopped(main: ServerRec<'_>, slot: usize) {
-    let row = state().rows.get_mut(slot).and_then(Option::take);
-    score::child_stopped(slot, mpm::limits().thread_limit);
-    if let Some(row) = row {
-        process::tell_child_status(main, row.pid, row.generation, Some(slot), false);
-        log::server(Level::Debug, main, format!("frontend {slot} has ended: pid {}", row.pid));
-    }
-}
-
-fn note_started(main: ServerRec<'_>, slot: usize, pid: u32) {
-    let generation = retained::generation();
-    {
-        let mut state = state();
-        if state.rows.len() <= slot {
-            state.rows.resize(slot + 1, None);
-        }
-        state.rows[slot] = Some(Row { pid, generation, quiescing: false });
-    }
-    score::raise_used_slots(slot + 1);
-    score::child_started(slot, pid, generation);
-    process::tell_child_status(main, pid, generation, Some(slot), true);
-    log::server(Level::Debug, main, format!("frontend {slot} has started: pid {pid}, generation {generation}"));
-}
-
-/// A copy of the bucket's summons. `None` where there is no descriptor for it: frontends do without.
-fn summons_of(bucket: usize) -> Option<OwnedFd> {
-    let mut state = state();
-    while state.summons.len() <= bucket {
-        let kept = heritage::keep(Summons::make().ok()?)?;
-        state.summons.push(kept);
-    }
-    state.summons.get(bucket)?.as_fd().try_clone_to_owned().ok()
-}
-
 /// The parent of one configuration.
 #[derive(Debug)]
 struct Parent {
@@ -188,13 +104,6 @@ struct Parent {
     buckets: Vec<Bucket>,
     one_process: bool,
     stopped: Stopped,
-}
-
-/// Tells the frontends that a graceful restart has left serving.
-fn tell_leaving(end: End) {
-    let leaving = std::mem::take(&mut state().leaving);
-    let most = mpm::limits().limits.server_limit;
-    leaving.into_iter().for_each(|pipe| pipe.tell_all(most, end));
 }
 
 /// httpd's parent ends. There are old frontends still if the configuration could not be read after a graceful restart was
@@ -342,229 +251,6 @@ impl Parent {
             self.start_child(slot);
         }
         Some(slot)
-    }
-
-    /// Waits a moment until a new frontend serves.
-    fn await_first(&self) {
-        let end = Instant::now() + START_PATIENCE;
-        while !self.has_changed_over() && Instant::now() < end {
-            if retained::restart_pending() || retained::shutdown_pending() {
-                break;
-            }
-            launch::pause(START_LOOK);
-        }
-    }
-
-    /// Frontends that a graceful restart has left serving are told to end once those of this configuration serve. Until
-    /// then one is started where there is none; false.
-    fn has_changed_over(&self) -> bool {
-        if state().leaving.is_empty() {
-            return true;
-        }
-        match maintenance::change_over(&self.look_at_children(), self.buckets.len()) {
-            ChangeOver::Tell => {
-                tell_leaving(End::Graceful);
-                return true;
-            }
-            ChangeOver::Start => {
-                let each = u32::try_from(self.buckets.len()).unwrap_or(1);
-                self.start_children(each);
-            }
-            ChangeOver::Wait => {}
-        }
-        false
-    }
-
-    /// Returns how many were started.
-    fn start_children(&self, count: u32) -> u32 {
-        let slots = maintenance::slots_to_start(&self.look_at_children(), self.buckets.len(), count);
-        let mut started = 0;
-        for slot in slots {
-            if !self.start_child(slot) {
-                break;
-            }
-            started += 1;
-        }
-        started
-    }
-
-    /// Whether a frontend was forked.
-    fn start_child(&self, slot: usize) -> bool {
-        if self.one_process {
-            note_started(self.main, slot, launch::own_pid());
-            self.be_child(slot, None);
-        }
-        if state().forks_after.is_some_and(|after| Instant::now() < after) {
-            return false;
-        }
-        // This copy alone is the child's, too.
-        let summons = summons_of(slot % self.buckets.len().max(1));
-        match process::fork_child() {
-            Ok(Forked::Child) => self.be_child(slot, summons),
-            Ok(Forked::Parent { child }) => {
-                state().forks_after = None;
-                note_started(self.main, slot, child);
-                true
-            }
-            Err(e) => {
-                let older = {
-                    let mut state = state();
-                    state.forks_after = Some(Instant::now() + FORK_PAUSE);
-                    !state.leaving.is_empty()
-                };
-                let older = if older { "; those of the configuration before go on" } else { "" };
-                log::server(
-                    Level::Error,
-                    self.main,
-                    format!(
-                        "POOL213: a frontend cannot be forked: {e}; the next attempt comes in {} s{older}",
-                        FORK_PAUSE.as_secs()
-                    ),
-                );
-                false
-            }
-        }
-    }
-
-    fn be_child(&self, slot: usize, summons: Option<OwnedFd>) -> ! {
-        // What older frontends are told is the parent's word alone.
-        state().leaving.clear();
-        let (pchild, status) = child::run(&child::Start {
-            slot,
-            buckets: &self.buckets,
-            bucket: slot % self.buckets.len().max(1),
-            summons: summons.map(|fd| Arc::new(Summons::of(fd))),
-            limits: self.limits,
-            main: self.main,
-            pconf: self.pconf,
-            one_process: self.one_process,
-        });
-        if self.one_process {
-            note_stopped(self.main, slot);
-        }
-        process::end_child(pchild, status)
-    }
-
-    fn maintain(&self) {
-        let mut used = 0;
-        for bucket in 0..self.buckets.len() {
-            let plan = {
-                let children = self.look_at_children();
-                let mut state = state();
-                let rows = || state.rows.iter().flatten();
-                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-                let totals =
-                    Totals { active: count(rows().filter(|r| !r.quiescing).count()), total: count(rows().count()) };
-                maintenance::maintain(bucket, &children, &self.limits.limits, totals, &mut state.pace)
-            };
-            used = used.max(plan.used);
-            if !self.is_well(plan.healthy, bucket + 1 == self.buckets.len()) {
-                continue;
-            }
-            if plan.retire_one {
-                self.buckets[bucket].tell_one(End::Graceful);
-            }
-            if let Some(report) = plan.report {
-                self.report(report);
-            }
-            for slot in plan.spawn {
-                if !self.start_child(slot) {
-                    break;
-                }
-                used = used.max(slot + 1);
-            }
-        }
-        score::set_used_slots(used);
-    }
-
-    /// After a frontend ended for lack of something: if none ever had all its threads, none will. False while that is
-    /// not known.
-    fn is_well(&self, healthy: bool, last_bucket: bool) -> bool {
-        let mut state = state();
-        state.healthy |= healthy;
-        if !state.sick {
-            return true;
-        }
-        if state.healthy {
-            state.sick = false;
-            return true;
-        }
-        if last_bucket {
-            state.fatal = true;
-            drop(state);
-            retained::set_shutdown_pending(true);
-            log::server(
-                Level::Emerg,
-                self.main,
-                "POOL214: no frontend could be set up completely; httpd ends. The lines before say what was lacking",
-            );
-        }
-        false
-    }
-
-    fn look_at_children(&self) -> Vec<Child> {
-        let rows = state().rows.clone();
-        let generation = retained::generation();
-        let threads = self.limits.limits.threads_per_child;
-        let mut children = Vec::new();
-        for slot in 0..usize::try_from(self.limits.limits.server_limit).unwrap_or(0) {
-            let Some(row) = rows.get(slot).copied().flatten() else {
-                children.push(Child::default());
-                continue;
-            };
-            let said = score::said(slot, threads);
-            if said.quiescing && !row.quiescing {
-                score::child_quiescing(slot);
-                if let Some(Some(row)) = state().rows.get_mut(slot) {
-                    row.quiescing = true;
-                }
-            }
-            children.push(Child {
-                alive: true,
-                current: row.generation == generation,
-                quiescing: said.quiescing || row.quiescing,
-                closed: said.closed,
-                idle: said.idle,
-                active: said.active,
-            });
-        }
-        children
-    }
-
-    fn report(&self, report: Report) {
-        let (level, text) = match report {
-            Report::MaxRequestWorkersReached => (
-                Level::Error,
-                format!(
-                    "POOL215: server reached MaxRequestWorkers {}: every thread is busy, and new connections wait; raise \
-                     it, and ServerLimit with it, if the machine bears more",
-                    self.limits.limits.max_request_workers
-                ),
-            ),
-            Report::NearMaxRequestWorkers => (
-                Level::Error,
-                format!(
-                    "POOL216: server is within MinSpareThreads of MaxRequestWorkers {}; raise it, if the machine bears more",
-                    self.limits.limits.max_request_workers
-                ),
-            ),
-            Report::ScoreboardFull => (
-                Level::Error,
-                format!(
-                    "POOL217: the scoreboard is full, while MaxRequestWorkers is not reached: frontends that are ending \
-                     take the rest of ServerLimit {}; raise it (it needs a stop and a start)",
-                    self.limits.limits.server_limit
-                ),
-            ),
-            Report::Busy { spawning, idle_threads } => (
-                Level::Info,
-                format!(
-                    "the server is getting busy: {spawning} more frontends are started, there were {idle_threads} idle \
-                     threads; raise StartServers or MinSpareThreads if this comes often"
-                ),
-            ),
-        };
-        log::server(level, self.main, text);
     }
 
     fn tell_all(&self, end: End) {
