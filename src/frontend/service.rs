@@ -11,7 +11,7 @@ use super::request::{self, ServerName};
 use super::{Frontend, PoolFacts, FRONTEND};
 use crate::httpd::parking::{self, Awaited, Parked, Step, Ticket};
 use crate::httpd::{client, log, RequestRec};
-use crate::policy::threads::Entry;
+use crate::policy::threads::{Entry, Serving};
 use crate::policy::Millis;
 use crate::sys::clock;
 use crate::sys::events::Interest;
@@ -151,12 +151,13 @@ impl<'r> Service<'r> {
         let _occupied = Occupied::new();
         let frontend = self.frontend;
         let entry = ENTRY.with(|mine| Arc::clone(mine.borrow_mut().get_or_insert_with(|| frontend.threads.enter())));
-        let _serving = frontend.threads.serve(entry, self.pool, frontend.now());
+        let has_process = matches!(self.stage, Stage::Exchange(_) | Stage::Delivery { .. });
+        let serving = frontend.threads.serve(entry, self.pool, has_process, frontend.now());
         self.leave_the_lot();
         loop {
             let done = match self.stage {
-                Stage::Begins => self.ask(),
-                Stage::Queue(_) => self.queue(),
+                Stage::Begins => self.ask(&serving),
+                Stage::Queue(_) => self.queue(&serving),
                 Stage::Exchange(_) => self.converse(),
                 Stage::Delivery { .. } => self.deliver(),
                 Stage::Over => Some(Handled::Done),
@@ -196,7 +197,7 @@ impl<'r> Service<'r> {
         Some(Handled::Parked)
     }
 
-    fn ask(&mut self) -> Option<Handled> {
+    fn ask(&mut self, serving: &Serving<'_>) -> Option<Handled> {
         if self.grants >= MAX_TRIES {
             let why = "no worker took the request, in several tries: 503";
             let text = format!("POOL105: [pool {}] {why}", self.facts.name);
@@ -204,13 +205,16 @@ impl<'r> Service<'r> {
             return Some(failed(self.r, 503, 1));
         }
         match self.desk().ask(self.pool, self.arrived, self.facts.queue_timeout) {
-            Ok(leased) => self.begin(leased),
+            Ok(leased) => {
+                serving.has_process();
+                self.begin(leased);
+            }
             Err(waiting) => self.stage = Stage::Queue(waiting),
         }
         None
     }
 
-    fn queue(&mut self) -> Option<Handled> {
+    fn queue(&mut self, serving: &Serving<'_>) -> Option<Handled> {
         let r = self.r;
         let parks = self.ticket.is_some();
         let has_place = self.facts.parked.load(Ordering::Relaxed) < self.facts.max_parked;
@@ -229,6 +233,7 @@ impl<'r> Service<'r> {
                 return self.park();
             }
             Some(Ok(leased)) if !has_left => {
+                serving.gets_process(self.frontend.now());
                 self.begin(leased);
                 return None;
             }

@@ -9,16 +9,26 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A thread counts once it has been with a request for so long.
 const LONG: Millis = 1_000;
-/// Bits of an entry for the time; the pool's index, from 1, is above them. 0 is an idle thread.
+/// Bits of an entry for the time; above them is [`QUEUED`], then the pool's index, from 1. 0 is an idle thread.
 const TIME_BITS: u32 = 40;
 const TIME: u64 = (1 << TIME_BITS) - 1;
+/// The request waits for a process.
+const QUEUED: u64 = 1 << TIME_BITS;
+const POOL_SHIFT: u32 = TIME_BITS + 1;
 
 /// All threads of this process that serve requests of pools.
 #[derive(Debug)]
 pub struct Threads {
     entries: Mutex<Vec<Weak<AtomicU64>>>,
-    /// Threads with a request, by pool.
-    counts: Vec<AtomicU32>,
+    pools: Vec<Pool>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    /// Threads with a request.
+    threads: AtomicU32,
+    /// How many requests that waited got a process: see [`Moves`].
+    moves: AtomicU64,
 }
 
 /// What one thread does now.
@@ -27,27 +37,91 @@ pub type Entry = Arc<AtomicU64>;
 /// The calling thread is with a request as long as this lives.
 #[derive(Debug)]
 pub struct Serving<'t> {
-    count: Option<&'t AtomicU32>,
+    /// Of the pool; none for a part of another request.
+    pool: Option<(&'t Pool, u32)>,
     entry: Entry,
     before: u64,
+}
+
+impl Serving<'_> {
+    /// Its request did not have to wait for a process.
+    pub fn has_process(&self) {
+        if self.pool.is_some() {
+            self.entry.fetch_and(!QUEUED, Ordering::Relaxed);
+        }
+    }
+
+    /// Its request has waited, and has a process from now on.
+    pub fn gets_process(&self, now: Millis) {
+        let Some((pool, index)) = self.pool else { return };
+        self.entry.store(entry(index, 0, now), Ordering::Relaxed);
+        let more = |moves| Some(Moves::of(moves).at(now).one_more().packed());
+        let _ = pool.moves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
 }
 
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
         self.entry.store(self.before, Ordering::Relaxed);
-        if let Some(count) = self.count {
-            count.fetch_sub(1, Ordering::Relaxed);
+        if let Some((pool, _)) = self.pool {
+            pool.threads.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+fn entry(pool: u32, queued: u64, now: Millis) -> u64 {
+    (u64::from(pool) + 1) << POOL_SHIFT | queued | (now & TIME)
+}
+
+/// How often something happened in a second, and in the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moves {
+    second: u32,
+    now: u16,
+    before: u16,
+}
+
+impl Moves {
+    fn of(packed: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = packed.to_be_bytes();
+        Self {
+            second: u32::from_be_bytes([a, b, c, d]),
+            now: u16::from_be_bytes([e, f]),
+            before: u16::from_be_bytes([g, h]),
+        }
+    }
+
+    fn packed(self) -> u64 {
+        u64::from(self.second) << 32 | u64::from(self.now) << 16 | u64::from(self.before)
+    }
+
+    /// The same, told at another time.
+    fn at(self, now: Millis) -> Self {
+        // It goes round after 136 years.
+        let second = u32::try_from((now / 1_000) & u64::from(u32::MAX)).unwrap_or_default();
+        match second.wrapping_sub(self.second) {
+            0 => self,
+            1 => Self { second, now: 0, before: self.now },
+            _ => Self { second, now: 0, before: 0 },
+        }
+    }
+
+    fn one_more(self) -> Self {
+        Self { now: self.now.saturating_add(1), ..self }
+    }
+
+    fn in_a_second(self) -> u32 {
+        self.now.max(self.before).into()
     }
 }
 
 impl Threads {
     pub fn new(pools: usize) -> Self {
-        Self { entries: Mutex::default(), counts: (0..pools).map(|_| AtomicU32::new(0)).collect() }
+        Self { entries: Mutex::default(), pools: (0..pools).map(|_| Pool::default()).collect() }
     }
 
-    fn count(&self, pool: u32) -> Option<&AtomicU32> {
-        self.counts.get(usize::try_from(pool).ok()?)
+    fn pool(&self, index: u32) -> Option<&Pool> {
+        self.pools.get(usize::try_from(index).ok()?)
     }
 
     /// An entry for a thread, which keeps it for its life.
@@ -60,25 +134,31 @@ impl Threads {
         entry
     }
 
-    /// The thread of this entry begins with a request, or goes on with one. A part of another request counts with that.
-    pub fn serve(&self, entry: Entry, pool: u32, now: Millis) -> Serving<'_> {
-        let before = entry.load(Ordering::Relaxed);
-        let count = if before == 0 { self.count(pool) } else { None };
-        if let Some(count) = count {
-            count.fetch_add(1, Ordering::Relaxed);
-            entry.store((u64::from(pool) + 1) << TIME_BITS | (now & TIME), Ordering::Relaxed);
+    /// The thread of this entry begins with a request, or goes on with one that `has_process`. A part of another request
+    /// counts with that.
+    pub fn serve(&self, own: Entry, index: u32, has_process: bool, now: Millis) -> Serving<'_> {
+        let before = own.load(Ordering::Relaxed);
+        let pool = if before == 0 { self.pool(index) } else { None };
+        if let Some(pool) = pool {
+            pool.threads.fetch_add(1, Ordering::Relaxed);
+            own.store(entry(index, if has_process { 0 } else { QUEUED }, now), Ordering::Relaxed);
         }
-        Serving { count, entry, before }
+        Serving { pool: pool.zip(Some(index)), entry: own, before }
     }
 
-    /// Whether so many threads have been with requests of this pool for long.
+    /// Whether so many threads have been with requests of this pool for long, each with a process or in the queue. One in
+    /// the queue does not count while that moves: while, in a second, half as many requests that waited get a process.
     pub fn are_held(&self, pool: u32, limit: u32, now: Millis) -> bool {
-        if self.count(pool).is_none_or(|count| count.load(Ordering::Relaxed) < limit) {
+        let Some(of_pool) = self.pool(pool) else { return false };
+        if of_pool.threads.load(Ordering::Relaxed) < limit {
             return false;
         }
+        let moves = Moves::of(of_pool.moves.load(Ordering::Relaxed)).at(now).in_a_second() >= limit.div_ceil(2);
         let held = |entry: &Weak<AtomicU64>| {
             let entry = entry.upgrade().map_or(0, |entry| entry.load(Ordering::Relaxed));
-            entry >> TIME_BITS == u64::from(pool) + 1 && (entry & TIME) + LONG <= now & TIME
+            entry >> POOL_SHIFT == u64::from(pool) + 1
+                && (entry & TIME) + LONG <= now & TIME
+                && !(moves && entry & QUEUED != 0)
         };
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.iter().filter(|entry| held(entry)).count() >= usize::try_from(limit).unwrap_or(usize::MAX)
@@ -92,12 +172,12 @@ mod tests {
     #[test]
     fn a_thread_counts_when_it_was_held_for_long() {
         let threads = Threads::new(2);
-        let serving = threads.serve(threads.enter(), 1, 500);
+        let serving = threads.serve(threads.enter(), 1, false, 500);
         assert!(!threads.are_held(1, 1, 1_499));
         assert!(threads.are_held(1, 1, 1_500));
         assert!(!threads.are_held(1, 2, 1_500));
         assert!(!threads.are_held(0, 1, 1_500), "another pool");
-        let _other = threads.serve(threads.enter(), 1, 1_000);
+        let _other = threads.serve(threads.enter(), 1, true, 1_000);
         assert!(!threads.are_held(1, 2, 1_999));
         assert!(threads.are_held(1, 2, 2_000));
         drop(serving);
@@ -108,8 +188,8 @@ mod tests {
     fn a_part_of_a_request_is_not_a_second_thread() {
         let threads = Threads::new(2);
         let entry = threads.enter();
-        let whole = threads.serve(Arc::clone(&entry), 1, 0);
-        let part = threads.serve(entry, 0, 0);
+        let whole = threads.serve(Arc::clone(&entry), 1, false, 0);
+        let part = threads.serve(entry, 0, false, 0);
         assert!(threads.are_held(1, 1, 1_000));
         assert!(!threads.are_held(0, 1, 1_000));
         drop(part);
@@ -119,10 +199,40 @@ mod tests {
     }
 
     #[test]
+    fn in_a_queue_that_moves_a_thread_does_not_count() {
+        let threads = Threads::new(1);
+        let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
+        assert!(threads.are_held(0, 4, 1_000));
+        serving[0].gets_process(1_100);
+        assert!(threads.are_held(0, 3, 1_200), "for three that is too slow");
+        serving[1].gets_process(1_200);
+        assert!(!threads.are_held(0, 3, 1_200), "the other two wait in a queue that moves");
+        assert!(threads.are_held(0, 2, 2_200), "these two have had their processes for long");
+        assert!(!threads.are_held(0, 3, 2_999));
+        assert!(threads.are_held(0, 4, 3_000), "nothing has moved in the second before this one");
+        drop(serving);
+        let serving = threads.serve(threads.enter(), 0, false, 5_000);
+        serving.has_process();
+        (0..9).for_each(|_| serving.gets_process(5_500));
+        assert!(!threads.are_held(0, 1, 6_499) && threads.are_held(0, 1, 6_500));
+    }
+
+    #[test]
+    fn seconds_are_told_apart() {
+        let moves = Moves::of(0).at(5_999).one_more().one_more();
+        assert_eq!(moves, Moves { second: 5, now: 2, before: 0 });
+        assert_eq!(Moves::of(moves.packed()), moves);
+        assert_eq!(moves.at(5_000).in_a_second(), 2);
+        assert_eq!(moves.at(6_000).one_more(), Moves { second: 6, now: 1, before: 2 });
+        assert_eq!(moves.at(7_000).in_a_second(), 0);
+        assert_eq!(Moves { now: u16::MAX, ..moves }.one_more().now, u16::MAX);
+    }
+
+    #[test]
     fn threads_that_have_ended_are_forgotten() {
         let threads = Threads::new(1);
         for _ in 0..3 {
-            drop(threads.serve(threads.enter(), 0, 0));
+            drop(threads.serve(threads.enter(), 0, false, 0));
         }
         let _mine = threads.enter();
         assert_eq!(threads.entries.lock().expect("no panic").len(), 1);

@@ -461,11 +461,13 @@ def test_pool_max_frontend_threads_is_the_pools_own(httpd):
             assert server.get("/who.php", "bob").status == 200
 
 
+@pytest.mark.parametrize("seconds", [0.03, 0.3])
 @pytest.mark.parametrize("mpm", ["event", "pool"])
-def test_a_hundred_streams_of_one_browser_get_their_answers(httpd, mpm):
-    server = make(httpd, "PoolMaxProcesses 8\nPoolQueueLimit 200", DEBIAN, mpm=mpm)
+def test_a_hundred_streams_of_one_browser_get_their_answers(httpd, mpm, seconds):
+    """With the slower pages threads wait for seconds, more of them than PoolMaxFrontendThreads."""
+    server = make(httpd, "PoolMaxProcesses 8", DEBIAN, mpm=mpm)
     with H2(server, tls=True, timeout=60) as h2:
-        streams = [h2.start(f"/sleep.php?s=0.0{1 + i % 5}") for i in range(100)]
+        streams = [h2.start(f"/sleep.php?s={seconds}") for _ in range(100)]
         assert [h2.wait(s).status for s in streams] == [200] * 100
 
 
