@@ -45,6 +45,7 @@ pub fn register() {
         ffi::ap_hook_map_to_storage(Some(map_to_storage), none, none, first);
         ffi::ap_hook_access_checker_ex(Some(access_checker_ex), none, none, first);
         ffi::ap_hook_handler(Some(handler), none, none, first);
+        ffi::ap_hook_log_transaction(Some(before_loggers), none, none, first);
         ffi::ap_hook_log_transaction(Some(log_transaction), none, none, last);
         ffi::ap_hook_pre_close_connection(Some(pre_close_connection), none, none, last);
     }
@@ -296,6 +297,15 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
             );
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
         }
+        HOOK_DECLINED
+    })
+}
+
+/// The response has been sent; no logger has run.
+unsafe extern "C" fn before_loggers(raw: *mut ffi::request_rec) -> c_int {
+    guard(HOOK_DECLINED, || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        frontend::complete_for_loggers(unsafe { RequestRec::from_raw(raw) });
         HOOK_DECLINED
     })
 }

@@ -5,7 +5,8 @@
 use super::worker_hooks;
 use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
-use crate::httpd::{classes, config, image, php, ServerRec};
+use crate::httpd::{classes, config, conftree, image, php, ServerRec};
+use crate::settings::LoggedNames;
 use crate::sys::{fork, launch, title};
 use crate::worker::WorkerStart;
 use crate::{seed, worker, zygote};
@@ -83,6 +84,8 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     if let Err(what) = php::check_configuration(config::php_ini_dir(main)) {
         zygote::give_up(&start.channel, &what);
     }
+    let mut logged = LoggedNames::default();
+    conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     let forked = zygote::serve(pool, start.channel);
     worker::run(WorkerStart {
         lease: forked.lease,
@@ -91,6 +94,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         max_requests: pool.limits.max_requests,
         server_hash: config::vhost_hash,
         env: pool.env.clone(),
+        logged,
     })
 }
 

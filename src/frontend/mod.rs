@@ -26,7 +26,7 @@ use errors::ErrorLines;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
-pub use service::{has_failed, serve, Handled};
+pub use service::{complete_for_loggers, has_failed, serve, Handled};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;

@@ -84,6 +84,14 @@ struct Service<'r> {
     half_closed: bool,
 }
 
+/// What only a sent response may show. `r` is the client's request: redirects may have led from it to a pool.
+pub fn complete_for_loggers(r: RequestRec<'_>) {
+    let r = r.last();
+    if r.notes().get(c"pool-name").is_some() {
+        client::set_logged_type(r);
+    }
+}
+
 /// Serves a request by a worker of the pool with this index.
 pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));

@@ -438,6 +438,19 @@ pub fn set_error_header(r: RequestRec<'_>, name: &'static CStr, value: &str) {
     r.err_headers_out().set(name, &value);
 }
 
+/// Loggers look for the response's type in the request itself: `%{Content-Type}o` is it without parameters, and
+/// `CONTENT_TYPE` of expressions. While a response is sent it is among the fields only, so that httpd adds no charset.
+pub fn set_logged_type(r: RequestRec<'_>) {
+    let Some(value) = r.headers_out().get(c"Content-Type") else { return };
+    // SAFETY: the request is live; the string lives in its pool.
+    unsafe {
+        let rec = r.as_ptr();
+        if (*rec).content_type.is_null() {
+            (*rec).content_type = r.pool().copy(value);
+        }
+    }
+}
+
 /// What the loggers show of a request: user, authentication type, handler, file.
 pub fn set_logged(r: RequestRec<'_>, user: &[u8], auth_type: &[u8], handler: &[u8], filename: &[u8]) {
     let pool = r.pool();

@@ -55,7 +55,7 @@ impl LoggedNames {
     }
 
     pub fn has_env(&self, name: &[u8]) -> bool {
-        self.env.contains(&name.to_ascii_lowercase())
+        !self.env.is_empty() && self.env.contains(&name.to_ascii_lowercase())
     }
 }
 

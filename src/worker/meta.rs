@@ -6,6 +6,7 @@
 use super::known::is_known;
 use crate::apr::Table;
 use crate::httpd::RequestRec;
+use crate::settings::LoggedNames;
 use crate::wire::frame::PairsWriter;
 use crate::wire::response::{Meta, MAX_META_PAIRS};
 
@@ -27,8 +28,8 @@ fn is_public(name: &[u8], value: &[u8]) -> bool {
 }
 
 /// The payload of META for a request, with all that its redirects have led to; `env` is the list that came with it.
-/// The handler is the first one's, as for httpd's `%R`.
-pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
+/// The handler is the first one's, as for httpd's `%R`. Of what each script is told goes only what a log asks for.
+pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8], logged: &LoggedNames) {
     let mut first = r;
     while let Some(previous) = first.previous() {
         first = previous;
@@ -46,7 +47,7 @@ pub fn put(out: &mut Vec<u8>, r: RequestRec<'_>, env: &[u8]) {
     let limit = out.len() + MAX_BYTES;
     put_some(out, limit, r.notes(), is_public);
     put_some(out, limit, r.subprocess_env(), |name, value| {
-        !is_known(name) && !came.iter().any(|(n, v)| n == name && v == value)
+        (!is_known(name) || logged.has_env(name)) && !came.iter().any(|(n, v)| n == name && v == value)
     });
 }
 

@@ -7,6 +7,7 @@ use super::inbox::{Filled, Incoming};
 use super::state::{BodyState, Gone, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
 use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
+use crate::settings::LoggedNames;
 use crate::sys::socket::Blocking;
 use crate::sys::{fork, title, wait};
 use crate::wire::codec::{Put, Reader};
@@ -35,6 +36,8 @@ pub struct WorkerStart {
     pub server_hash: ServerHash,
     /// `PoolEnv`: variables for the environment of scripts, as if each request had a `SetEnv` for them.
     pub env: Vec<(String, String)>,
+    /// What the logs of the configuration ask for by name.
+    pub logged: LoggedNames,
 }
 
 /// Why the worker ends.
@@ -50,7 +53,7 @@ enum Stop {
 
 /// Serves requests until the lease ends, then ends the process.
 pub fn run(start: WorkerStart) -> ! {
-    let WorkerStart { lease, pool, server, max_requests, server_hash, env } = start;
+    let WorkerStart { lease, pool, server, max_requests, server_hash, env, logged } = start;
     let life = rebuild::child_init(server);
     if !worker_filters::install() {
         eprintln!("mod_pool: the worker's filters are not registered");
@@ -63,7 +66,7 @@ pub fn run(start: WorkerStart) -> ! {
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
     let stop = WORKER.with(|cell| {
-        let worker = cell.get_or_init(|| Worker::new(lease));
+        let worker = cell.get_or_init(|| Worker::new(lease, logged));
         let mut left = max_requests;
         loop {
             title::set(&titles[0]);
@@ -254,7 +257,7 @@ impl Worker {
 
     fn meta(&self, r: RequestRec<'_>) -> Result<(), Gone> {
         let current = self.exchange.borrow();
-        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r, &current.env))
+        self.frame(FrameKind::Meta, 0, |out| super::meta::put(out, r, &current.env, &self.logged))
     }
 
     /// The request is over: what the loggers shall know, and the end.

@@ -8,6 +8,7 @@ use super::outbox::Outbox;
 use super::tls::Tls;
 use crate::apr::brigade::Status;
 use crate::httpd::rebuild::{self, BodyLength};
+use crate::settings::LoggedNames;
 use crate::wire::chunked::Chunked;
 use crate::wire::frame::{Exchange, FrameKind};
 use once_cell::unsync::OnceCell;
@@ -30,6 +31,7 @@ pub(super) fn with<T>(body: impl FnOnce(&Worker) -> T) -> Option<T> {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) lease: OwnedFd,
+    pub(super) logged: LoggedNames,
     pub(super) inbox: RefCell<Inbox>,
     pub(super) outbox: RefCell<Outbox>,
     pub(super) exchange: RefCell<Current>,
@@ -123,9 +125,10 @@ impl Default for BodyState {
 }
 
 impl Worker {
-    pub(super) fn new(lease: OwnedFd) -> Self {
+    pub(super) fn new(lease: OwnedFd, logged: LoggedNames) -> Self {
         Self {
             lease,
+            logged,
             inbox: RefCell::new(Inbox::new()),
             outbox: RefCell::new(Outbox::new()),
             exchange: RefCell::new(Current {

@@ -247,6 +247,49 @@ def test_conditional_log_by_environment(httpd):
     assert server.log("mark.log") == "/marked.txt 200\n"
 
 
+def test_the_type_of_a_response_is_that_of_prefork(httpd):
+    """Loggers find it in the request: without parameters in a format, and as CONTENT_TYPE in a condition."""
+    alice = Site("alice", ALICE, conf=CONF + 'CustomLog @ROOT@/logs/type.log "%U %{Content-Type}o"\n'
+                                             "CustomLog @ROOT@/logs/plain.log %U \"expr=%{CONTENT_TYPE} =~ m#^text/plain#\"\n")
+    server = httpd(sites=[alice], modules=["cgi"])
+    fill(alice)
+    alice.write("charset.php", "<?php header('Content-Type: text/plain; charset=utf-8'); echo 'x';")
+    server.start()
+    paths = ["/text.txt", "/charset.php", "/who.php", "/nowhere"]
+    with server.connect() as c:
+        for path in paths:
+            c.get(path)
+        assert c.get("/charset.php").get("Content-Type") == "text/plain; charset=utf-8"
+    eventually(lambda: server.log("type.log").count("\n") == 5, 5)
+    lines = server.log("type.log").splitlines()
+    assert lines[:2] == ["/text.txt text/plain", "/charset.php text/plain"]
+    assert lines[3:] == ["/nowhere text/html", "/charset.php text/plain"]
+    assert server.log("plain.log").split() == ["/text.txt", "/charset.php", "/charset.php"]
+
+
+def test_variables_that_each_script_has_are_logged_where_a_log_asks(httpd):
+    names = ["REQUEST_METHOD", "SCRIPT_NAME", "HTTP_HOST", "QUERY_STRING", "REDIRECT_STATUS", "HTTPS", "SSL_PROTOCOL"]
+    form = "|".join(f"%{{{name}}}e" for name in names)
+    alice = Site("alice", ALICE, conf=CONF + f'CustomLog @ROOT@/logs/env.log "%U|{form}"\n'
+                                             "CustomLog @ROOT@/logs/tls.log %U env=HTTPS\n"
+                                             "ErrorDocument 404 /who.php\n",
+                 tls_conf="SSLOptions +StdEnvVars\n")
+    server = httpd(sites=[alice], modules=["cgi"])
+    fill(alice)
+    server.start()
+    server.get("/who.php?a=b")
+    server.get("/who.php", tls=True)
+    server.get("/text.txt", tls=True)
+    server.get("/nowhere")
+    eventually(lambda: server.log("env.log").count("\n") == 4, 5)
+    lines = server.log("env.log").splitlines()
+    assert lines[0] == "/who.php|GET|/who.php|alice.test|a=b|-|-|-"
+    assert re.fullmatch(r"/who\.php\|GET\|/who\.php\|alice\.test\|\|-\|on\|TLSv1\.[23]", lines[1]), lines[1]
+    assert re.fullmatch(r"/text\.txt\|-\|-\|-\|-\|-\|on\|TLSv1\.[23]", lines[2]), lines[2]
+    assert lines[3] == "/nowhere|GET|/who.php|alice.test||404|-|-"
+    assert server.log("tls.log").split() == ["/who.php", "/text.txt"]
+
+
 @pytest.mark.pool_only
 class TestPoolNotes:
     @pytest.fixture(scope="class")
