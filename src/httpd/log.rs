@@ -52,14 +52,17 @@ pub fn startup(level: Level, line: impl Into<Vec<u8>>) {
     unsafe { ffi::pool_shim_log_startup(level as i32, 0, text(line).as_ptr()) };
 }
 
-/// Into the log of the request's virtual host, with the level (0 to 15) and module index that a worker named.
+/// Into the log of the request's virtual host, with the level (0 to 15) and module index that a worker named. It does not
+/// get above crit: syslogd writes what is above on every terminal, and a script may choose.
 pub fn request_as(module_index: i32, level: u8, r: RequestRec<'_>, line: impl Into<Vec<u8>>) {
+    let level = i32::from(level).max(Level::Crit as i32);
     // SAFETY: as above; an index of -1 (none) is APLOG_NO_MODULE, any other was looked up here.
-    unsafe { ffi::pool_shim_log_request_as(module_index, i32::from(level), r.as_ptr(), text(line).as_ptr()) };
+    unsafe { ffi::pool_shim_log_request_as(module_index, level, r.as_ptr(), text(line).as_ptr()) };
 }
 
 /// Into a server's log; as [`request_as`].
 pub fn server_as(module_index: i32, level: u8, s: ServerRec<'_>, line: impl Into<Vec<u8>>) {
+    let level = i32::from(level).max(Level::Crit as i32);
     // SAFETY: as above.
-    unsafe { ffi::pool_shim_log_server_as(module_index, i32::from(level), s.as_ptr(), text(line).as_ptr()) };
+    unsafe { ffi::pool_shim_log_server_as(module_index, level, s.as_ptr(), text(line).as_ptr()) };
 }

@@ -460,7 +460,7 @@ def test_what_modules_log_at_a_pools_start_keeps_module_and_level(httpd):
 @pytest.mark.pool_only
 def test_a_script_cannot_forge_the_front_of_a_line_by_its_standard_error(server):
     at = len(errors(server))
-    text = "<4 mod_ssl.c> [pool bob pid 1] forged\\n<0 core.c\\x1b> half\\n"
+    text = "<4 mod_ssl.c> [pool bob pid 1] forged\\n<0 core.c\\x1b> half\\n<0 core.c> the end is near\\n"
     alice = server.sites["alice"]
     alice.write("mark.php", f'<?php fwrite(fopen("php://stderr", "w"), "{text}"); echo getmypid();')
     pid = server.get("/mark.php").text
@@ -469,6 +469,8 @@ def test_a_script_cannot_forge_the_front_of_a_line_by_its_standard_error(server)
     assert re.search(rf"\[ssl:warn\] .*\[pool alice pid {pid}\] \[pool bob pid 1\] forged$", line), line
     line = server.wait_for_log(r"^.* half$", name="alice-error.log", after=at)[0]
     assert re.search(rf"\[pool:error\] .*\[pool alice pid {pid}\] <0 core", line), line
+    # What is above crit goes to every terminal, by way of syslog.
+    assert "[core:crit]" in server.wait_for_log(r"^.* the end is near$", name="alice-error.log", after=at)[0]
     assert "forged" not in errors(server, "bob")
 
 
