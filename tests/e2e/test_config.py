@@ -530,22 +530,56 @@ def read(path):
         return b""
 
 
-@pytest.mark.parametrize("wish", ["AllowOverride All", "AllowOverrideList AssignServerPool"])
-def test_assign_refused_in_htaccess(conf, wish):
+SERVER = "write it in the server config, outside of any other section than <ServerPool>"
+
+
+@pytest.mark.parametrize(
+    "line, remedy",
+    [
+        ("AssignServerPool none", "write it in the server config, <VirtualHost>, <Location> or <If>"),
+        ("<ServerPool p>", SERVER),
+        ("PoolModuleRole core_module both", SERVER),
+        ("PoolEnv A b", SERVER),
+        ("PoolMPM on", "write it in the server config"),
+        *((f"{directive} 1", SERVER) for directive in "PoolUser PoolGroup PoolMaxProcesses PoolMinSpare".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolIdleTimeout PoolMaxRequestsPerProcess".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolQueueTimeout PoolQueueLimit PoolMaxParked".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolMaxFrontendThreads PoolUmask".split()),
+    ],
+)
+@pytest.mark.parametrize("wish", ["AllowOverride All", "AllowOverride Indexes", "AllowOverrideList @"])
+def test_refused_in_htaccess(conf, wish, line, remedy):
+    directive = line.strip("<>").split()[0]
+    if "<" in line and "@" in wish:
+        pytest.skip("AllowOverrideList takes no sections")
+    status, log = with_htaccess(conf, wish.replace("@", directive), line)
+    said = line if line.count(" ") < 2 else line.rsplit(" ", 1)[0]
+    assert status == 500
+    assert f"{said}: cannot stand in .htaccess; {remedy}" in log, log
+
+
+@pytest.mark.parametrize("line", ["AssignServerPool none", "PoolEnv A b", "<ServerPool p>"])
+def test_in_htaccess_it_is_skipped_where_overrides_are_not_fatal(conf, line):
+    status, log = with_htaccess(conf, "AllowOverride All Nonfatal=Override", line)
+    assert status == 200
+    assert re.search(r":warn\].* cannot stand in .htaccess; write it in the server config", log), log
+
+
+def with_htaccess(conf, wish, line):
+    """Asks a server for a page beside an .htaccess with this line; returns its status and the error log."""
     c = conf("")
     docs = c.root / "docs"
     docs.mkdir()
-    (docs / ".htaccess").write_text("AssignServerPool none\n")
+    (docs / ".htaccess").write_text(line + ("\n</ServerPool>\n" if "<" in line else "\n"))
     (docs / "index.html").write_text("hello")
     c.file.write_text(c.head + f"DocumentRoot {docs}\n<Directory {docs}>\n{wish}\n</Directory>\n")
     argv = [HTTPD, "-D", "FOREGROUND", "-f", c.file]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            assert get(c.port, "/index.html") == 500
+            status = get(c.port, "/index.html")
         finally:
             server.terminate()
-    log = (c.root / "error.log").read_text()
-    assert "AssignServerPool" in log and ("not allowed here" in log or "cannot stand in .htaccess" in log), log
+    return status, (c.root / "error.log").read_text()
 
 
 def get(port, path):
