@@ -451,7 +451,8 @@ pub fn pool_module_role(command: &Command<'_>, module: &CStr, role: &CStr) -> Ha
              file (mod_x.c), and put the line into <IfModule {module}> if the module may be absent"
         )
     })?;
-    with_builder(command, &module, |builder| builder.set_module_role(&file, &role))
+    let fixed = classes::fixed_role(&file);
+    with_builder(command, &module, |builder| builder.set_module_role(&file, &role, fixed))
 }
 
 /// `<ServerPool name>`.

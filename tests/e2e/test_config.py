@@ -336,6 +336,9 @@ def test_refused_unclosed(conf):
         (f"PoolGroup {GROUP}", f"PoolGroup {GROUP}: belongs to one pool; write it in a <ServerPool> block"),
         ("PoolModuleRole mod_nothing.c both", "PoolModuleRole mod_nothing.c both: no such module is loaded; write"),
         ("PoolModuleRole authz_core_module parent", "mod_authz_core.c parent: not a role; give frontend, worker"),
+        ("PoolModuleRole core_module frontend", "core.c frontend: every process needs this module; remove the line"),
+        ("PoolModuleRole http_core.c worker", "http_core.c worker: every process needs this module; remove the line"),
+        ("PoolModuleRole mpm_event_module both", "event.c both: this module works in frontends only; remove the line"),
     ],
 )
 def test_refused_in_the_server_config(conf, line, says):
