@@ -500,6 +500,8 @@ def test_without_root_only_ones_own_id(conf):
     done = mine.test(**own)
     assert done.returncode == 0, done.stderr
     assert "Syntax OK" in done.stderr
+    # A remedy that can be had: without root there is no user of its own.
+    assert "start httpd as root, and give the pool a user of its own" in done.stderr
     other = conf(ALICE.replace("2001", "2002"))
     done = other.test(**own)
     assert done.returncode != 0
