@@ -370,7 +370,7 @@ fn without_root_only_ones_own_id_is_had() {
     let errors = |own| tree.check(&around(Some(own))).errors;
     assert_eq!(errors((1001, 1001)), Vec::<String>::new());
     assert_eq!(errors((1002, 1002)).len(), 2);
-    assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 of <ServerPool a>"));
+    assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 (alice) of <ServerPool a>"));
     assert!(errors((1001, 1))[0].starts_with("PoolGroup #1001 of <ServerPool a>"));
 }
 
