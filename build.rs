@@ -62,5 +62,8 @@ mod host {
         // httpd unloads modules between its configuration passes. Rust's thread locals and statics do not survive
         // that in a defined way, so the image stays mapped.
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+        // httpd loads modules RTLD_GLOBAL: without this, a second module file (LoadModule names another path at a reload)
+        // would find its own `pool_module` in the first one, which stays.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-Bsymbolic");
     }
 }

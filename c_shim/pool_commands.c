@@ -2,9 +2,9 @@
 
 /*
  * Where a directive may stand, as docs/directives.md words it. The handler checks it: what httpd says of a wrong place
- * has no remedy. In .htaccess httpd refuses all of them.
+ * has no remedy. None may stand in .htaccess; the handlers refuse that too.
  */
-#define ANYWHERE             (RSRC_CONF | ACCESS_CONF)
+#define ANYWHERE             (RSRC_CONF | ACCESS_CONF | OR_ALL)
 #define IN_SERVER            ANYWHERE                   /* server config */
 #define IN_SERVER_OR_POOL    ANYWHERE                   /* server config, server pool */
 #define IN_POOL              ANYWHERE                   /* server pool */

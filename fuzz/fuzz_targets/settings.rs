@@ -115,7 +115,7 @@ fuzz_target!(|text: &str| {
             'q' => builder.set_queue_limit(value),
             'e' => builder.set_env(first, rest),
             'm' => builder.set_umask(value),
-            'o' => builder.set_module_role(first, rest),
+            'o' => builder.set_module_role(first, rest, None),
             'l' => {
                 logged.learn(b"CustomLog", value.as_bytes());
                 continue;

@@ -44,6 +44,21 @@ const FRONTEND: &[&str] = &[
 /// Modules that serve both: they keep their hooks everywhere.
 const BOTH: &[&str] = &["core.c", "http_core.c", "mod_so.c", "mod_unixd.c", "mod_pool.c"];
 
+/// Workers die of a request where these have another class.
+const IN_EVERY_PROCESS: &[&str] = &["core.c", "http_core.c"];
+const IN_FRONTENDS_ONLY: &[&str] = &["event.c", "worker.c", "prefork.c", "mod_log_config.c"];
+
+/// The class that no `PoolModuleRole` can change.
+pub fn fixed_role(module: &str) -> Option<ModuleRole> {
+    if IN_EVERY_PROCESS.contains(&module) {
+        Some(ModuleRole::Both)
+    } else if IN_FRONTENDS_ONLY.contains(&module) {
+        Some(ModuleRole::Frontend)
+    } else {
+        None
+    }
+}
+
 /// The class of a module, by its source file name.
 pub fn role(module: &str, tree: &PoolTree) -> ModuleRole {
     tree.module_role(module).unwrap_or(if BOTH.contains(&module) {

@@ -4,6 +4,7 @@
 //! Owns: nothing.  Never: keeps anything of a directive past its handler.
 
 use super::config::{server_config, ServerConfig};
+use super::log::{self, Level};
 use super::ServerRec;
 use crate::apr::pool::AprPool;
 use crate::ffi;
@@ -25,6 +26,8 @@ pub struct Command<'h> {
 pub enum Refused {
     /// A sentence of our own.
     Said(String),
+    /// The same, of a directive that stands in `.htaccess` and may not.
+    InHtaccess(String),
     /// A message of httpd's, which lives as long as the configuration.
     ByHttpd(*const c_char),
 }
@@ -103,6 +106,11 @@ impl<'h> Command<'h> {
     /// An unknown directive is skipped here (`AllowOverride Nonfatal=Unknown`).
     pub fn unknown_is_skipped(&self) -> bool {
         self.parms().override_ & ffi::NONFATAL_UNKNOWN as c_int != 0
+    }
+
+    /// A directive that may not stand in `.htaccess` is skipped there (`AllowOverride Nonfatal=Override`).
+    fn forbidden_is_skipped(&self) -> bool {
+        self.parms().override_ & ffi::NONFATAL_OVERRIDE as c_int != 0
     }
 
     /// The sections around the directive, innermost first, as `<Location`.
@@ -191,8 +199,14 @@ impl<'h> Command<'h> {
         match handled {
             Ok(()) => ptr::null(),
             Err(Refused::ByHttpd(message)) => message,
-            Err(Refused::Said(text)) => {
-                // SAFETY: the pool is live during the handler; the configuration is read by one thread.
+            Err(Refused::InHtaccess(text)) if self.forbidden_is_skipped() => {
+                // SAFETY: httpd sets `server` before it calls a handler, to a record that outlives the call.
+                log::server(Level::Warning, unsafe { ServerRec::from_raw(self.parms().server) }, text);
+                ptr::null()
+            }
+            Err(Refused::Said(text) | Refused::InHtaccess(text)) => {
+                // SAFETY: the pool is live during the handler; it is the configuration's, which is read by one thread, or
+                // for `.htaccess` that of the thread's own request.
                 let pool = unsafe { AprPool::from_raw(self.parms().pool) };
                 pool.copy(text.as_bytes())
             }

@@ -3,7 +3,7 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the records; they live in httpd's configuration pool, so
 //! each reading of the configuration starts with new ones.  Never: changes them after check_config.
 
-use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled};
+use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
 use super::{classes, conftree, image, RequestRec, ServerRec};
 use crate::apr::pool::AprPool;
@@ -395,12 +395,17 @@ fn with_builder(
 ) -> Handled {
     let name = command.name();
     let sections = command.sections();
-    if let Some(section) = sections.iter().find(|s| !is(s, &["<ServerPool"])) {
-        return Err(format!(
-            "{name} {value}: cannot stand in a {section}> section; write it in the server config, outside of any other \
-             section than <ServerPool>"
+    let misplaced = |place: &str| {
+        format!(
+            "{name} {value}: cannot stand in {place}; write it in the server config, outside of any other section than \
+             <ServerPool>"
         )
-        .into());
+    };
+    if command.in_htaccess() {
+        return Err(Refused::InHtaccess(misplaced(".htaccess")));
+    }
+    if let Some(section) = sections.iter().find(|s| !is(s, &["<ServerPool"])) {
+        return Err(misplaced(&format!("a {section}> section")).into());
     }
     let config = command.server_config().ok_or_else(|| format!("{name} {value}: httpd gave no record for it"))?;
     Ok(f(&mut config.reading.borrow_mut().builder)?)
@@ -446,7 +451,8 @@ pub fn pool_module_role(command: &Command<'_>, module: &CStr, role: &CStr) -> Ha
              file (mod_x.c), and put the line into <IfModule {module}> if the module may be absent"
         )
     })?;
-    with_builder(command, &module, |builder| builder.set_module_role(&file, &role))
+    let fixed = classes::fixed_role(&file);
+    with_builder(command, &module, |builder| builder.set_module_role(&file, &role, fixed))
 }
 
 /// `<ServerPool name>`.
@@ -460,7 +466,7 @@ pub fn server_pool(command: &mut Command<'_>, args: &CStr) -> Handled {
         return Err(format!("<ServerPool {text}: takes one name; write <ServerPool name>").into());
     };
     let place = command.place();
-    with_builder(command, name, |builder| builder.open(name, place))?;
+    with_builder(command, &format!("{name}>"), |builder| builder.open(name, place))?;
     let children = command.children();
     let foreign = |(child, _): &(String, String)| !is(child, &BLOCK_DIRECTIVES);
     if let Some(at) = children.iter().position(foreign) {
@@ -487,7 +493,7 @@ pub fn assign_server_pool(command: &Command<'_>, dir: &mut DirConfig, name: &CSt
         )
     };
     if command.in_htaccess() {
-        return Err(misplaced(".htaccess").into());
+        return Err(Refused::InHtaccess(misplaced(".htaccess")));
     }
     if let Some(section) = sections.iter().find(|s| !is(s, &ASSIGNABLE_SECTIONS)) {
         return Err(misplaced(&format!("a {section}> section")).into());

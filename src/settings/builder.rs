@@ -257,12 +257,22 @@ impl PoolTreeBuilder {
     }
 
     /// `PoolModuleRole`; `module` is the module's own file name, `mod_x.c`.
-    pub fn set_module_role(&mut self, module: &str, role: &str) -> Set {
+    /// `fixed`: the role that the module has in any case.
+    pub fn set_module_role(&mut self, module: &str, role: &str, fixed: Option<ModuleRole>) -> Set {
         let said = |what| format!("PoolModuleRole {module} {role}: {what}");
         if let Some(pool) = self.open_pool() {
             return Err(said(format!("holds for every pool; move it out of <ServerPool {pool}>")));
         }
         let role = values::module_role(role).map_err(said)?;
+        match fixed {
+            Some(ModuleRole::Frontend) if role != ModuleRole::Frontend => {
+                return Err(said("this module works in frontends only; remove the line".into()))
+            }
+            Some(needed) if role != needed => {
+                return Err(said("every process needs this module; remove the line".into()))
+            }
+            _ => {}
+        }
         self.roles.retain(|(name, _)| name != module);
         self.roles.push((module.to_owned(), role));
         Ok(())

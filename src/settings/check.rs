@@ -51,6 +51,8 @@ impl PoolTree {
                 at.name, at.value, at.place
             ));
         }
+        // Without root no pool can have another user.
+        let root_first = if around.unprivileged.is_some() { "start httpd as root, and " } else { "" };
         let mut by_uid: BTreeMap<u32, Vec<&ServerPool>> = BTreeMap::new();
         let borrows = |pool: &ServerPool| self.default_borrows_user && pool.name == DEFAULT_POOL;
         for pool in self.pools() {
@@ -69,14 +71,14 @@ impl PoolTree {
                 };
                 findings.warnings.push(format!(
                     "PoolUser of <ServerPool {}> at {}: uid {uid} is that of the frontends (User), so whoever breaks \
-                     into {names} can disturb every connection; give the pool a user of its own{no_cores}",
+                     into {names} can disturb every connection; {root_first}give the pool a user of its own{no_cores}",
                     sharers[0].name, sharers[0].defined_at
                 ));
             }
             if let [first, second, ..] = sharers[..] {
                 findings.warnings.push(format!(
                     "PoolUser of <ServerPool {}> at {}: uid {uid} is that of <ServerPool {}> too; the pools {names} are \
-                     not isolated from one another; give each a user of its own",
+                     not isolated from one another; {root_first}give each a user of its own",
                     second.name, second.defined_at, first.name
                 ));
             }
@@ -84,8 +86,8 @@ impl PoolTree {
         if self.default_borrows_user {
             findings.warnings.push(format!(
                 "<ServerPool default>: {} and runs as the frontends' own user (User, uid {}): a script could reach the \
-                 frontends' files and sockets and disturb every connection; give it a user of its own: <ServerPool \
-                 default> with PoolUser",
+                 frontends' files and sockets and disturb every connection; {root_first}give it a user of its own: \
+                 <ServerPool default> with PoolUser",
                 if self.unassigned.is_some() {
                     "serves what is assigned to no pool, because PHP cannot run in frontends with threads,"
                 } else {
@@ -134,9 +136,13 @@ fn unattainable(pool: &ServerPool, (uid, gid): (u32, u32)) -> Option<String> {
     } else {
         return None;
     };
+    let named = match &user.user_name {
+        Some(name) if directive == "PoolUser" => format!(" ({name})"),
+        _ => String::new(),
+    };
     Some(format!(
-        "{directive} #{wanted} of <ServerPool {}> at {}: httpd is not started by root, so its pools can have its own \
-         id only, which is #{own}; start httpd as root, or give #{own}",
+        "{directive} #{wanted}{named} of <ServerPool {}> at {}: httpd is not started by root, so its pools can have its \
+         own id only, which is #{own}; start httpd as root, or give #{own}",
         pool.name, pool.defined_at
     ))
 }

@@ -108,7 +108,7 @@ pub trait Accounts {
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// For the supplementary groups and `HOME`; `None` for a number without a passwd entry, which has neither.
+    /// For the supplementary groups; `None` for a number without a passwd entry, which has none.
     pub user_name: Option<String>,
 }
 

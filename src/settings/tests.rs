@@ -63,7 +63,7 @@ fn read(text: &str) -> Result<PoolTreeBuilder, String> {
             ["PoolQueueLimit", v] => builder.set_queue_limit(v),
             ["PoolEnv", name, v] => builder.set_env(name, v),
             ["PoolUmask", v] => builder.set_umask(v),
-            ["PoolModuleRole", module, role] => builder.set_module_role(module, role),
+            ["PoolModuleRole", module, role] => builder.set_module_role(module, role, None),
             _ => panic!("not a line of this test's language: {line}"),
         }?;
     }
@@ -338,6 +338,19 @@ fn a_pool_of_the_frontends_user_is_known_and_costs_their_cores() {
 }
 
 #[test]
+fn a_role_that_is_fixed_can_only_be_repeated() {
+    use ModuleRole::{Both, Frontend};
+    let set = |role: &str, fixed| PoolTreeBuilder::default().set_module_role("mod_x.c", role, fixed);
+    for (role, fixed) in [("both", Some(Both)), ("frontend", Some(Frontend)), ("worker", None)] {
+        assert_eq!(set(role, fixed), Ok(()), "{role}");
+    }
+    let every = "PoolModuleRole mod_x.c worker: every process needs this module; remove the line";
+    assert_eq!(set("worker", Some(Both)), Err(every.to_owned()));
+    let frontends = "PoolModuleRole mod_x.c both: this module works in frontends only; remove the line";
+    assert_eq!(set("both", Some(Frontend)), Err(frontends.to_owned()));
+}
+
+#[test]
 fn shared_uids_are_warned_of() {
     let (tree, _) = tree(TWO_POOLS);
     let mut around = around(None);
@@ -357,7 +370,7 @@ fn without_root_only_ones_own_id_is_had() {
     let errors = |own| tree.check(&around(Some(own))).errors;
     assert_eq!(errors((1001, 1001)), Vec::<String>::new());
     assert_eq!(errors((1002, 1002)).len(), 2);
-    assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 of <ServerPool a>"));
+    assert!(errors((1002, 1002))[0].starts_with("PoolUser #1001 (alice) of <ServerPool a>"));
     assert!(errors((1001, 1))[0].starts_with("PoolGroup #1001 of <ServerPool a>"));
 }
 

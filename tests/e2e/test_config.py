@@ -336,6 +336,9 @@ def test_refused_unclosed(conf):
         (f"PoolGroup {GROUP}", f"PoolGroup {GROUP}: belongs to one pool; write it in a <ServerPool> block"),
         ("PoolModuleRole mod_nothing.c both", "PoolModuleRole mod_nothing.c both: no such module is loaded; write"),
         ("PoolModuleRole authz_core_module parent", "mod_authz_core.c parent: not a role; give frontend, worker"),
+        ("PoolModuleRole core_module frontend", "core.c frontend: every process needs this module; remove the line"),
+        ("PoolModuleRole http_core.c worker", "http_core.c worker: every process needs this module; remove the line"),
+        ("PoolModuleRole mpm_event_module both", "event.c both: this module works in frontends only; remove the line"),
     ],
 )
 def test_refused_in_the_server_config(conf, line, says):
@@ -497,6 +500,8 @@ def test_without_root_only_ones_own_id(conf):
     done = mine.test(**own)
     assert done.returncode == 0, done.stderr
     assert "Syntax OK" in done.stderr
+    # A remedy that can be had: without root there is no user of its own.
+    assert "start httpd as root, and give the pool a user of its own" in done.stderr
     other = conf(ALICE.replace("2001", "2002"))
     done = other.test(**own)
     assert done.returncode != 0
@@ -530,22 +535,56 @@ def read(path):
         return b""
 
 
-@pytest.mark.parametrize("wish", ["AllowOverride All", "AllowOverrideList AssignServerPool"])
-def test_assign_refused_in_htaccess(conf, wish):
+SERVER = "write it in the server config, outside of any other section than <ServerPool>"
+
+
+@pytest.mark.parametrize(
+    "line, remedy",
+    [
+        ("AssignServerPool none", "write it in the server config, <VirtualHost>, <Location> or <If>"),
+        ("<ServerPool p>", SERVER),
+        ("PoolModuleRole core_module both", SERVER),
+        ("PoolEnv A b", SERVER),
+        ("PoolMPM on", "write it in the server config"),
+        *((f"{directive} 1", SERVER) for directive in "PoolUser PoolGroup PoolMaxProcesses PoolMinSpare".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolIdleTimeout PoolMaxRequestsPerProcess".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolQueueTimeout PoolQueueLimit PoolMaxParked".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolMaxFrontendThreads PoolUmask".split()),
+    ],
+)
+@pytest.mark.parametrize("wish", ["AllowOverride All", "AllowOverride Indexes", "AllowOverrideList @"])
+def test_refused_in_htaccess(conf, wish, line, remedy):
+    directive = line.strip("<>").split()[0]
+    if "<" in line and "@" in wish:
+        pytest.skip("AllowOverrideList takes no sections")
+    status, log = with_htaccess(conf, wish.replace("@", directive), line)
+    said = line if line.count(" ") < 2 else line.rsplit(" ", 1)[0]
+    assert status == 500
+    assert f"{said}: cannot stand in .htaccess; {remedy}" in log, log
+
+
+@pytest.mark.parametrize("line", ["AssignServerPool none", "PoolEnv A b", "<ServerPool p>"])
+def test_in_htaccess_it_is_skipped_where_overrides_are_not_fatal(conf, line):
+    status, log = with_htaccess(conf, "AllowOverride All Nonfatal=Override", line)
+    assert status == 200
+    assert re.search(r":warn\].* cannot stand in .htaccess; write it in the server config", log), log
+
+
+def with_htaccess(conf, wish, line):
+    """Asks a server for a page beside an .htaccess with this line; returns its status and the error log."""
     c = conf("")
     docs = c.root / "docs"
     docs.mkdir()
-    (docs / ".htaccess").write_text("AssignServerPool none\n")
+    (docs / ".htaccess").write_text(line + ("\n</ServerPool>\n" if "<" in line else "\n"))
     (docs / "index.html").write_text("hello")
     c.file.write_text(c.head + f"DocumentRoot {docs}\n<Directory {docs}>\n{wish}\n</Directory>\n")
     argv = [HTTPD, "-D", "FOREGROUND", "-f", c.file]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            assert get(c.port, "/index.html") == 500
+            status = get(c.port, "/index.html")
         finally:
             server.terminate()
-    log = (c.root / "error.log").read_text()
-    assert "AssignServerPool" in log and ("not allowed here" in log or "cannot stand in .htaccess" in log), log
+    return status, (c.root / "error.log").read_text()
 
 
 def get(port, path):

@@ -494,3 +494,23 @@ def test_replacing_the_module_file_and_reloading_goes_on_serving(httpd):
     assert server.get("/who.php").status == 200
     assert read_process(server.main) is not None
     assert not re.search(r"segfault|Segmentation", server.error_log())
+
+
+@pytest.mark.pool_only
+def test_naming_another_module_file_and_reloading_goes_on_serving(httpd):
+    sites = [Site("alice", ALICE), Site("bob", BOB)]
+    server = httpd(sites=sites)
+    for site in sites:
+        usual_pages(site)
+    files = [server.root / "run" / name for name in ("mod_pool-1.so", "mod_pool-2.so")]
+    for file in files:
+        shutil.copy(module_so(), file)
+    server.pool_so = files[0]
+    server.start()
+    assert server.get("/who.php").status == 200
+    for file in (files[1], files[0], files[1]):
+        server.pool_so = file
+        server.graceful()
+        for name in ("alice", "bob"):
+            eventually(lambda: server.get("/who.php", name).status == 200, 8)
+    assert "Syntax error" not in server.error_log() + server.log("console.log")

@@ -162,8 +162,13 @@ pub unsafe fn listen_directive(command: &Command<'_>, argc: c_int, argv: *const 
 
 /// `PoolMPM`.
 pub fn pool_mpm_directive(command: &Command<'_>, on: bool) -> Handled {
+    let value = if on { "on" } else { "off" };
+    if command.in_htaccess() {
+        return Err(Refused::InHtaccess(format!(
+            "PoolMPM {value}: cannot stand in .htaccess; write it in the server config"
+        )));
+    }
     if let Some(section) = command.sections().first() {
-        let value = if on { "on" } else { "off" };
         return Err(format!(
             "PoolMPM {value}: cannot stand in a {section}> section, as it is about the whole server; move it out"
         )
