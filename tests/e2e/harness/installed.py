@@ -1,0 +1,81 @@
+"""What is installed: httpd, its modules, the module under test; and whose servers these are."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[3]
+
+# Servers of several runs on one machine must not share users: each run ends what is left of its own.
+ALICE = int(os.environ.get("MOD_POOL_TEST_UID", "61001"))
+BOB = ALICE + 1
+CAROL = ALICE + 2
+FRONTEND = 33
+TEST_UIDS = {ALICE, BOB, CAROL}
+
+START_TIMEOUT = 20
+UP = "resuming normal operations"
+STOP_TIMEOUT = 20
+CAP_SYS_PTRACE = 19
+
+
+class HarnessError(AssertionError):
+    """The server did not do what the harness itself needs."""
+
+
+def _apxs(variable):
+    return subprocess.run(
+        ["apxs", "-q", variable], capture_output=True, text=True, check=True, timeout=20
+    ).stdout.strip()
+
+
+MODULE_DIR = Path(_apxs("LIBEXECDIR"))
+HTTPD = Path(_apxs("SBINDIR")) / _apxs("PROGNAME")
+
+
+def _static_modules():
+    # `-l` opens no configuration, so it works where the distribution's own needs an environment.
+    text = subprocess.run([HTTPD, "-l"], capture_output=True, text=True, timeout=20).stdout
+    return {m.group(1) for m in re.finditer(r"^\s+(?:mod_)?(\w+)\.c$", text, re.M)}
+
+
+STATIC = _static_modules()
+
+
+def module_so():
+    if "MOD_POOL_SO" in os.environ:
+        return Path(os.environ["MOD_POOL_SO"])
+    built = REPO / "build/mod_pool.so"
+    return built if built.exists() else REPO / "target/release/libmod_pool.so"
+
+
+def has_module(name):
+    return name in STATIC or _module_file(name) is not None
+
+
+def _module_file(name):
+    if name == "php":
+        found = sorted(MODULE_DIR.glob("libphp*.so"))
+        return found[-1] if found else None
+    if name == "pool":
+        return module_so()
+    path = MODULE_DIR / (f"{name}.so" if name == "mpm_itk" else f"mod_{name}.so")
+    return path if path.exists() else None
+
+
+def load_line(name, path=None):
+    if name in STATIC:
+        return ""
+    path = path or _module_file(name)
+    if path is None:
+        raise HarnessError(f"module {name} is not installed in {MODULE_DIR}")
+    return f"LoadModule {name}_module {path}\n"
+
+
+BASE_MODULES = """
+    access_compat alias allowmethods auth_basic authn_core authn_file authz_core authz_groupfile
+    authz_host authz_user autoindex deflate dir env filter headers include logio log_config mime
+    negotiation php reqtimeout rewrite setenvif socache_shmcb status unixd
+    ssl http2
+""".split()

@@ -1,0 +1,105 @@
+"""Small tools: ports, waiting, threads, commands."""
+
+import ctypes
+import signal as signals
+import socket
+import subprocess
+import threading
+import time
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def end_with_the_tests():
+    """In the new child: SIGTERM when the test process dies, however it dies."""
+    _libc.prctl(1, signals.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def _become_subreaper():
+    if _libc.prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+_become_subreaper()
+
+
+_handed_out = set()
+
+
+def free_port():
+    """A port nobody listens on, and that this run has not handed out before."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        if port not in _handed_out:
+            _handed_out.add(port)
+            return port
+
+
+def eventually(check, timeout=5.0, interval=0.05, what=None):
+    """Calls `check` until it returns something true, and returns that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or check}")
+        time.sleep(interval)
+
+
+class Later(threading.Thread):
+    """Work that goes on beside the test."""
+
+    def __init__(self, work, *arguments, **keywords):
+        super().__init__(daemon=True)
+        self.work = lambda: work(*arguments, **keywords)
+        self.error = self.value = None
+        self.start()
+
+    def run(self):
+        try:
+            self.value = self.work()
+        except BaseException as e:  # handed to the caller below
+            self.error = e
+
+    def result(self, timeout=20):
+        self.join(timeout)
+        if self.is_alive():
+            raise AssertionError(f"still busy after {timeout} s")
+        if self.error:
+            raise self.error
+        return self.value
+
+
+def run(*argv, timeout=30, check=True, **kw):
+    done = subprocess.run(
+        [str(a) for a in argv], capture_output=True, timeout=timeout, **kw
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{argv}: {done.returncode}\n{done.stdout!r}\n{done.stderr!r}")
+    return done
+
+
+def in_threads(count, work, timeout=60):
+    """Runs work(i) in `count` threads; returns the results in order, raises the first error."""
+    results, errors = [None] * count, []
+
+    def one(i):
+        try:
+            results[i] = work(i)
+        except BaseException as e:  # handed to the caller below
+            errors.append(e)
+
+    threads = [threading.Thread(target=one, args=(i,), daemon=True) for i in range(count)]
+    for t in threads:
+        t.start()
+    deadline = time.monotonic() + timeout
+    for t in threads:
+        t.join(max(0.0, deadline - time.monotonic()))
+    if any(t.is_alive() for t in threads):
+        raise AssertionError(f"threads still busy after {timeout} s")
+    if errors:
+        raise errors[0]
+    return results
