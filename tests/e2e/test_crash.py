@@ -315,6 +315,21 @@ def test_a_controller_that_is_slow_in_many_reloads_is_left_alone(httpd):
     assert server.get("/who.php").status == 200
 
 
+def test_spare_workers_may_be_killed_before_any_worker_has_come_back(httpd):
+    """As after a reload of a busy site: a worker is at work, and that it started well is known without its return."""
+    server = make(httpd, "PoolMinSpare 2\nPoolMaxProcesses 6\nPoolIdleTimeout 60s")
+    busy = Later(server.get, "/sleep.php?s=6")
+    idle = lambda: [p.pid for p in server.workers("alice") if "[idle]" in p.title]
+    eventually(lambda: len(idle()) == 2 and len(server.workers("alice")) == 3, 10, what="one busy, two spare")
+    time.sleep(1.5)
+    for pid in idle():
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(5):
+        assert server.get("/who.php").status == 200
+        time.sleep(0.05)
+    assert busy.result().status == 200
+
+
 def test_request_in_flight_survives_the_controller(httpd):
     server = make(httpd)
     busy_pid(server)
