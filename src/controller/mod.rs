@@ -201,7 +201,7 @@ impl Controller {
             pids: HashSet::new(),
             foreign: HashMap::new(),
             errors: pool_errors::PoolErrors::default(),
-            orphans: orphans::Sweep::default(),
+            orphans: orphans::Sweep::new(clock::micros() / 1000),
             closers: closers::Closers::default(),
             connector_token: 0,
             begun,

@@ -1,4 +1,5 @@
-//! What the processes of pools leave behind: adopted, allowed to live with their session, or ended.
+//! What the processes of pools leave behind: adopted, allowed to live with their session, or ended. Also what those of a
+//! controller before this one left: our parent has adopted it.
 //!
 //! Runs in: controller (subreaper of all it started).  Trusts: /proc.  Owns: nothing.
 //! Never: ends a child that an open order may still be about.
@@ -39,9 +40,15 @@ pub(super) struct Sweep {
     /// Killed and not told yet, by pool: how many, and one of them.
     untold: BTreeMap<String, (usize, u32)>,
     told: Option<Millis>,
+    /// When what our parent has adopted is first looked at: frontends have said by then which workers they still need.
+    adopted_due: Millis,
 }
 
 impl Sweep {
+    pub(super) fn new(now: Millis) -> Self {
+        Self { adopted_due: now + UNCLAIMED, ..Self::default() }
+    }
+
     pub(super) fn deadline(&self) -> Millis {
         let tell = self.told.filter(|_| !self.untold.is_empty()).map(|at| at + NOTE_INTERVAL);
         tell.map_or(self.due, |at| at.min(self.due))
@@ -49,6 +56,11 @@ impl Sweep {
 
     pub(super) fn soon(&mut self, now: Millis) {
         self.due = self.due.min(now + SOON);
+    }
+
+    fn note(&mut self, pid: u32, pool: String) {
+        let untold = self.untold.entry(pool).or_insert((0, pid));
+        untold.0 += 1;
     }
 
     /// Those of these children that it is the turn of. What is kept about others is forgotten.
@@ -74,6 +86,9 @@ impl Controller {
         if now >= self.orphans.due {
             self.orphans.due = now + INTERVAL;
             self.look_for_orphans(now);
+            if now >= self.orphans.adopted_due {
+                self.end_adopted();
+            }
         }
         if self.orphans.told.is_none_or(|at| now >= at + NOTE_INTERVAL) {
             for (pool, (n, pid)) in std::mem::take(&mut self.orphans.untold) {
@@ -118,6 +133,48 @@ impl Controller {
         }
     }
 
+    /// Ends what a dead controller's processes have left behind. Returns whether there was any.
+    fn end_adopted(&mut self) -> bool {
+        let parent = process::parent_id();
+        let adopted: Vec<u32> =
+            process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
+        let mut pools = None;
+        let mut found = false;
+        for pid in adopted {
+            // First the pidfd, then the look: the number cannot change hands between them and the signal.
+            let Ok(process) = PidFd::open(pid) else {
+                continue;
+            };
+            let pools = pools.get_or_insert_with(|| self.pools_by_uid());
+            if self.is_left_behind(pid, parent, pools) {
+                process.kill();
+                found = true;
+                self.orphans.note(pid, pool_of(pid, pools));
+            }
+        }
+        found
+    }
+
+    /// Whether a child of our parent is of a pool, and nobody needs it. What httpd itself has started is in its own
+    /// session, which a pool's process has left, and may gain privileges, which a pool's process never may again. Where
+    /// httpd may not either, a uid that is its own too tells nothing.
+    fn is_left_behind(&self, pid: u32, parent: u32, pools: &HashMap<u32, Option<String>>) -> bool {
+        let Ok([uid, ..]) = process::uids_of(pid) else {
+            return false;
+        };
+        let session = process::session_of(pid);
+        let of_a_pool = pools.contains_key(&uid)
+            && process::gains_no_privileges(pid) == Some(true)
+            && session.is_some()
+            && session != process::session_of(parent);
+        let needed = |pid: &u32| self.foreign.contains_key(pid);
+        if !of_a_pool || needed(&pid) || session.as_ref().is_some_and(needed) {
+            return false;
+        }
+        let of_httpd = |uid| uid == process::own_uid() || self.children.keys().any(|pid| runs_as(*pid, uid));
+        process::gains_no_privileges(std::process::id()) == Some(false) || !of_httpd(uid)
+    }
+
     /// The names of pools that have their uid for themselves.
     fn pools_by_uid(&self) -> HashMap<u32, Option<String>> {
         let mut pools: HashMap<u32, Option<String>> = HashMap::new();
@@ -137,8 +194,7 @@ impl Controller {
         if let Ok(process) = PidFd::open(pid) {
             process.kill();
             self.orphans.killed.insert(pid);
-            let untold = self.orphans.untold.entry(pool).or_insert((0, pid));
-            untold.0 += 1;
+            self.orphans.note(pid, pool);
             self.orphans.soon(self.now());
         }
     }
@@ -153,7 +209,17 @@ impl Controller {
         }
         self.discard_sockets();
         end_children();
+        self.foreign.clear();
+        // Each that ends may have had children, which come to our parent in turn.
+        let began = Instant::now();
+        while self.end_adopted() && began.elapsed() < LAST_LOOK {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+fn runs_as(pid: u32, uid: u32) -> bool {
+    process::uids_of(pid).is_ok_and(|uids| uids[0] == uid)
 }
 
 fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {

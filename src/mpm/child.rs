@@ -393,9 +393,11 @@ impl Frontend {
         self.ring_all();
     }
 
-    /// Ends connections that only wait for a next request.
+    /// Ends connections that only wait for a next request. One that has come is answered, with `Connection: close`, by the
+    /// thread that hears of it next.
     pub fn end_keep_alive(&self) {
-        for held in self.held.take_all(|held| held.waits == Waits::KeepAlive) {
+        let has_come = |held: &Held| !self.ends_now() && held.connection.fd().is_some_and(events::has_input);
+        for held in self.held.take_all(|held| held.waits == Waits::KeepAlive && !has_come(held)) {
             self.counts.keep_alive.fetch_sub(1, Ordering::Relaxed);
             self.give(Task::End(held));
         }

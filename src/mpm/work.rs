@@ -342,7 +342,7 @@ impl Frontend {
         match held.waits {
             Waits::Io | Waits::Write => self.give(Task::End(held)),
             // A request has come, but no thread was free for it.
-            Waits::KeepAlive if held.connection.fd().is_some_and(events::has_input) && !self.is_ending() => {
+            Waits::KeepAlive if held.connection.fd().is_some_and(events::has_input) && !self.ends_now() => {
                 self.park_again(held, now);
             }
             Waits::KeepAlive => {

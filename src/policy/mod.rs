@@ -70,6 +70,8 @@ pub const LONGEST_DELAY: Millis = 60_000;
 /// So many workers in a row may die unused, where others of the same zygote have served, before that counts as a failed
 /// start: all of an ordinary pool's at once.
 pub const UNUSED_DEATHS: u32 = 8;
+/// A worker that a frontend has held for so long has started well, returned or not.
+pub const IN_USE: Millis = 1_000;
 /// A pool that failed and was not asked for again is forgotten after this time, its delay with it.
 pub const FORGET_AFTER: Millis = 60_000;
 /// A seed that was ready for this long starts again with the first delay.

@@ -7,7 +7,7 @@ use super::account::Chain;
 use super::state::State;
 use super::timer::TimerKey;
 use super::{describe_status, Action, FrontendId, Millis, PoolKey, ZygoteId};
-use super::{ABANDONED_GRACE, DEAD_GRACE, FORK_DEADLINE, LAST_GRACE, RETIRE_GRACE, STOP_GRACE, UNUSED_DEATHS};
+use super::{ABANDONED_GRACE, DEAD_GRACE, FORK_DEADLINE, IN_USE, LAST_GRACE, RETIRE_GRACE, STOP_GRACE, UNUSED_DEATHS};
 use crate::wire::control::{LeaseId, LendCount, Returned};
 
 #[derive(Debug)]
@@ -301,10 +301,27 @@ impl State {
             return worker.proven;
         };
         zygote.unused_deaths = zygote.unused_deaths.saturating_add(1);
-        zygote.proven && zygote.unused_deaths <= UNUSED_DEATHS
+        let few = zygote.unused_deaths <= UNUSED_DEATHS;
+        few && (zygote.proven || self.workers.values().any(|w| w.zygote == worker.zygote && self.is_in_use(w)))
+    }
+
+    /// Whether a frontend has had it for so long that it surely serves: a busy one is not given back for hours.
+    fn is_in_use(&self, worker: &WorkerSlot) -> bool {
+        matches!(worker.state, WorkerState::Lent { since, .. } if self.now - since >= IN_USE)
+    }
+
+    /// What is in use, or dies in use, started well, and so did its zygote.
+    fn prove_by_use(&mut self, lease: LeaseId) {
+        let Some(worker) = self.workers.get(&lease).filter(|w| self.is_in_use(w)) else {
+            return;
+        };
+        if let Some(zygote) = self.zygotes.get_mut(&worker.zygote) {
+            zygote.proven = true;
+        }
     }
 
     pub(super) fn worker_gone(&mut self, lease: LeaseId, wait_status: i32) {
+        self.prove_by_use(lease);
         let holder = self.take_back(lease);
         if let Some(frontend) = holder {
             self.mourn(lease, frontend);

@@ -84,8 +84,15 @@ impl AsFd for TermSignal {
 /// Ignores the signals that httpd's process group or an administrator may send to everything called httpd: only the
 /// parent and SIGTERM end the controller.
 pub fn ignore_group_signals() {
-    for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH, Signal::SIGPIPE]
-    {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGWINCH,
+        Signal::SIGPIPE,
+    ] {
         // SAFETY: SIG_IGN runs no code of ours, and no handler is replaced that anything here relies on.
         let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) };
     }

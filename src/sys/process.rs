@@ -125,6 +125,33 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// Every child of another process, zombies included, of all its threads. Empty once it is gone.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
+        return Vec::new();
+    };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// The process that this one is a child of.
+pub fn parent_id() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+/// Whether a process, and with it whatever it starts, can gain no privileges; `None` for one that is gone or a zombie.
+pub fn gains_no_privileges(pid: u32) -> Option<bool> {
+    parse_no_new_privs(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn parse_no_new_privs(status: &str) -> Option<bool> {
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+    if field("State:")?.starts_with('Z') {
+        return None;
+    }
+    Some(field("NoNewPrivs:")? == "1")
+}
+
 /// Whether a uid could be another than our own: only root's children can be given away.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -166,7 +193,7 @@ mod tests {
         let pidfd = PidFd::open(child.id()).expect("pidfd");
         assert!(is_own_child(child.id()));
         assert_eq!(pidfd.reap(), None);
-        assert!(children_of_all_threads().contains(&child.id()));
+        assert!(children_of(std::process::id()).contains(&child.id()));
         pidfd.kill();
         let status = loop {
             if let Some(status) = pidfd.reap() {
@@ -177,16 +204,6 @@ mod tests {
         assert_eq!(status, libc::SIGKILL);
         assert!(!is_own_child(child.id()));
         let _ = child.wait();
-    }
-
-    /// The tests run in threads; the child belongs to one of them.
-    fn children_of_all_threads() -> Vec<u32> {
-        let mut all = Vec::new();
-        for task in fs::read_dir("/proc/self/task").expect("proc").flatten() {
-            let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            all.extend(list.split_whitespace().filter_map(|p| p.parse::<u32>().ok()));
-        }
-        all
     }
 
     #[test]
@@ -202,6 +219,21 @@ mod tests {
         assert_eq!(parse_uids("Uid:\t1\t2\n"), None);
         assert_eq!(parse_uids(""), None);
         assert_eq!(uids_of(std::process::id()).expect("proc")[1], own_uid());
+    }
+
+    #[test]
+    fn no_new_privs_is_read_of_what_lives() {
+        assert_eq!(parse_no_new_privs("State:\tS (sleeping)\nNoNewPrivs:\t1\n"), Some(true));
+        assert_eq!(parse_no_new_privs("State:\tR (running)\nNoNewPrivs:\t0\n"), Some(false));
+        assert_eq!(parse_no_new_privs("State:\tZ (zombie)\nNoNewPrivs:\t1\n"), None);
+        assert_eq!(parse_no_new_privs(""), None);
+        assert!(gains_no_privileges(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn the_children_of_another_process_are_those_of_its_threads() {
+        assert!(children_of(parent_id()).contains(&std::process::id()));
+        assert_eq!(children_of(0), Vec::<u32>::new());
     }
 
     #[test]

@@ -315,6 +315,21 @@ def test_a_controller_that_is_slow_in_many_reloads_is_left_alone(httpd):
     assert server.get("/who.php").status == 200
 
 
+def test_spare_workers_may_be_killed_before_any_worker_has_come_back(httpd):
+    """As after a reload of a busy site: a worker is at work, and that it started well is known without its return."""
+    server = make(httpd, "PoolMinSpare 2\nPoolMaxProcesses 6\nPoolIdleTimeout 60s")
+    busy = Later(server.get, "/sleep.php?s=6")
+    idle = lambda: [p.pid for p in server.workers("alice") if "[idle]" in p.title]
+    eventually(lambda: len(idle()) == 2 and len(server.workers("alice")) == 3, 10, what="one busy, two spare")
+    time.sleep(1.5)
+    for pid in idle():
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(5):
+        assert server.get("/who.php").status == 200
+        time.sleep(0.05)
+    assert busy.result().status == 200
+
+
 def test_request_in_flight_survives_the_controller(httpd):
     server = make(httpd)
     busy_pid(server)
@@ -439,6 +454,41 @@ def test_grandchild_does_not_outlive_the_server(httpd):
     pid = int(server.get("/daemon.php").text)
     server.stop()
     assert gone(pid)
+
+
+@pytest.mark.parametrize("then", ["goes on", "stop"])
+def test_grandchild_does_not_outlive_the_controller(httpd, then):
+    """A dead controller's orphans come to httpd's parent: the next controller ends them, at its own end at the latest."""
+    server = make(httpd)
+    for _ in range(5):
+        pid = int(server.get("/daemon.php").text)
+        kill_role(server, "controller")
+        eventually(lambda: server.processes("controller"), 10, what="a new controller")
+        if not gone(pid):  # else the machine is slow, and the first controller has ended it itself
+            break
+    assert not gone(pid)
+    if then == "stop":
+        server.stop()
+        assert gone(pid)
+    else:
+        eventually(lambda: gone(pid), 25, what="the daemonised grandchild ends")
+        server.wait_for_log("left behind by a process of pool alice")
+
+
+def test_a_program_of_a_request_in_flight_outlives_the_controller(httpd):
+    """What was started by a worker that a frontend still needs, and comes to httpd's parent, is not an orphan."""
+    server = make(httpd)
+    server.sites["alice"].write("job.php", """
+        <?php
+        exec('sleep 20 >/dev/null 2>&1 & echo $!', $job);
+        sleep(18);
+        echo posix_kill((int)$job[0], 0) ? 'alive' : 'gone';
+    """)
+    busy_pid(server)
+    answer = Later(server.get, "/job.php")
+    time.sleep(0.5)
+    kill_role(server, "controller")
+    assert answer.result(30).text == "alive"
 
 
 def test_no_zombies(server):

@@ -719,6 +719,26 @@ def test_graceful_replaces_frontends_and_lets_requests_finish(httpd):
     eventually(lambda: not set(before) & set(frontends(server)), 10, what="the end of the old ones")
 
 
+@pytest.mark.parametrize("order", [signal.SIGUSR1, signal.SIGWINCH], ids=["graceful", "graceful-stop"])
+def test_a_request_that_came_before_the_word_to_end_is_answered(httpd, order):
+    """On connections that were kept alive, while all threads of the frontend are busy."""
+    server = make(httpd, modules=["cgi"], conf=STATUS + "AddHandler cgi-script .cgi\n",
+                  mpm_conf=threads(2, "AsyncRequestWorkerFactor 40\n"))
+    server.sites["alice"].script("slow.cgi", "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\n\\nslow'\n")
+    kept = [server.connect() for _ in range(20)]
+    assert {c.get("/text.txt").status for c in kept} == {200}
+    busy = [server.connect() for _ in range(2)]
+    for c in busy:
+        c.request("GET", "/slow.cgi")
+    time.sleep(0.5)
+    for c in kept:
+        c.request("GET", "/text.txt")
+    server.signal(order)
+    answers = [c.response() for c in kept]
+    assert {(found.text, found.closes) for found in answers} == {("text", True)}
+    assert {c.response().text for c in busy} == {"slow"}
+
+
 def test_graceful_under_load_loses_nothing(httpd):
     server = make(httpd, mpm_conf="StartServers 2\nThreadsPerChild 8\nMaxRequestWorkers 64\nServerLimit 16\n")
     stop = threading.Event()

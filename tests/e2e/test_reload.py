@@ -387,6 +387,23 @@ def test_death_of_the_controller_in_single_process_mode(httpd):
 
 
 @pytest.mark.pool_only
+def test_quit_to_the_whole_group_in_single_process_mode(httpd):
+    """Ctrl-\\: httpd with threads takes no notice of it under -X, so the pools must not end either."""
+    server = make(httpd, "single")
+    assert server.get("/who.php").status == 200
+    roles = lambda: {r: [p.pid for p in server.processes(r)] for r in ("keeper", "controller", "seed", "zygote")}
+    before = roles()
+    os.killpg(os.getpgid(server.main), signal.SIGQUIT)
+    time.sleep(1.5)
+    if server.mpm == "prefork":
+        server.wait_for_end()
+    else:
+        assert roles() == before and all(before.values())
+        assert server.get("/who.php").status == 200
+    server.stop()
+
+
+@pytest.mark.pool_only
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_end_of_the_keeper_in_single_process_mode(httpd, number):
     server = make(httpd, "single")

@@ -2,7 +2,7 @@
 
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, FrontendId};
-use crate::policy::{FORK_DEADLINE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
+use crate::policy::{FORK_DEADLINE, IN_USE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
 use crate::wire::control::{PoolRow, Refusal, Returned};
 
 fn one(cap: u32) -> Bench {
@@ -85,6 +85,25 @@ fn unused_workers_of_a_pool_that_works_may_be_killed() {
         let throttled = b.has(|a| matches!(a, Action::Throttled { .. }));
         assert_eq!(throttled, round == UNUSED_DEATHS, "after {round} before it");
         b.obey();
+    }
+}
+
+#[test]
+fn a_worker_in_use_proves_its_zygote_though_it_never_comes_back() {
+    for (held, dies_first, throttles) in [(IN_USE, false, false), (IN_USE, true, false), (IN_USE - 1, false, true)] {
+        let mut b = Bench::new(100, vec![PoolRow { min_spare: 1, ..row("a", Some(0), 4) }]);
+        b.obey();
+        let busy = b.lent(F1, 1, 1);
+        b.obey();
+        b.pass(held);
+        b.obey();
+        b.actions.clear();
+        let spare = *b.state.workers.iter().find(|(_, w)| !w.ever_lent).expect("the spare worker").0;
+        if dies_first {
+            b.reaped(busy.0, 9);
+        }
+        b.reaped(spare, 9);
+        assert_eq!(b.has(|a| matches!(a, Action::Throttled { .. })), throttles, "held for {held}, {dies_first}");
     }
 }
 
