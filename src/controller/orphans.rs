@@ -9,6 +9,7 @@ use super::workers::WorkerProcess;
 use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
 use crate::policy::Millis;
+use crate::sys::launch;
 use crate::sys::process::{self, PidFd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -40,13 +41,15 @@ pub(super) struct Sweep {
     /// Killed and not told yet, by pool: how many, and one of them.
     untold: BTreeMap<String, (usize, u32)>,
     told: Option<Millis>,
-    /// When what our parent has adopted is first looked at: frontends have said by then which workers they still need.
+    /// Whose children those are that a dead controller's processes have left: our parent, as long as it is that.
+    adopter: u32,
+    /// When they are first looked at: frontends have said by then which workers they still need.
     adopted_due: Millis,
 }
 
 impl Sweep {
     pub(super) fn new(now: Millis) -> Self {
-        Self { adopted_due: now + UNCLAIMED, ..Self::default() }
+        Self { adopter: launch::parent_pid(), adopted_due: now + UNCLAIMED, ..Self::default() }
     }
 
     pub(super) fn deadline(&self) -> Millis {
@@ -135,7 +138,11 @@ impl Controller {
 
     /// Ends what a dead controller's processes have left behind. Returns whether there was any.
     fn end_adopted(&mut self) -> bool {
-        let parent = process::parent_id();
+        let parent = self.orphans.adopter;
+        // Whoever adopts us when it is dead has children of his own.
+        if launch::parent_pid() != parent {
+            return false;
+        }
         let adopted: Vec<u32> =
             process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
         let mut pools = None;

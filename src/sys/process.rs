@@ -134,11 +134,6 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// The process that this one is a child of.
-pub fn parent_id() -> u32 {
-    std::os::unix::process::parent_id()
-}
-
 /// Whether a process, and with it whatever it starts, can gain no privileges; `None` for one that is gone or a zombie.
 pub fn gains_no_privileges(pid: u32) -> Option<bool> {
     parse_no_new_privs(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
@@ -232,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_children_of_another_process_are_those_of_its_threads() {
-        assert!(children_of(parent_id()).contains(&std::process::id()));
+        assert!(children_of(std::os::unix::process::parent_id()).contains(&std::process::id()));
         assert_eq!(children_of(0), Vec::<u32>::new());
     }
 

@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from harness import (ALICE, BOB, H2, Broken, Later, MemoryGroup, Site, descendants, eventually, fds_of, gone, in_threads,
+from harness import (ALICE, BOB, H2, Broken, Later, MemoryGroup, Site, background, descendants, eventually, fds_of, gone, in_threads,
                      read_process)
 from pages import FFI, at_once, usual_pages
 
@@ -473,6 +473,25 @@ def test_grandchild_does_not_outlive_the_controller(httpd, then):
     else:
         eventually(lambda: gone(pid), 25, what="the daemonised grandchild ends")
         server.wait_for_log("left behind by a process of pool alice")
+
+
+def test_the_death_of_the_parent_ends_nobody_elses_processes(httpd):
+    """Whoever is init then has children of any kind: a hardened service of the pool's user, say."""
+    server = make(httpd)
+    other = background("setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups", "--no-new-privs", "setsid",
+                       "sleep", "60")
+    try:
+        busy_pid(server)
+        controller = server.processes("controller")[0].pid
+        # The test process adopts, as init would.
+        os.kill(server.main, signal.SIGKILL)
+        server.wait_for_end()
+        eventually(lambda: gone(controller), 10, what="the controller ends")
+        server.stopped = True
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_program_of_a_request_in_flight_outlives_the_controller(httpd):
