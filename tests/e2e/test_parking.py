@@ -272,6 +272,31 @@ def test_a_worker_that_takes_no_request_holds_no_thread_by_an_upload_that_goes_o
                 os.kill(pid, signal.SIGCONT)
 
 
+def test_a_worker_that_takes_no_request_holds_no_thread_by_a_large_head(httpd):
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
+    eventually(lambda: len(server.workers("alice")) == 4)
+    stopped = [worker.pid for worker in server.workers("alice")]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    fields = "".join(f"X-{i}: {'v' * 8000}\r\n" for i in range(90))
+    try:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.connect(timeout=30)) for _ in stopped]
+            for c in clients:
+                c.send(f"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\n{fields}Content-Length: 4000\r\n\r\n".encode() + b"a" * 1000)
+            time.sleep(1)
+            answers_as_ever(server, 5)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            for c in clients:
+                c.send(b"c" * 3000)
+                assert c.response().json()["bytes"] == 4000
+    finally:
+        for pid in stopped:
+            if not gone(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_a_worker_that_speaks_before_it_takes_the_request_is_heard(httpd, scratch):
     server = make(httpd, f"PoolMaxProcesses 1\nPoolEnv SCRATCH {scratch}", conf="Timeout 10", alice_conf=FFI)
     server.sites["alice"].write("forge.php", w.FORGE_PHP)
