@@ -7,7 +7,7 @@ use crate::sys::socket::{self, Blocking, Received};
 use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, CONTROL_VERSION};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How often the helper thread looks after idle leases.
@@ -25,7 +25,7 @@ pub struct Identity {
 pub struct Channel {
     connector: OwnedFd,
     identity: Identity,
-    current: RwLock<Option<OwnedFd>>,
+    current: RwLock<Option<Arc<OwnedFd>>>,
     /// Held while a new channel is made. Messages need no such order: each stands for itself.
     connecting: Mutex<()>,
 }
@@ -50,8 +50,14 @@ impl Channel {
         let bytes = ConnectorMessage::Hello(hello).encode();
         socket::send(self.connector.as_fd(), &bytes, &[theirs.as_fd()], Blocking::Yes)?;
         drop(theirs);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(ours);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(ours));
         Ok(())
+    }
+
+    /// A share in the channel, so that no lock is held while somebody sends or receives. No copy of the descriptor: where
+    /// there is none left, the controller would seem to be gone.
+    fn current(&self) -> Option<Arc<OwnedFd>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Forgets a channel whose controller is gone.
@@ -83,20 +89,15 @@ impl Channel {
     }
 
     fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(channel) = current.as_ref() else { return false };
+        let Some(channel) = self.current() else { return false };
         // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
         socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes).is_ok()
     }
 
     /// Helper thread: the next message. `None` after a tick without one.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<Option<Received>> {
-        // The helper thread alone replaces the channel, so a copy of the number stays valid while it waits.
-        let copy = {
-            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-            current.as_ref().ok_or(io::ErrorKind::NotConnected)?.try_clone()?
-        };
-        match socket::receive(copy.as_fd(), buf, Blocking::Yes) {
+        let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
+        match socket::receive(channel.as_fd(), buf, Blocking::Yes) {
             Ok(received) if received.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) => Ok(Some(received)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),

@@ -27,22 +27,30 @@ struct Set {
     fds: Vec<OwnedFd>,
 }
 
+/// A pool's sets, and whether a thread is at it.
+#[derive(Debug, Default)]
+struct Pile {
+    sets: VecDeque<Set>,
+    has_thread: bool,
+}
+
 /// What is to be closed, by pool.
 #[derive(Debug, Default)]
 pub struct Closer {
-    pools: Mutex<HashMap<u32, VecDeque<Set>>>,
+    pools: Mutex<HashMap<u32, Pile>>,
     /// There may be some.
     any: AtomicBool,
 }
 
 impl Closer {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, VecDeque<Set>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Pile>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So much of this pool's is left to be closed that nothing more may come.
     pub fn is_stuck(&self, pool: u32) -> bool {
-        let full = |sets: &VecDeque<Set>| {
+        let full = |pile: &Pile| {
+            let sets = &pile.sets;
             sets.len() >= MOST || sets.iter().map(|set| set.count).sum::<usize>() >= MOST_DESCRIPTORS
         };
         self.any.load(Ordering::Relaxed) && self.lock().get(&pool).is_some_and(full)
@@ -51,7 +59,7 @@ impl Closer {
     /// The next set of a pool; the one before it is closed. `None` ends the pool's thread.
     fn next(&self, pool: u32, first: bool) -> Option<Vec<OwnedFd>> {
         let mut pools = self.lock();
-        let sets = pools.get_mut(&pool)?;
+        let sets = &mut pools.get_mut(&pool)?.sets;
         if !first {
             sets.pop_front();
         }
@@ -72,9 +80,9 @@ pub fn discard(pool: u32, fds: Vec<OwnedFd>) {
     {
         let mut pools = closer.lock();
         closer.any.store(true, Ordering::Relaxed);
-        let sets = pools.entry(pool).or_default();
-        sets.push_back(Set { count: fds.len(), fds });
-        if sets.len() > 1 {
+        let pile = pools.entry(pool).or_default();
+        pile.sets.push_back(Set { count: fds.len(), fds });
+        if std::mem::replace(&mut pile.has_thread, true) {
             return;
         }
     }
@@ -85,6 +93,10 @@ pub fn discard(pool: u32, fds: Vec<OwnedFd>) {
             drop(frontend.desk.channel.discard(pool, set));
         }
     };
-    // Without memory for a thread they stay open, and the pool has no more than these.
-    let _ = thread::spawn_quiet("mod_pool", work);
+    if thread::spawn_quiet("mod_pool", work).is_err() {
+        // They stay open until there can be one, which the next set finds out.
+        if let Some(pile) = closer.lock().get_mut(&pool) {
+            pile.has_thread = false;
+        }
+    }
 }

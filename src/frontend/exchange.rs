@@ -90,8 +90,9 @@ pub struct Run<'r> {
     parks: bool,
     /// The request is on its way to the worker.
     sent: bool,
-    /// Body frames in the send buffer that did not fit the worker's socket yet.
+    /// Frames in the send buffer that did not fit the worker's socket yet, and how much of them did.
     pending: bool,
+    sent_bytes: usize,
     kept: Kept,
     /// How long the worker, or the client, may take for its next step.
     patience: Duration,
@@ -152,6 +153,7 @@ impl<'r> Run<'r> {
             parks,
             sent: false,
             pending: false,
+            sent_bytes: 0,
             kept: Kept::default(),
             patience: r.server().timeout(),
             kept_body: false,
@@ -252,7 +254,7 @@ impl<'r> Run<'r> {
                 Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
             }
             self.sent = true;
-            if self.parks && self.waits() {
+            if self.parks && (self.pending || self.waits()) {
                 // No worker is as fast as that.
                 return Outcome::Parked;
             }

@@ -133,7 +133,8 @@ impl Frontend {
         self.put(held, Waits::Module, None, |_, _| Ok(()));
     }
 
-    /// The event of this connection is with the kernel still; it gets `Timeout` to be seen.
+    /// The event of this connection is with the kernel still, until a thread comes for it. That is looked at again after
+    /// `Timeout`.
     pub(super) fn park_again(&self, held: Held, now: Millis) {
         let deadline = now.saturating_add(millis(held.connection.timeout()));
         let waits = held.waits;

@@ -3,9 +3,12 @@
 alice's PHP writes frames of her own into her lease, by FFI. bob is the victim.
 """
 
+import contextlib
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime
@@ -777,3 +780,37 @@ def test_a_fork_bomb_of_connections_does_not_stop_the_victim(server):
     done.set()
     watching.join(10)
     assert errors == []
+
+
+def test_descriptors_that_no_thread_could_close_are_closed_by_the_next_one(httpd, kind, scratch):
+    if kind["mpm"] == "prefork":
+        pytest.skip("the attacks must meet one frontend")
+    site = Site("alice", ALICE, conf=FFI, pool_conf=f"PoolMaxProcesses 2\nPoolEnv SCRATCH {scratch}")
+    server = httpd(sites=[site], mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 8\nMaxRequestWorkers 8\n")
+    site.write("forge.php", w.FORGE_PHP)
+    site.write("own.txt", "alice herself")
+    server.start()
+
+    def attack():
+        with server.connect() as c:
+            c.request("POST", "/forge.php", body=w.plan({"data": w.head() + w.data("x"), "fds": ["good"]}))
+            with contextlib.suppress(Broken):
+                c.response()
+
+    attack()
+    frontend, = server.processes("frontend")
+    change = ("import resource, sys; old = resource.prlimit(int(sys.argv[1]), resource.RLIMIT_NPROC);"
+              "resource.prlimit(int(sys.argv[1]), resource.RLIMIT_NPROC, (int(sys.argv[2]), old[1])); print(old[0])")
+
+    def limit(number):
+        done = subprocess.run([sys.executable, "-c", change, str(frontend.pid), str(number)], check=True, text=True,
+                              capture_output=True, user=frontend.uid, group=frontend.gids[1], extra_groups=[])
+        return int(done.stdout)
+
+    before = limit(1)
+    attack()
+    limit(before)
+    for _ in range(20):
+        attack()
+    assert server.count_log("POOL124") == 0
+    assert server.get("/own.txt").text == "alice herself"

@@ -32,6 +32,21 @@ for ($i = 0; $i < (int)$_GET['lines']; $i++) {
     if (isset($_GET['flush']) && $i % 50 == 0) flush();
 }
 """
+PIECES_PHP = """
+<?php
+// Each piece is a message of its own; the client is to see it at once only where it asks for that.
+for ($i = 0; $i < (int)$_GET['count']; $i++) {
+    echo str_repeat('x', (int)$_GET['size']);
+    if (isset($_GET['flush'])) { echo 'y'; flush(); }
+}
+"""
+HINTS_CGI = """
+#!/bin/sh
+value=$(head -c 50000 /dev/zero | tr '\\0' v)
+for i in $(seq 30); do printf 'HTTP/1.1 103 Early Hints\\r\\nLink: %s\\r\\n\\r\\n' "$value"; done
+sleep 3
+printf 'HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\n\\r\\nthe page'
+"""
 FIRST_PHP = "<?php\necho 'first'; flush();\nsleep((int)$_GET['s']);\necho ' last';\n"
 
 
@@ -46,6 +61,8 @@ def make(httpd, pool_conf="", mpm_conf=FOUR_THREADS, mpm="pool", alice_conf="", 
         usual_pages(site)
         site.script("big.php", BIG_PHP)
         site.script("first.php", FIRST_PHP)
+        site.script("pieces.php", PIECES_PHP)
+        site.script("nph-many-hints.cgi", HINTS_CGI)
         site.script("digest.php", DIGEST_PHP)
     server.sites["plain"].write("text.txt", "text", mode=0o644)
     return server.start()
@@ -122,7 +139,10 @@ def test_five_thousand_hanging_requests_leave_others_alone(httpd, many_descripto
     eventually(lambda: sum(len(fds_of(p.pid)) for p in server.processes("frontend")) < 500, 20)
 
 
-@pytest.mark.parametrize("path", ["/sleep.php?s=60", "/first.php?s=60", "/big.php?lines=300000", "/big.php?lines=300000&flush"])
+@pytest.mark.parametrize("path", [
+    "/sleep.php?s=60", "/first.php?s=60", "/big.php?lines=300000", "/big.php?lines=300000&flush",
+    "/pieces.php?size=50000&count=400", "/pieces.php?size=50000&count=400&flush",
+])
 def test_requests_that_hang_hold_no_thread(httpd, path):
     """In the worker, after the first byte, and with clients that read nothing: more of them than there are threads."""
     server = make(httpd, "PoolMaxProcesses 12")
@@ -130,6 +150,19 @@ def test_requests_that_hang_hold_no_thread(httpd, path):
         eventually(lambda: len(server.workers("alice")) == 12, 20)
         time.sleep(1)
         answers_as_ever(server)
+
+
+def test_interim_responses_to_clients_that_read_nothing_hold_no_thread(httpd):
+    # A connection of this machine's own has room for all of them otherwise.
+    server = make(httpd, "PoolMaxProcesses 12", alice_conf="AddHandler cgi-script .cgi", modules=["cgi"], conf="SendBufferSize 16384")
+    with Crowd(server, 12, "/nph-many-hints.cgi", receive_buffer=4096):
+        eventually(lambda: len(server.workers("alice")) == 12, 20)
+        time.sleep(1)
+        answers_as_ever(server, 5)
+    with server.connect() as c:
+        c.request("GET", "/nph-many-hints.cgi")
+        found = c.response()
+        assert (found.status, found.body) == (200, b"the page")
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -232,6 +265,31 @@ def test_a_worker_that_takes_no_request_holds_no_thread_by_an_upload_that_goes_o
                 os.kill(pid, signal.SIGCONT)
             for c in clients:
                 c.send(b"c" * 2000)
+                assert c.response().json()["bytes"] == 4000
+    finally:
+        for pid in stopped:
+            if not gone(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_worker_that_takes_no_request_holds_no_thread_by_a_large_head(httpd):
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
+    eventually(lambda: len(server.workers("alice")) == 4)
+    stopped = [worker.pid for worker in server.workers("alice")]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    fields = "".join(f"X-{i}: {'v' * 8000}\r\n" for i in range(90))
+    try:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.connect(timeout=30)) for _ in stopped]
+            for c in clients:
+                c.send(f"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\n{fields}Content-Length: 4000\r\n\r\n".encode() + b"a" * 1000)
+            time.sleep(1)
+            answers_as_ever(server, 5)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            for c in clients:
+                c.send(b"c" * 3000)
                 assert c.response().json()["bytes"] == 4000
     finally:
         for pid in stopped:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, Broken, Later, MemoryGroup, Site, descendants, eventually, fds_of, gone, run
+from harness import ALICE, BOB, Broken, Later, MemoryGroup, Site, descendants, eventually, fds_of, gone, read_process, run
 
 pytestmark = pytest.mark.pool_only
 
@@ -670,6 +670,24 @@ def test_without_descriptors_left_nobody_inside_is_refused(httpd):
     assert not server.count_log(r"\(24\)|Too many open files")
     eventually(lambda: serves(server), 15)
     assert frontends(server) == {pid}
+
+
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_a_frontend_without_a_descriptor_left_keeps_its_controller(httpd, mpm):
+    server = make(httpd, mpm=mpm, mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 8\nMaxRequestWorkers 8\n")
+    assert server.get("/ok.php").text == "from alice"
+    workers = {worker.pid for worker in server.workers("alice")}
+    pid, = frontends(server)
+    owner = read_process(pid)
+    # Who may change it is who it belongs to; root needs a capability that a container may lack.
+    change = "import resource, sys; resource.prlimit(int(sys.argv[1]), resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))"
+    soft, hard = map(int, re.search(r"^Max open files +(\d+) +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.M).groups())
+    for limit in (3, soft):
+        subprocess.run([sys.executable, "-c", change, str(pid), str(limit), str(hard)], check=True, user=owner.uid, group=owner.uid, extra_groups=[])
+        # It takes an idle lease back to the controller meanwhile.
+        time.sleep(2)
+    assert server.get("/ok.php").text == "from alice"
+    assert {worker.pid for worker in server.workers("alice")} == workers
 
 
 @pytest.fixture

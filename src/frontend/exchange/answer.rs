@@ -207,8 +207,9 @@ impl Run<'_> {
             return self.need_body();
         }
         self.progressed = true;
-        // What a part of a page says stands in the middle of the page's own body.
-        if !self.r.is_subrequest() {
+        // What a part of a page says stands in the middle of the page's own body. And no thread waits for a client to take
+        // what it can do without.
+        if !self.r.is_subrequest() && self.out.takes_at_once(payload.len()) {
             let fields = passable(&head).filter(|(name, _)| !name.eq_ignore_ascii_case(b"Content-Length"));
             self.out.client.send_interim(head.status, fields);
         }

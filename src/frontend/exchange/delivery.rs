@@ -72,14 +72,24 @@ impl<'r> Delivery<'r> {
         }
     }
 
+    /// The client's socket takes so many bytes now, so that nobody waits for it; always, where a request may wait. It must
+    /// have taken all that came before: with more than its limit the core waits, and with a FLUSH for everything.
+    pub fn takes_at_once(&self, len: usize) -> bool {
+        self.connection.is_none_or(|c| len <= FITS && c.has_written() && self.client.is_writable())
+    }
+
     /// Takes bytes of the response. They must stay where they are until `pass` or `finish` has returned.
     pub fn data(&mut self, mut bytes: &[u8]) -> Result<(), ClientGone> {
-        let Some(connection) = self.connection.filter(|_| self.rest.is_empty()) else {
-            if self.rest.is_empty() {
-                self.client.queue(bytes);
-            } else {
-                self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
-            }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let has_room = |c: Connection<'_>| self.queued > 0 || c.has_written();
+        if !self.rest.is_empty() || !self.connection.is_none_or(has_room) {
+            self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
+            return Ok(());
+        }
+        let Some(connection) = self.connection else {
+            self.client.queue(bytes);
             return Ok(());
         };
         loop {
@@ -114,8 +124,7 @@ impl<'r> Delivery<'r> {
 
     /// Passes on what was taken, as far as the client takes it; with `flush` it is on its way then.
     pub fn pass(&mut self, flush: bool) -> Result<(), Undelivered> {
-        let at_once = || self.connection.is_none() || (self.queued <= FITS && self.client.is_writable());
-        if self.rest.is_empty() && (!flush || at_once()) {
+        if self.rest.is_empty() && (!flush || self.takes_at_once(self.queued)) {
             return Ok(self.pass_queued(flush)?);
         }
         self.flush |= flush;

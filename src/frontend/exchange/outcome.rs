@@ -96,7 +96,7 @@ impl Run<'_> {
                 _ => return Outcome::ClientGone,
             },
             Stop::Parks => return Outcome::Parked,
-            Stop::Died(Some(kind)) if !self.heard && self.messages == 1 && self.reads <= 2 && is_unread(kind) => {
+            Stop::Died(Some(kind)) if !self.heard && self.messages <= 1 && self.reads <= 2 && is_unread(kind) => {
                 return Outcome::Unread
             }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),

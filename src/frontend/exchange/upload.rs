@@ -3,7 +3,7 @@
 //! Runs in: frontend, the thread that has the request.  Trusts: the client's side as httpd gives it.
 //! Owns: how far the body is.  Never: waits for the client.
 
-use super::outcome::Stop;
+use super::outcome::{is_unread, Stop};
 use super::{request, Buffers, Run};
 use crate::frontend::request::BodyFlags;
 use crate::httpd::client::{BodyLength, BodyRead};
@@ -81,22 +81,28 @@ impl Run<'_> {
         } else if self.upload == Upload::Running && out.len() < PREFETCH {
             self.read_some(&mut buffers.body, &mut buffers.send);
         }
-        self.send_whole(&buffers.send).map_err(|e| Unsent::Failed(e.kind()))
+        // A worker that does not read what it has got already is no reason to wait here.
+        let blocking = if self.parks { Blocking::No } else { Blocking::Yes };
+        self.pending = self.send_frames(&buffers.send, blocking).map_err(|e| Unsent::Failed(e.kind()))?;
+        Ok(())
     }
 
-    /// Sends frames that may be more than one message.
-    fn send_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let fd = self.lease.socket.as_fd();
-        if bytes.len() <= MAX_MESSAGE {
-            socket::send(fd, bytes, &[], Blocking::Yes)?;
-            self.messages += 1;
-            return Ok(());
+    /// Sends frames that may be more than one message, from where it has stopped; says whether some still are to be sent.
+    fn send_frames(&mut self, frames: &[u8], blocking: Blocking) -> io::Result<bool> {
+        loop {
+            let rest = frames.get(self.sent_bytes..).unwrap_or_default();
+            let one = if rest.len() <= MAX_MESSAGE { rest } else { request::messages(rest).next().unwrap_or(rest) };
+            match socket::send(self.lease.socket.as_fd(), one, &[], blocking) {
+                Ok(()) => self.messages += 1,
+                Err(e) if blocking == Blocking::No && e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(e) => return Err(e),
+            }
+            self.sent_bytes += one.len();
+            if self.sent_bytes >= frames.len() {
+                self.sent_bytes = 0;
+                return Ok(false);
+            }
         }
-        for piece in request::messages(bytes) {
-            socket::send(fd, piece, &[], Blocking::Yes)?;
-            self.messages += 1;
-        }
-        Ok(())
     }
 
     /// Takes more of the client's body; says whether there are frames to send. What went with the request is kept until
@@ -116,21 +122,24 @@ impl Run<'_> {
         Ok(self.read_some(&mut buffers.body, &mut buffers.send))
     }
 
-    /// Sends frames of the body, if the worker's socket takes them; says whether they still are to be sent.
+    /// Sends frames of the body, or the rest of the request, if the worker's socket takes them; says whether they still
+    /// are to be sent.
     pub(super) fn send_some(&mut self, frames: &[u8]) -> Result<bool, Stop> {
-        match socket::send(self.lease.socket.as_fd(), frames, &[], Blocking::No) {
-            Ok(()) => {
-                self.messages += 1;
-                self.progress = Instant::now();
-                Ok(false)
+        match self.send_frames(frames, Blocking::No) {
+            Ok(left) => {
+                if !left {
+                    self.progress = Instant::now();
+                }
+                Ok(left)
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(e) if self.messages == 0 && is_unread(e.kind()) => Err(Stop::Died(Some(e.kind()))),
             // The kernel tells once that a message was left unread, to whichever call comes first.
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset && self.messages == 1 && !self.heard => {
                 Err(Stop::Died(Some(e.kind())))
             }
             // It does not read any more; what it has answered is still there, or the news that it read nothing at all.
             Err(_) => {
+                self.sent_bytes = 0;
                 self.upload = Upload::Cut;
                 Ok(false)
             }

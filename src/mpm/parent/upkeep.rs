@@ -215,8 +215,9 @@ impl Parent {
             Report::MaxRequestWorkersReached => (
                 Level::Error,
                 format!(
-                    "POOL215: server reached MaxRequestWorkers {}: every thread is busy, and new connections wait; raise \
-                     it, and ServerLimit with it, if the machine bears more",
+                    "POOL215: server reached MaxRequestWorkers {}: no frontend takes new connections, as its threads are \
+                     busy or it has as many as AsyncRequestWorkerFactor allows; raise it, and ServerLimit with it, if the \
+                     machine bears more",
                     self.limits.limits.max_request_workers
                 ),
             ),

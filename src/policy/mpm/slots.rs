@@ -49,6 +49,8 @@ struct Slot<T> {
     parked: Option<Parked<T>>,
     /// The wheel has an entry that comes out at this time.
     timer: Option<Millis>,
+    /// And another one, which comes out after that.
+    later: Option<Millis>,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl<T> Default for Slots<T> {
 impl<T> Slots<T> {
     fn slot(&self, place: u32) -> Option<&Mutex<Slot<T>>> {
         let place = usize::try_from(place).ok()?;
-        let empty = || Mutex::new(Slot { round: 0, wait: 0, parked: None, timer: None });
+        let empty = || Mutex::new(Slot { round: 0, wait: 0, parked: None, timer: None, later: None });
         let chunk = self.chunks.get(place / CHUNK)?.get_or_init(|| (0..CHUNK).map(|_| empty()).collect());
         chunk.get(place % CHUNK)
     }
@@ -114,7 +116,7 @@ impl<T> Slots<T> {
     pub fn release(&self, token: Token) {
         let Some(mut slot) = self.current(token) else { return };
         slot.round = (slot.round + 1) & ROUNDS;
-        slot.timer = None;
+        (slot.timer, slot.later) = (None, None);
         let parked = slot.parked.take();
         drop(slot);
         drop(parked);
@@ -139,6 +141,7 @@ impl<T> Slots<T> {
         slot.parked = Some(Parked { what, deadline });
         let due = deadline.filter(|d| slot.timer.is_none_or(|timer| timer > d + TICK));
         if due.is_some() {
+            slot.later = slot.timer.or(slot.later);
             slot.timer = due;
         }
         Ok(due)
@@ -163,10 +166,14 @@ impl<T> Slots<T> {
         if slot.timer.is_some_and(|timer| timer > now) {
             return Look::Nothing;
         }
-        slot.timer = None;
+        slot.timer = slot.later.take().filter(|later| *later > now);
         let Some(deadline) = slot.parked.as_ref().and_then(|p| p.deadline) else { return Look::Nothing };
         if deadline > now {
-            slot.timer = Some(deadline);
+            // The other entry comes out in time, and is put off in its turn.
+            if slot.timer.is_some_and(|timer| timer <= deadline + TICK) {
+                return Look::Nothing;
+            }
+            slot.later = slot.timer.replace(deadline);
             return Look::Later(deadline);
         }
         slot.parked.take().map_or(Look::Nothing, |parked| Look::Due(parked.what))
@@ -189,6 +196,7 @@ impl<T> Slots<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wheel::Wheel;
     use super::*;
 
     fn park(slots: &Slots<u32>, token: Token, what: u32, deadline: Option<Millis>) -> Option<Millis> {
@@ -286,6 +294,48 @@ mod tests {
         take(&slots, token);
         assert_eq!(slots.look(token, 5_000), Look::Nothing);
         assert_eq!(park(&slots, token, 1, Some(9_000)), Some(9_000));
+    }
+
+    /// A connection whose requests wait for a moment each, between waits for the next one.
+    #[test]
+    fn short_waits_between_long_ones_leave_no_crowd_of_timers() {
+        let slots = Slots::default();
+        let token = slots.reserve().expect("room");
+        let mut wheel = Wheel::new(0);
+        let (mut entries, mut most) = (0u32, 0u32);
+        for now in 0..20_000 {
+            let mut due = Vec::new();
+            wheel.take_due(now, &mut due);
+            for token in due {
+                entries -= 1;
+                if let Look::Later(at) = slots.look(token, now) {
+                    wheel.insert(at, token);
+                    entries += 1;
+                }
+            }
+            for deadline in [now + 100, now + 5_000] {
+                take(&slots, token);
+                if let Some(at) = park(&slots, token, 7, Some(deadline)) {
+                    wheel.insert(at, token);
+                    entries += 1;
+                }
+            }
+            most = most.max(entries);
+        }
+        assert!(most <= 3, "{most} timers of one connection");
+        let mut ended = None;
+        for now in (20_000..30_000).step_by(10) {
+            let mut due = Vec::new();
+            wheel.take_due(now, &mut due);
+            for token in due {
+                match slots.look(token, now) {
+                    Look::Later(at) => wheel.insert(at, token),
+                    Look::Due(_) => ended = ended.or(Some(now)),
+                    Look::Nothing => {}
+                }
+            }
+        }
+        assert!(ended.is_some_and(|at| (24_999..24_999 + 2 * TICK).contains(&at)), "{ended:?}");
     }
 
     #[test]
