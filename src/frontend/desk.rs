@@ -303,6 +303,10 @@ impl Desk {
         for (want, arrived) in new {
             // Not sent: the helper thread sends every open Want again when it has a controller.
             self.channel.send(&FrontendMessage::Want { want, pool: last.pool, arrived });
+            // Withdrawn meanwhile: that Cancel may have been sent before it, and would find nothing.
+            if !lock(&self.wants).contains_key(&want) {
+                self.channel.send(&FrontendMessage::Cancel { want });
+            }
         }
     }
 
