@@ -252,7 +252,9 @@ impl Controller {
         Ok(())
     }
 
-    /// A worker of a controller that has died. It counts if it is of the pool's user and not one of ours.
+    /// A worker of a controller that has died. It counts if it is of the pool's user, and was left to our own parent as
+    /// all is that such a controller has started (prctl(2), `PR_SET_CHILD_SUBREAPER`): others of that user are not ours
+    /// to end.
     fn foreign_worker(&mut self, pid: u32, pool: String) {
         if self.pids.contains(&pid) || self.foreign.contains_key(&pid) || process::is_own_child(pid) {
             return;
@@ -267,7 +269,7 @@ impl Controller {
             return;
         };
         let fits = process::uids_of(pid).is_ok_and(|real| uids.iter().any(|uid| real == [*uid; 4]));
-        if !fits {
+        if !fits || process::parent_of(pid) != Some(launch::parent_pid()) {
             return;
         }
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {

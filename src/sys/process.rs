@@ -111,11 +111,21 @@ fn parse_uids(status: &str) -> Option<[u32; 4]> {
     Some(uids)
 }
 
-/// Session that a process belongs to (field 6 of /proc/PID/stat; the name in field 2 may contain anything).
+/// Session that a process belongs to (proc(5), field 6 of /proc/PID/stat).
 pub fn session_of(pid: u32) -> Option<u32> {
+    number_in_stat(pid, 3)
+}
+
+/// The process that it is a child of (field 4).
+pub fn parent_of(pid: u32) -> Option<u32> {
+    number_in_stat(pid, 1)
+}
+
+/// A field of /proc/PID/stat, counted from behind the name, which may contain anything.
+fn number_in_stat(pid: u32, at: usize) -> Option<u32> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let end = stat.iter().rposition(|b| *b == b')')?;
-    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(3)?.parse().ok()
+    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(at)?.parse().ok()
 }
 
 /// Every child of this process, zombies included. It has one thread, so its list is the list.
@@ -237,8 +247,9 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_read_behind_any_name() {
+    fn session_and_parent_are_read_behind_any_name() {
         let own = nix::unistd::getsid(None).expect("getsid").as_raw();
         assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
+        assert_eq!(parent_of(std::process::id()), Some(std::os::unix::process::parent_id()));
     }
 }

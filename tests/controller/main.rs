@@ -43,6 +43,10 @@ fn main() {
         ("standard_error_reaches_a_frontend", standard_error_reaches_a_frontend),
         ("a_reload_ends_the_old_generation", a_reload_ends_the_old_generation),
         ("workers_of_a_dead_controller_count", workers_of_a_dead_controller_count),
+        (
+            "a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone",
+            a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone,
+        ),
         ("a_new_controller_serves_older_frontends", a_new_controller_serves_older_frontends),
         (
             "who_is_of_an_unknown_configuration_is_refused_at_once",
@@ -541,6 +545,19 @@ fn workers_of_a_dead_controller_count() {
     assert!(lease.ask("ping").starts_with("pong"));
     drop(lease);
     assert!(f.granted(1).ask("ping").starts_with("pong"));
+}
+
+fn a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone() {
+    let (started, process) = stage::process_of_another(stage::POOL_UID);
+    let stage = Stage::open(Behaviour::Good, 1, 30_000);
+    // A frontend that somebody has broken into can name any process.
+    let in_flight = vec![mod_pool::wire::control::InFlight { pid: process, pool: "alice".into() }];
+    let mut f = Frontend::hello(stage.connector(), 1, in_flight);
+    assert!(f.lease(1, 1).ask("ping").starts_with("pong"), "it does not count");
+    drop(stage);
+    assert!(alive(process), "it was killed");
+    stage::kill(process);
+    assert_eq!(stage::wait(started), 0);
 }
 
 fn a_new_controller_serves_older_frontends() {

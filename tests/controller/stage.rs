@@ -22,7 +22,7 @@ pub fn want(number: u32, pool: u32) -> FrontendMessage {
 /// Longest wait for anything: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The pool's uid where we may choose one.
-const POOL_UID: u32 = 65_534;
+pub const POOL_UID: u32 = 65_534;
 
 fn pid_of(pid: u32) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))
@@ -79,6 +79,30 @@ pub fn in_an_announced_child(stage: &Stage, f: impl FnOnce(&OwnedFd) -> bool) ->
     let child = stage.fork(f);
     stage.announce(&child);
     wait(child.pid) == 0
+}
+
+/// A process of this user, where we may choose, that is the child of another one than this; that one's pid first. It
+/// ends with its child.
+pub fn process_of_another(uid: u32) -> (u32, u32) {
+    let (said, heard) = socket::seqpacket_pair().expect("socketpair");
+    let between = fork(|| {
+        let pid = fork(|| {
+            if mod_pool::sys::privileges::effective_uid() == 0 {
+                mod_pool::sys::privileges::change_user(uid, uid, &[uid]).expect("setuid");
+            }
+            std::thread::sleep(Duration::from_secs(60));
+            true
+        });
+        socket::send(said.as_fd(), &pid.to_be_bytes(), &[], Blocking::Yes).expect("send");
+        nix::sys::wait::waitpid(pid_of(pid), None).is_ok()
+    });
+    let mut pid = [0; 4];
+    socket::receive(heard.as_fd(), &mut pid, Blocking::Yes).expect("receive");
+    let pid = u32::from_be_bytes(pid);
+    eventually("its user", || {
+        !Stage::chooses_users() || mod_pool::sys::process::uids_of(pid).is_ok_and(|uids| uids == [uid; 4])
+    });
+    (between, pid)
 }
 
 /// Whether a process exists that has not ended.
@@ -157,11 +181,17 @@ pub struct Stage {
 }
 
 impl Stage {
+    fn chooses_users() -> bool {
+        mod_pool::sys::privileges::effective_uid() == 0
+    }
+
     pub fn open(behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) -> Self {
         let (speak, listen) = socket::seqpacket_pair().expect("socketpair");
         // Credentials travel only with what is sent after this.
         socket::pass_credentials(listen.as_fd()).expect("SO_PASSCRED");
-        let root = mod_pool::sys::privileges::effective_uid() == 0;
+        // As httpd's parent is: what a controller leaves behind becomes its child.
+        mod_pool::sys::launch::become_subreaper();
+        let root = Self::chooses_users();
         let mut stage =
             Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root, newest: 0 };
         stage.start_controller();
