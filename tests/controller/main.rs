@@ -22,6 +22,7 @@ fn main() {
         ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
         ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
         ("a_child_that_floods_its_connector_holds_up_nobody", a_child_that_floods_its_connector_holds_up_nobody),
+        ("a_child_that_says_hello_in_vain_fills_no_log", a_child_that_says_hello_in_vain_fills_no_log),
         ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
         ("many_frontends_share_few_workers", many_frontends_share_few_workers),
         ("a_stopped_zygote_holds_up_its_pool_only", a_stopped_zygote_holds_up_its_pool_only),
@@ -142,6 +143,25 @@ fn a_child_that_floods_its_connector_holds_up_nobody() {
         stage::kill(child.pid);
         stage::wait(child.pid);
     }
+}
+
+fn a_child_that_says_hello_in_vain_fills_no_log() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let (read, write) = nix::unistd::pipe().expect("pipe");
+    stage.log_to(write.as_fd());
+    drop(write);
+    let null = std::fs::File::open("/dev/null").expect("/dev/null");
+    let served = stage::in_an_announced_child(&stage, |own| {
+        for _ in 0..200 {
+            Frontend::hello_with(own, 1, vec![], null.as_fd());
+        }
+        let mut f = Frontend::hello(own, 1, vec![]);
+        f.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    assert!(served);
+    drop(stage);
+    let log = std::io::read_to_string(std::fs::File::from(read)).expect("the log");
+    assert!((1..=5).contains(&log.lines().count()), "{log}");
 }
 
 fn who_does_not_read_is_cut_off_alone() {

@@ -211,16 +211,29 @@ impl Stage {
     }
 
     pub fn configure(&mut self, generation: u64, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
-        self.tell(generation, false, behaviour, cap, idle_timeout_ms);
+        self.tell(generation, false, behaviour, cap, idle_timeout_ms, std::io::stderr().as_fd());
         self.newest = generation;
     }
 
     /// To a controller that has taken over.
     pub fn configure_older(&self, generation: u64, behaviour: Behaviour, cap: u32) {
-        self.tell(generation, true, behaviour, cap, 30_000);
+        self.tell(generation, true, behaviour, cap, 30_000, std::io::stderr().as_fd());
     }
 
-    fn tell(&self, generation: u64, older: bool, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
+    /// What the controller logs from now on goes there. A configuration that it knows changes nothing else.
+    pub fn log_to(&self, errors: BorrowedFd<'_>) {
+        self.tell(self.newest, false, Behaviour::Good, 1, 30_000, errors);
+    }
+
+    fn tell(
+        &self,
+        generation: u64,
+        older: bool,
+        behaviour: Behaviour,
+        cap: u32,
+        idle_timeout_ms: u64,
+        errors: BorrowedFd<'_>,
+    ) {
         let own = mod_pool::sys::process::own_uid();
         let uid = if self.root { POOL_UID } else { own };
         let row = |name: &str, parent, uid| PoolRow {
@@ -241,8 +254,7 @@ impl Stage {
         };
         let memory = nix::sys::memfd::memfd_create("table", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
         write_all(&memory, &table.encode());
-        let errors = std::io::stderr();
-        self.say(&ParentMessage::Configure { generation, older }, &[memory.as_fd(), errors.as_fd()]);
+        self.say(&ParentMessage::Configure { generation, older }, &[memory.as_fd(), errors]);
     }
 
     pub fn say(&self, message: &ParentMessage, fds: &[BorrowedFd<'_>]) {
@@ -330,9 +342,14 @@ pub struct Frontend {
 impl Frontend {
     pub fn hello(connector: &OwnedFd, generation: u64, in_flight: Vec<InFlight>) -> Self {
         let (channel, theirs) = socket::seqpacket_pair().expect("socketpair");
-        let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
-        socket::send(connector.as_fd(), &hello.encode(), &[theirs.as_fd()], Blocking::Yes).expect("connector");
+        Self::hello_with(connector, generation, in_flight, theirs.as_fd());
         Self { channel, kept: Vec::new(), pids: Vec::new() }
+    }
+
+    /// With any descriptor as the channel.
+    pub fn hello_with(connector: &OwnedFd, generation: u64, in_flight: Vec<InFlight>, channel: BorrowedFd<'_>) {
+        let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
+        socket::send(connector.as_fd(), &hello.encode(), &[channel], Blocking::Yes).expect("connector");
     }
 
     pub fn send(&self, message: &FrontendMessage) {
