@@ -261,9 +261,8 @@ impl Controller {
         Ok(())
     }
 
-    /// A worker of a controller that has died. It counts if it is of the pool's user, and was left to our own parent as
-    /// all is that such a controller has started (prctl(2), `PR_SET_CHILD_SUBREAPER`): others of that user are not ours
-    /// to end.
+    /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to the heir as all
+    /// does that such a controller has started: others of that user are not ours to end.
     fn foreign_worker(&mut self, pid: u32, pool: String) {
         if self.pids.contains(&pid) || self.foreign.contains_key(&pid) || process::is_own_child(pid) {
             return;
@@ -278,7 +277,7 @@ impl Controller {
             return;
         };
         let fits = process::uids_of(pid).is_ok_and(|real| uids.iter().any(|uid| real == [*uid; 4]));
-        if !fits || process::parent_of(pid) != Some(launch::parent_pid()) {
+        if !fits || self.heir().is_none_or(|heir| process::parent_of(pid) != Some(heir)) {
             return;
         }
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {

@@ -135,7 +135,9 @@ impl Controller {
 
     /// Ends what a dead controller's processes have left behind. Returns whether there was any.
     fn end_adopted(&mut self) -> bool {
-        let parent = process::parent_id();
+        let Some(parent) = self.heir() else {
+            return false;
+        };
         let adopted: Vec<u32> =
             process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
         let mut pools = None;
@@ -146,7 +148,7 @@ impl Controller {
                 continue;
             };
             let pools = pools.get_or_insert_with(|| self.pools_by_uid());
-            if self.is_left_behind(pid, parent, pools) {
+            if process::parent_of(pid) == Some(parent) && self.is_left_behind(pid, parent, pools) {
                 process.kill();
                 found = true;
                 self.orphans.note(pid, pool_of(pid, pools));

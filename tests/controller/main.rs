@@ -54,6 +54,7 @@ fn main() {
             who_is_of_an_unknown_configuration_is_refused_at_once,
         ),
         ("stop_leaves_no_process", stop_leaves_no_process),
+        ("the_parents_death_ends_nothing_that_is_not_httpds", the_parents_death_ends_nothing_that_is_not_httpds),
         ("sigterm_and_the_parents_death_leave_no_process", sigterm_and_the_parents_death_leave_no_process),
     ];
     let mut run = 0;
@@ -642,6 +643,30 @@ fn stop_leaves_no_process() {
     assert_eq!(stage.reap_controller(), 0);
     assert!(all.iter().all(|pid| !alive(*pid)));
     assert!(!alive(left));
+}
+
+fn the_parents_death_ends_nothing_that_is_not_httpds() {
+    // A service of the pool's user, child of the process that the controller falls to: for httpd that is init.
+    mod_pool::sys::launch::become_subreaper();
+    let service = stage::fork_service(stage::POOL_UID);
+    let (said, heard) = socket::seqpacket_pair().expect("socketpair");
+    let parent = stage::fork(|| {
+        let stage = Stage::open(Behaviour::Good, 4, 30_000);
+        let mut f = stage.frontend();
+        let _lease = f.lease(1, 1);
+        socket::send(said.as_fd(), &stage.controller.to_be_bytes(), &[], Blocking::Yes).expect("send");
+        std::thread::sleep(Duration::from_secs(60));
+        true
+    });
+    let mut controller = [0; 4];
+    socket::receive(heard.as_fd(), &mut controller, Blocking::Yes).expect("receive");
+    let controller = u32::from_be_bytes(controller);
+    stage::kill(parent);
+    stage::wait(parent);
+    eventually("the controller's end", || !alive(controller));
+    assert!(alive(service), "it was killed");
+    stage::kill(service);
+    stage::wait(service);
 }
 
 fn sigterm_and_the_parents_death_leave_no_process() {

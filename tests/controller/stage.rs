@@ -105,6 +105,22 @@ pub fn process_of_another(uid: u32) -> (u32, u32) {
     (between, pid)
 }
 
+/// A child that sleeps, in a session of its own, without new privileges, as this user where we may choose.
+pub fn fork_service(uid: u32) -> u32 {
+    use mod_pool::sys::privileges;
+    let pid = fork(|| {
+        privileges::new_session();
+        if Stage::chooses_users() {
+            privileges::change_user(uid, uid, &[uid]).expect("setuid");
+        }
+        privileges::no_new_privileges().expect("no_new_privs");
+        std::thread::sleep(Duration::from_secs(60));
+        true
+    });
+    eventually("it is confined", || mod_pool::sys::process::gains_no_privileges(pid) == Some(true));
+    pid
+}
+
 /// Whether a process exists that has not ended.
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
