@@ -121,12 +121,19 @@ impl Controller {
     }
 
     /// Whoever holds the other end can have us refuse messages as fast as he sends them: one line a second is enough.
-    fn note_refusal(&mut self, sender: Credentials, why: &str) {
+    fn tells_refusal(&mut self) -> bool {
         let now = self.now();
-        if self.refusal_noted.is_some_and(|at| now < at + REFUSAL_INTERVAL) {
+        let tells = self.refusal_noted.is_none_or(|at| now >= at + REFUSAL_INTERVAL);
+        if tells {
+            self.refusal_noted = Some(now);
+        }
+        tells
+    }
+
+    fn note_refusal(&mut self, sender: Credentials, why: &str) {
+        if !self.tells_refusal() {
             return;
         }
-        self.refusal_noted = Some(now);
         log::notice(&format!("mod_pool: a message of pid {} (uid {}) was refused: {why}", sender.pid, sender.uid));
     }
 
@@ -207,7 +214,9 @@ impl Controller {
             );
         }
         if let Err(e) = self.accept(hello, channel, sender.pid) {
-            log::error(&format!("mod_pool: frontend {} cannot be served: {e}", sender.pid));
+            if self.tells_refusal() {
+                log::error(&format!("mod_pool: frontend {} cannot be served: {e}", sender.pid));
+            }
         }
     }
 
@@ -252,7 +261,8 @@ impl Controller {
         Ok(())
     }
 
-    /// A worker of a controller that has died. It counts if it is of the pool's user and not one of ours.
+    /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to the heir as all
+    /// does that such a controller has started: others of that user are not ours to end.
     fn foreign_worker(&mut self, pid: u32, pool: String) {
         if self.pids.contains(&pid) || self.foreign.contains_key(&pid) || process::is_own_child(pid) {
             return;
@@ -267,7 +277,7 @@ impl Controller {
             return;
         };
         let fits = process::uids_of(pid).is_ok_and(|real| uids.iter().any(|uid| real == [*uid; 4]));
-        if !fits {
+        if !fits || self.heir().is_none_or(|heir| process::parent_of(pid) != Some(heir)) {
             return;
         }
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {

@@ -19,14 +19,28 @@ pub(super) fn notice(text: &str) {
 
 fn line(level: &str, text: &str) {
     let mut out = format!("[{}] [pool:{level}] [pid {}] ", descriptor::local_time(), std::process::id()).into_bytes();
-    escape(text.as_bytes(), &mut out);
+    escape_all(text, &mut out);
     out.truncate(MAX_LINE);
     out.push(b'\n');
     // A log that cannot take a line now loses it: the pools go on.
     descriptor::write_standard_error(&out);
 }
 
-/// Appends a line of foreign text without any byte that a terminal or a log reader acts on.
+/// Appends foreign text without any character that a terminal or a log reader acts on. U+0080 to U+009F are such, too:
+/// terminals take CSI (U+009B) for ESC [.
+fn escape_all(text: &str, out: &mut Vec<u8>) {
+    for c in text.chars() {
+        let bytes = &mut [0; 4];
+        let bytes = c.encode_utf8(bytes).as_bytes();
+        if c.is_control() && c != '\t' {
+            bytes.iter().for_each(|byte| out.extend(format!("\\x{byte:02x}").bytes()));
+        } else {
+            out.extend(bytes);
+        }
+    }
+}
+
+/// Appends a line of foreign text without control bytes of ASCII. It goes to a frontend, where httpd escapes all others.
 pub(super) fn escape(text: &[u8], out: &mut Vec<u8>) {
     for &byte in text {
         if byte == b'\t' || (byte >= 0x20 && byte != 0x7f) {
@@ -44,5 +58,12 @@ mod tests {
         let mut out = Vec::new();
         super::escape(b"a\n\x1b[1m\tb\x7f\xc3\xa4", &mut out);
         assert_eq!(out, b"a\\x0a\\x1b[1m\tb\\x7f\xc3\xa4");
+    }
+
+    #[test]
+    fn no_character_steers_a_terminal() {
+        let mut out = Vec::new();
+        super::escape_all("a\n\x1b[1m\tb\x7f \u{9b}1m \u{e4}\u{20ac}", &mut out);
+        assert_eq!(out, "a\\x0a\\x1b[1m\tb\\x7f \\xc2\\x9b1m \u{e4}\u{20ac}".as_bytes());
     }
 }

@@ -117,6 +117,8 @@ struct Watched<T> {
 struct Controller {
     start: ControllerStart,
     parent: PidFd,
+    /// To whom the processes of a controller fall that dies: httpd's parent, or the keeper.
+    heir: u32,
     root: bool,
     descriptors: Option<DescriptorLimit>,
     signal: TermSignal,
@@ -183,6 +185,7 @@ impl Controller {
         let mut controller = Self {
             start,
             parent,
+            heir: launch::parent_pid(),
             root: process::is_root(),
             descriptors,
             signal,
@@ -356,6 +359,11 @@ impl Controller {
             .get(&key.generation)
             .and_then(|table| table.pools.get(key.pool as usize))
             .map_or("?", |row| row.name.as_str())
+    }
+
+    /// The heir, unless it is gone: our parent is then somebody, init above all, whose other children are not httpd's.
+    fn heir(&self) -> Option<u32> {
+        (launch::parent_pid() == self.heir).then_some(self.heir)
     }
 
     /// The uid that a pool's processes must have.

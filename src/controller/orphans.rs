@@ -9,7 +9,6 @@ use super::workers::WorkerProcess;
 use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
 use crate::policy::Millis;
-use crate::sys::launch;
 use crate::sys::process::{self, PidFd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -41,15 +40,13 @@ pub(super) struct Sweep {
     /// Killed and not told yet, by pool: how many, and one of them.
     untold: BTreeMap<String, (usize, u32)>,
     told: Option<Millis>,
-    /// Whose children those are that a dead controller's processes have left: our parent, as long as it is that.
-    adopter: u32,
-    /// When they are first looked at: frontends have said by then which workers they still need.
+    /// When what our parent has adopted is first looked at: frontends have said by then which workers they still need.
     adopted_due: Millis,
 }
 
 impl Sweep {
     pub(super) fn new(now: Millis) -> Self {
-        Self { adopter: launch::parent_pid(), adopted_due: now + UNCLAIMED, ..Self::default() }
+        Self { adopted_due: now + UNCLAIMED, ..Self::default() }
     }
 
     pub(super) fn deadline(&self) -> Millis {
@@ -138,11 +135,9 @@ impl Controller {
 
     /// Ends what a dead controller's processes have left behind. Returns whether there was any.
     fn end_adopted(&mut self) -> bool {
-        let parent = self.orphans.adopter;
-        // Whoever adopts us when it is dead has children of his own.
-        if launch::parent_pid() != parent {
+        let Some(parent) = self.heir() else {
             return false;
-        }
+        };
         let adopted: Vec<u32> =
             process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
         let mut pools = None;
@@ -153,7 +148,7 @@ impl Controller {
                 continue;
             };
             let pools = pools.get_or_insert_with(|| self.pools_by_uid());
-            if self.is_left_behind(pid, parent, pools) {
+            if process::parent_of(pid) == Some(parent) && self.is_left_behind(pid, parent, pools) {
                 process.kill();
                 found = true;
                 self.orphans.note(pid, pool_of(pid, pools));

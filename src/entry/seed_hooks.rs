@@ -7,7 +7,7 @@ use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
 use crate::httpd::{classes, config, conftree, image, php, ServerRec};
 use crate::settings::LoggedNames;
-use crate::sys::{fork, launch, title};
+use crate::sys::{fork, launch, memory, title};
 use crate::worker::WorkerStart;
 use crate::{seed, worker, zygote};
 use std::os::raw::c_int;
@@ -63,13 +63,13 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         Ok(channel) => channel,
         Err(e) => fail(&format!("the seed has no channel: {e}")),
     };
-    match image::writable_shared_mapping() {
+    match memory::writable_shared_mapping() {
         Ok(None) => {}
         Ok(Some(mapping)) => fail(&format!(
             "a module made shared memory while the configuration was read, which all pools could write ({mapping}); \
              give that module the role frontend with PoolModuleRole"
         )),
-        Err(e) => fail(&format!("/proc/self/maps cannot be read: {e}")),
+        Err(e) => fail(&format!("/proc/self/smaps cannot be read: {e}")),
     }
     let start = seed::serve(channel, tree);
     let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };

@@ -30,15 +30,6 @@ pub fn is_one_process() -> bool {
     is_defined(c"DEBUG") || is_defined(c"ONE_PROCESS")
 }
 
-/// A shared mapping that could be written: two pools would share it. Returns the line of /proc/self/maps.
-pub fn writable_shared_mapping() -> io::Result<Option<String>> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    Ok(maps
-        .lines()
-        .find(|l| l.split_whitespace().nth(1).is_some_and(|p| p.starts_with("rw") && p.ends_with('s')))
-        .map(str::to_owned))
-}
-
 /// What a server writes to its error log goes nowhere; the `error_log` hook carries the lines.
 pub fn error_logs_to_null(main: ServerRec<'_>, pconf: AprPool<'_>) -> io::Result<()> {
     let null: OwnedFd = fs::OpenOptions::new().append(true).open("/dev/null")?.into();

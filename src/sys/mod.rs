@@ -12,6 +12,7 @@ pub mod fork;
 pub mod heritage;
 pub mod image;
 pub mod launch;
+pub mod memory;
 pub mod poller;
 pub mod pollers;
 pub mod privileges;

@@ -20,7 +20,7 @@ pub fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Real, effective and saved ids become `uid` and `gid`, the supplementary groups exactly `groups`.
+/// Real, effective and saved ids become `uid` and `gid`, the supplementary groups exactly `groups`; no capability stays.
 ///
 /// Afterwards it looks whether that is so, and whether root is out of reach. An error means the process must end.
 pub fn change_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
@@ -30,7 +30,7 @@ pub fn change_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     if effective_uid() != 0 {
         // Without root no id can change: the pool's must be what we have (configtest has said so).
         return if ids() == ([uid; 3], [gid; 3]) {
-            Ok(())
+            no_capabilities()
         } else {
             Err(io::Error::new(io::ErrorKind::PermissionDenied, "httpd was not started as root"))
         };
@@ -44,9 +44,30 @@ pub fn change_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     if ids() != ([uid; 3], [gid; 3]) {
         return Err(io::Error::other("the ids are not what was asked for"));
     }
+    no_capabilities()?;
     // SAFETY: takes an integer only; it must fail.
     if unsafe { libc::setuid(0) } == 0 {
         return Err(io::Error::other("root can still be had"));
+    }
+    Ok(())
+}
+
+/// Gives up what the kernel leaves to a process that is not root: where somebody has asked for that (prctl(2),
+/// `PR_SET_KEEPCAPS`), or where httpd has capabilities without being root (`AmbientCapabilities=` of its systemd unit).
+fn no_capabilities() -> io::Result<()> {
+    // capset(2): version 3, this process; two words each of effective, permitted and inheritable ones. What is not
+    // permitted and inheritable is not ambient either.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let none = [0u32; 6];
+    // SAFETY: the kernel reads two and six words.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut left = [u32::MAX; 6];
+    // SAFETY: the kernel reads two words and writes six.
+    let rc = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), left.as_mut_ptr()) };
+    if rc != 0 || left != none {
+        return Err(io::Error::other("capabilities are left"));
     }
     Ok(())
 }
@@ -160,5 +181,76 @@ pub fn reset_signals() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+    const CAP_SETUID: u32 = 7;
+
+    /// Whether a forked child in which `f` runs ends well.
+    fn in_a_child(f: impl FnOnce() -> bool) -> bool {
+        // SAFETY: the child makes system calls and ends by _exit.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let status = i32::from(!f());
+            // SAFETY: does not return.
+            unsafe { libc::_exit(status) };
+        }
+        let mut status = -1;
+        // SAFETY: our own child; the status is written to a live variable.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        status == 0
+    }
+
+    fn set_capabilities(low: u32, inheritable: u32) -> bool {
+        let header: [u32; 2] = [0x2008_0522, 0];
+        let sets: [u32; 6] = [low, low, inheritable, 0, 0, 0];
+        // SAFETY: the kernel reads two and six words.
+        unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) == 0 }
+    }
+
+    fn has_none() -> bool {
+        let header: [u32; 2] = [0x2008_0522, 0];
+        let mut sets = [u32::MAX; 6];
+        // SAFETY: the kernel reads two words and writes six.
+        unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) == 0 && sets == [0; 6] }
+    }
+
+    fn root_is_out_of_reach() -> bool {
+        set_capabilities(1 << CAP_SETUID, 0);
+        // SAFETY: takes an integer only.
+        unsafe { libc::setuid(0) != 0 }
+    }
+
+    #[test]
+    fn no_capability_outlives_the_change_of_user() {
+        if effective_uid() != 0 {
+            return;
+        }
+        assert!(in_a_child(|| change_user(NOBODY, NOBODY, &[NOBODY]).is_ok() && has_none()));
+        // A module of the seed may have asked for that (prctl(2), PR_SET_KEEPCAPS).
+        assert!(in_a_child(|| {
+            // SAFETY: takes integers only.
+            unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
+            change_user(NOBODY, NOBODY, &[NOBODY]).is_ok() && has_none() && root_is_out_of_reach()
+        }));
+        // A service manager may have given httpd some without making it root (AmbientCapabilities=).
+        assert!(in_a_child(|| {
+            // SAFETY: takes integers only.
+            unsafe {
+                libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0);
+                libc::setresgid(NOBODY, NOBODY, NOBODY);
+                libc::setresuid(NOBODY, NOBODY, NOBODY);
+            }
+            let raised = set_capabilities(1 << CAP_SETUID, 1 << CAP_SETUID);
+            // SAFETY: takes integers only.
+            let raised = raised
+                && unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAP_SETUID, 0, 0) } == 0;
+            raised && change_user(NOBODY, NOBODY, &[NOBODY]).is_ok() && has_none() && root_is_out_of_reach()
+        }));
     }
 }

@@ -3,9 +3,6 @@
 //! Runs in: controller.  Trusts: the kernel.  Owns: the pidfds it opens.
 //! Never: signals by pid number, which may belong to somebody else by then.
 
-use nix::errno::Errno;
-use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
-use nix::unistd::Pid;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -57,7 +54,7 @@ impl PidFd {
 
     /// Reaps it if it has ended and is our child: its status as waitpid(2) writes it.
     pub fn reap(&self) -> Option<i32> {
-        status_of(waitid(Id::PIDFd(self.fd.as_fd()), ANY_END))
+        status_of(wait(libc::P_PIDFD, self.fd.as_raw_fd().cast_unsigned(), 0))
     }
 }
 
@@ -67,31 +64,40 @@ impl AsFd for PidFd {
     }
 }
 
-/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end.
-const ANY_END: WaitPidFlag = WaitPidFlag::WEXITED.union(WaitPidFlag::WNOHANG).union(WaitPidFlag::__WALL);
-
-/// A status as waitpid(2) writes it; for a process that is not there to reap any more, the one of SIGKILL.
-fn status_of(result: nix::Result<WaitStatus>) -> Option<i32> {
-    match result {
-        Ok(WaitStatus::Exited(_, code)) => Some((code & 0xff) << 8),
-        Ok(WaitStatus::Signaled(_, signal, core)) => Some(signal as i32 | if core { 0x80 } else { 0 }),
-        Ok(_) | Err(Errno::EINTR) => None,
-        Err(_) => Some(libc::SIGKILL),
+/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end: its status as
+/// waitpid(2) writes it, also for signals that have no name (of real time).
+fn wait(kind: libc::idtype_t, id: u32, flags: libc::c_int) -> io::Result<Option<i32>> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | flags;
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the kernel fills the structure, or leaves it zeroed.
+    if unsafe { libc::waitid(kind, id, info.as_mut_ptr(), flags) } != 0 {
+        let e = io::Error::last_os_error();
+        return if e.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(e) };
     }
+    // SAFETY: all zeroes are valid, and so is what the kernel has written.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: waitid fills these two; they are zero where no child has ended.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some(match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    }))
 }
 
-fn as_pid(pid: u32) -> Option<Pid> {
-    i32::try_from(pid).ok().filter(|p| *p > 0).map(Pid::from_raw)
+/// For a process that is not there to reap any more, the status of SIGKILL.
+fn status_of(ended: io::Result<Option<i32>>) -> Option<i32> {
+    ended.unwrap_or(Some(libc::SIGKILL))
 }
 
 /// Whether this is a child of ours that was not reaped.
 pub fn is_own_child(pid: u32) -> bool {
-    as_pid(pid).is_some_and(|pid| waitid(Id::Pid(pid), ANY_END | WaitPidFlag::WNOWAIT).is_ok())
+    pid != 0 && wait(libc::P_PID, pid, libc::WNOWAIT).is_ok()
 }
 
 /// Reaps a child by number, if it has ended.
 pub fn reap_pid(pid: u32) -> bool {
-    as_pid(pid).is_some_and(|pid| status_of(waitid(Id::Pid(pid), ANY_END)).is_some())
+    pid != 0 && status_of(wait(libc::P_PID, pid, 0)).is_some()
 }
 
 /// Real, effective, saved and file system uid of a process.
@@ -111,11 +117,21 @@ fn parse_uids(status: &str) -> Option<[u32; 4]> {
     Some(uids)
 }
 
-/// Session that a process belongs to (field 6 of /proc/PID/stat; the name in field 2 may contain anything).
+/// Session that a process belongs to (proc(5), field 6 of /proc/PID/stat).
 pub fn session_of(pid: u32) -> Option<u32> {
+    number_in_stat(pid, 3)
+}
+
+/// The process that it is a child of (field 4).
+pub fn parent_of(pid: u32) -> Option<u32> {
+    number_in_stat(pid, 1)
+}
+
+/// A field of /proc/PID/stat, counted from behind the name, which may contain anything.
+fn number_in_stat(pid: u32, at: usize) -> Option<u32> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let end = stat.iter().rposition(|b| *b == b')')?;
-    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(3)?.parse().ok()
+    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(at)?.parse().ok()
 }
 
 /// Every child of this process, zombies included. It has one thread, so its list is the list.
@@ -202,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn a_death_by_a_real_time_signal_is_told_as_it_was() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
+        let pidfd = PidFd::open(child.id()).expect("pidfd");
+        // SAFETY: takes integers only; the child has not been reaped.
+        unsafe { libc::kill(child.id().cast_signed(), libc::SIGRTMIN()) };
+        while !pidfd.has_ended() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(is_own_child(child.id()), "it was not reaped");
+        assert_eq!(pidfd.reap(), Some(libc::SIGRTMIN()));
+        assert!(!is_own_child(child.id()));
+        let _ = child.wait();
+    }
+
+    #[test]
     fn init_is_not_our_child() {
         assert!(!is_own_child(1));
         assert!(!is_own_child(0));
@@ -232,8 +263,9 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_read_behind_any_name() {
+    fn session_and_parent_are_read_behind_any_name() {
         let own = nix::unistd::getsid(None).expect("getsid").as_raw();
         assert_eq!(session_of(std::process::id()), u32::try_from(own).ok());
+        assert_eq!(parent_of(std::process::id()), Some(std::os::unix::process::parent_id()));
     }
 }

@@ -22,6 +22,7 @@ fn main() {
         ("who_was_not_announced_is_not_served", who_was_not_announced_is_not_served),
         ("a_hello_may_come_before_its_announcement", a_hello_may_come_before_its_announcement),
         ("a_child_that_floods_its_connector_holds_up_nobody", a_child_that_floods_its_connector_holds_up_nobody),
+        ("a_child_that_says_hello_in_vain_fills_no_log", a_child_that_says_hello_in_vain_fills_no_log),
         ("who_does_not_read_is_cut_off_alone", who_does_not_read_is_cut_off_alone),
         ("many_frontends_share_few_workers", many_frontends_share_few_workers),
         ("a_stopped_zygote_holds_up_its_pool_only", a_stopped_zygote_holds_up_its_pool_only),
@@ -43,12 +44,17 @@ fn main() {
         ("standard_error_reaches_a_frontend", standard_error_reaches_a_frontend),
         ("a_reload_ends_the_old_generation", a_reload_ends_the_old_generation),
         ("workers_of_a_dead_controller_count", workers_of_a_dead_controller_count),
+        (
+            "a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone",
+            a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone,
+        ),
         ("a_new_controller_serves_older_frontends", a_new_controller_serves_older_frontends),
         (
             "who_is_of_an_unknown_configuration_is_refused_at_once",
             who_is_of_an_unknown_configuration_is_refused_at_once,
         ),
         ("stop_leaves_no_process", stop_leaves_no_process),
+        ("the_parents_death_ends_nothing_that_is_not_httpds", the_parents_death_ends_nothing_that_is_not_httpds),
         ("sigterm_and_the_parents_death_leave_no_process", sigterm_and_the_parents_death_leave_no_process),
     ];
     let mut run = 0;
@@ -138,6 +144,25 @@ fn a_child_that_floods_its_connector_holds_up_nobody() {
         stage::kill(child.pid);
         stage::wait(child.pid);
     }
+}
+
+fn a_child_that_says_hello_in_vain_fills_no_log() {
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let (read, write) = nix::unistd::pipe().expect("pipe");
+    stage.log_to(write.as_fd());
+    drop(write);
+    let null = std::fs::File::open("/dev/null").expect("/dev/null");
+    let served = stage::in_an_announced_child(&stage, |own| {
+        for _ in 0..200 {
+            Frontend::hello_with(own, 1, vec![], null.as_fd());
+        }
+        let mut f = Frontend::hello(own, 1, vec![]);
+        f.lease(1, 1).ask("ping").starts_with("pong")
+    });
+    assert!(served);
+    drop(stage);
+    let log = std::io::read_to_string(std::fs::File::from(read)).expect("the log");
+    assert!((1..=5).contains(&log.lines().count()), "{log}");
 }
 
 fn who_does_not_read_is_cut_off_alone() {
@@ -543,6 +568,19 @@ fn workers_of_a_dead_controller_count() {
     assert!(f.granted(1).ask("ping").starts_with("pong"));
 }
 
+fn a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone() {
+    let (started, process) = stage::process_of_another(stage::POOL_UID);
+    let stage = Stage::open(Behaviour::Good, 1, 30_000);
+    // A frontend that somebody has broken into can name any process.
+    let in_flight = vec![mod_pool::wire::control::InFlight { pid: process, pool: "alice".into() }];
+    let mut f = Frontend::hello(stage.connector(), 1, in_flight);
+    assert!(f.lease(1, 1).ask("ping").starts_with("pong"), "it does not count");
+    drop(stage);
+    assert!(alive(process), "it was killed");
+    stage::kill(process);
+    assert_eq!(stage::wait(started), 0);
+}
+
 fn a_new_controller_serves_older_frontends() {
     let mut stage = Stage::open(Behaviour::Good, 2, 30_000);
     let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
@@ -605,6 +643,30 @@ fn stop_leaves_no_process() {
     assert_eq!(stage.reap_controller(), 0);
     assert!(all.iter().all(|pid| !alive(*pid)));
     assert!(!alive(left));
+}
+
+fn the_parents_death_ends_nothing_that_is_not_httpds() {
+    // A service of the pool's user, child of the process that the controller falls to: for httpd that is init.
+    mod_pool::sys::launch::become_subreaper();
+    let service = stage::fork_service(stage::POOL_UID);
+    let (said, heard) = socket::seqpacket_pair().expect("socketpair");
+    let parent = stage::fork(|| {
+        let stage = Stage::open(Behaviour::Good, 4, 30_000);
+        let mut f = stage.frontend();
+        let _lease = f.lease(1, 1);
+        socket::send(said.as_fd(), &stage.controller.to_be_bytes(), &[], Blocking::Yes).expect("send");
+        std::thread::sleep(Duration::from_secs(60));
+        true
+    });
+    let mut controller = [0; 4];
+    socket::receive(heard.as_fd(), &mut controller, Blocking::Yes).expect("receive");
+    let controller = u32::from_be_bytes(controller);
+    stage::kill(parent);
+    stage::wait(parent);
+    eventually("the controller's end", || !alive(controller));
+    assert!(alive(service), "it was killed");
+    stage::kill(service);
+    stage::wait(service);
 }
 
 fn sigterm_and_the_parents_death_leave_no_process() {

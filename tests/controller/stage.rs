@@ -22,7 +22,7 @@ pub fn want(number: u32, pool: u32) -> FrontendMessage {
 /// Longest wait for anything: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The pool's uid where we may choose one.
-const POOL_UID: u32 = 65_534;
+pub const POOL_UID: u32 = 65_534;
 
 fn pid_of(pid: u32) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))
@@ -79,6 +79,46 @@ pub fn in_an_announced_child(stage: &Stage, f: impl FnOnce(&OwnedFd) -> bool) ->
     let child = stage.fork(f);
     stage.announce(&child);
     wait(child.pid) == 0
+}
+
+/// A process of this user, where we may choose, that is the child of another one than this; that one's pid first. It
+/// ends with its child.
+pub fn process_of_another(uid: u32) -> (u32, u32) {
+    let (said, heard) = socket::seqpacket_pair().expect("socketpair");
+    let between = fork(|| {
+        let pid = fork(|| {
+            if mod_pool::sys::privileges::effective_uid() == 0 {
+                mod_pool::sys::privileges::change_user(uid, uid, &[uid]).expect("setuid");
+            }
+            std::thread::sleep(Duration::from_secs(60));
+            true
+        });
+        socket::send(said.as_fd(), &pid.to_be_bytes(), &[], Blocking::Yes).expect("send");
+        nix::sys::wait::waitpid(pid_of(pid), None).is_ok()
+    });
+    let mut pid = [0; 4];
+    socket::receive(heard.as_fd(), &mut pid, Blocking::Yes).expect("receive");
+    let pid = u32::from_be_bytes(pid);
+    eventually("its user", || {
+        !Stage::chooses_users() || mod_pool::sys::process::uids_of(pid).is_ok_and(|uids| uids == [uid; 4])
+    });
+    (between, pid)
+}
+
+/// A child that sleeps, in a session of its own, without new privileges, as this user where we may choose.
+pub fn fork_service(uid: u32) -> u32 {
+    use mod_pool::sys::privileges;
+    let pid = fork(|| {
+        privileges::new_session();
+        if Stage::chooses_users() {
+            privileges::change_user(uid, uid, &[uid]).expect("setuid");
+        }
+        privileges::no_new_privileges().expect("no_new_privs");
+        std::thread::sleep(Duration::from_secs(60));
+        true
+    });
+    eventually("it is confined", || mod_pool::sys::process::gains_no_privileges(pid) == Some(true));
+    pid
 }
 
 /// Whether a process exists that has not ended.
@@ -157,11 +197,17 @@ pub struct Stage {
 }
 
 impl Stage {
+    fn chooses_users() -> bool {
+        mod_pool::sys::privileges::effective_uid() == 0
+    }
+
     pub fn open(behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) -> Self {
         let (speak, listen) = socket::seqpacket_pair().expect("socketpair");
         // Credentials travel only with what is sent after this.
         socket::pass_credentials(listen.as_fd()).expect("SO_PASSCRED");
-        let root = mod_pool::sys::privileges::effective_uid() == 0;
+        // As httpd's parent is: what a controller leaves behind becomes its child.
+        mod_pool::sys::launch::become_subreaper();
+        let root = Self::chooses_users();
         let mut stage =
             Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root, newest: 0 };
         stage.start_controller();
@@ -181,16 +227,29 @@ impl Stage {
     }
 
     pub fn configure(&mut self, generation: u64, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
-        self.tell(generation, false, behaviour, cap, idle_timeout_ms);
+        self.tell(generation, false, behaviour, cap, idle_timeout_ms, std::io::stderr().as_fd());
         self.newest = generation;
     }
 
     /// To a controller that has taken over.
     pub fn configure_older(&self, generation: u64, behaviour: Behaviour, cap: u32) {
-        self.tell(generation, true, behaviour, cap, 30_000);
+        self.tell(generation, true, behaviour, cap, 30_000, std::io::stderr().as_fd());
     }
 
-    fn tell(&self, generation: u64, older: bool, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
+    /// What the controller logs from now on goes there. A configuration that it knows changes nothing else.
+    pub fn log_to(&self, errors: BorrowedFd<'_>) {
+        self.tell(self.newest, false, Behaviour::Good, 1, 30_000, errors);
+    }
+
+    fn tell(
+        &self,
+        generation: u64,
+        older: bool,
+        behaviour: Behaviour,
+        cap: u32,
+        idle_timeout_ms: u64,
+        errors: BorrowedFd<'_>,
+    ) {
         let own = mod_pool::sys::process::own_uid();
         let uid = if self.root { POOL_UID } else { own };
         let row = |name: &str, parent, uid| PoolRow {
@@ -211,8 +270,7 @@ impl Stage {
         };
         let memory = nix::sys::memfd::memfd_create("table", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd");
         write_all(&memory, &table.encode());
-        let errors = std::io::stderr();
-        self.say(&ParentMessage::Configure { generation, older }, &[memory.as_fd(), errors.as_fd()]);
+        self.say(&ParentMessage::Configure { generation, older }, &[memory.as_fd(), errors]);
     }
 
     pub fn say(&self, message: &ParentMessage, fds: &[BorrowedFd<'_>]) {
@@ -300,9 +358,14 @@ pub struct Frontend {
 impl Frontend {
     pub fn hello(connector: &OwnedFd, generation: u64, in_flight: Vec<InFlight>) -> Self {
         let (channel, theirs) = socket::seqpacket_pair().expect("socketpair");
-        let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
-        socket::send(connector.as_fd(), &hello.encode(), &[theirs.as_fd()], Blocking::Yes).expect("connector");
+        Self::hello_with(connector, generation, in_flight, theirs.as_fd());
         Self { channel, kept: Vec::new(), pids: Vec::new() }
+    }
+
+    /// With any descriptor as the channel.
+    pub fn hello_with(connector: &OwnedFd, generation: u64, in_flight: Vec<InFlight>, channel: BorrowedFd<'_>) {
+        let hello = Hello { version: CONTROL_VERSION, build_id: BUILD, generation, in_flight };
+        socket::send(connector.as_fd(), &hello.encode(), &[channel], Blocking::Yes).expect("connector");
     }
 
     pub fn send(&self, message: &FrontendMessage) {
