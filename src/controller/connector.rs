@@ -255,6 +255,9 @@ impl Controller {
             },
         );
         self.feed(Event::FrontendCame { frontend: id, generation });
+        if hello.may_lack_some() {
+            self.orphans.spare_adopted();
+        }
         for entry in hello.in_flight {
             self.foreign_worker(entry.pid, entry.pool);
         }

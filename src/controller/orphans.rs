@@ -49,6 +49,11 @@ impl Sweep {
         Self { adopted_due: now + UNCLAIMED, ..Self::default() }
     }
 
+    /// Among what our parent has adopted may be workers that a frontend needs, and has not named.
+    pub(super) fn spare_adopted(&mut self) {
+        self.adopted_due = Millis::MAX;
+    }
+
     pub(super) fn deadline(&self) -> Millis {
         let tell = self.told.filter(|_| !self.untold.is_empty()).map(|at| at + NOTE_INTERVAL);
         tell.map_or(self.due, |at| at.min(self.due))

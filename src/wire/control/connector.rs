@@ -3,7 +3,7 @@
 //! Runs in: parent, controller, seed, zygote, frontend.  Trusts: nothing it decodes.  Owns: the layout of the parent's messages and of a frontend's hello.
 //! Never: reads a socket, panics on any input, allocates by a length that a peer sent.
 
-use super::{field, CONTROL_VERSION, MAX_CONTROL_MESSAGE};
+use super::{field, CONTROL_VERSION, MAX_CONTROL_MESSAGE, MAX_POOL_NAME};
 use crate::wire::codec::{Malformed, Put, Reader};
 
 /// On its own connector, from httpd's parent (proven by `SCM_CREDENTIALS`).
@@ -132,7 +132,7 @@ impl ParentMessage {
 
 impl Hello {
     /// The message as bytes. What is in flight beyond [`MAX_CONTROL_MESSAGE`] is left out: the caps are then
-    /// accounted a little low until those workers end.
+    /// accounted a little low until those workers end, and the controller ends nothing that it takes for left behind.
     pub fn encode(&self) -> Vec<u8> {
         let mut list = Vec::new();
         let mut count: u16 = 0;
@@ -155,6 +155,12 @@ impl Hello {
         out.put_u16(count);
         out.put(&list);
         out
+    }
+
+    /// Whether more may have been in flight than its list names.
+    pub fn may_lack_some(&self) -> bool {
+        const LONGEST: usize = 4 + 2 + MAX_POOL_NAME;
+        self.encode().len() + LONGEST > MAX_CONTROL_MESSAGE
     }
 
     /// Reads one message; another version than [`CONTROL_VERSION`] is an error.

@@ -125,6 +125,8 @@ fn a_hello_never_exceeds_a_control_message() {
     assert!(bytes.len() <= MAX_CONTROL_MESSAGE);
     let read = Hello::decode(&bytes).expect("whole entries only");
     assert!(read.in_flight.len() > 700);
+    assert!(read.may_lack_some());
+    assert!(!hello(600).may_lack_some());
 }
 
 #[test]
