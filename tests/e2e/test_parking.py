@@ -539,3 +539,24 @@ def test_streams_that_hang_leave_others_alone_as_the_mpm(httpd):
         time.sleep(1.5)
         assert h2.get("/who.php").status == 503
         answers_as_ever(server, 5)
+
+
+def test_mod_status_counts_the_time_that_a_request_was_parked(httpd):
+    conf = "ExtendedStatus on\n<Location /server-status>\nSetHandler server-status\nRequire all granted\nAssignServerPool none\n</Location>\n"
+    server = make(httpd, conf=conf)
+    server.get("/first.php?s=0")
+
+    def status(query=""):
+        return server.get(f"/server-status{query}", site="plain").text
+
+    def total():
+        return int(re.search(r"^Total Duration: (-?\d+)", status("?auto"), re.M)[1])
+
+    before = total()
+    # Threads that began none of them end some.
+    for _ in range(2):
+        for client in [Later(server.get, "/first.php?s=1") for _ in range(4)]:
+            assert client.result().text == "first last"
+    assert 8000 <= total() - before < 14000
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in re.findall("<tr><td><b>.*?</tr>", status(), re.S)]
+    assert rows and all(0 <= int(of_all) < 16000 for _, _, _, _, _, _, _, of_all, *_ in rows), rows

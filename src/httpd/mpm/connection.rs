@@ -4,7 +4,7 @@
 //! a time.  Owns: the connection's pool, and with it everything else of it.
 //! Never: decides what comes next (`policy::mpm::connection` does).
 
-use super::score::Seat;
+use super::score::{self, Seat};
 use super::threads::Thread;
 use super::transaction::{Accepted, TransactionPool};
 use crate::ffi;
@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) sbh: *mut ffi::ap_sb_handle_t,
     /// The request that is being handled.
     pub(super) request: *mut ffi::request_rec,
+    /// When the parked request began, for mod_status.
+    pub(super) began: ffi::apr_time_t,
     /// Whose `Timeout` and `KeepAliveTimeout` hold.
     pub(super) server: *mut ffi::server_rec,
     /// Modules were told that no thread has it.
@@ -142,6 +144,7 @@ impl Connection {
                 socket,
                 sbh,
                 request: ptr::null_mut(),
+                began: 0,
                 server: main,
                 away: false,
                 lingering: false,
@@ -265,9 +268,13 @@ impl Connection {
         unsafe {
             (*state).public.state = ffi::conn_state_e_CONN_STATE_PROCESSING;
             let rc = ffi::ap_run_process_connection((*state).c);
+            let parked = self.is_parked();
+            if parked {
+                (*state).began = score::take_back_end((*state).sbh);
+            }
             Processed {
                 ok: rc == ffi::HOOK_OK || rc == ffi::HOOK_DONE,
-                left: if self.is_parked() { Left::Parked } else { left((*state).public.state) },
+                left: if parked { Left::Parked } else { left((*state).public.state) },
                 aborted: (*(*state).c).aborted != 0,
             }
         }
@@ -306,7 +313,10 @@ impl Connection {
         };
         let r = left.r;
         // SAFETY: the request lives until its end, which is below. Its mutex is httpd's sign that a thread has it.
-        unsafe { ffi::apr_thread_mutex_lock((*r).invoke_mtx) };
+        unsafe {
+            ffi::apr_thread_mutex_lock((*r).invoke_mtx);
+            score::goes_on((*state).sbh, r, (*state).began);
+        }
         let step = ffi::guard::guard(None, || Some(left.parked.go_on()));
         // SAFETY: locked above, by this thread.
         unsafe { ffi::apr_thread_mutex_unlock((*r).invoke_mtx) };

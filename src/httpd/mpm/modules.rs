@@ -85,6 +85,7 @@ pub unsafe fn pre_connection(c: *mut ffi::conn_rec) {
             socket: (*of_master).socket,
             sbh: ptr::null_mut(),
             request: ptr::null_mut(),
+            began: 0,
             server: (*of_master).server,
             away: false,
             lingering: false,

@@ -155,6 +155,42 @@ pub fn set_connections(slot: usize, n: Connections) {
     );
 }
 
+/// A request that is parked has not ended yet, although httpd says so to mod_status when its hook answers `SUSPENDED`.
+/// When it began; 0 if nobody asks (`ExtendedStatus`).
+///
+/// # Safety
+/// The handle is live, and the calling thread's.
+pub(super) unsafe fn take_back_end(sbh: *mut ffi::ap_sb_handle_t) -> ffi::apr_time_t {
+    // SAFETY: the caller's promise; httpd's own variable, and null or a record of the scoreboard that is this thread's.
+    unsafe {
+        let worker = ffi::ap_get_scoreboard_worker(sbh);
+        if ffi::ap_extended_status == 0 || worker.is_null() {
+            return 0;
+        }
+        let began = (&raw const (*worker).start_time).read_volatile();
+        let ended = (&raw const (*worker).stop_time).read_volatile();
+        let duration = (&raw const (*worker).duration).read_volatile();
+        (&raw mut (*worker).duration).write_volatile(duration.wrapping_sub(ended.wrapping_sub(began)));
+        began
+    }
+}
+
+/// A thread goes on with a request that was parked, and that another thread may have begun.
+///
+/// # Safety
+/// The handle and the request are live, and the calling thread's.
+pub(super) unsafe fn goes_on(sbh: *mut ffi::ap_sb_handle_t, r: *mut ffi::request_rec, began: ffi::apr_time_t) {
+    // SAFETY: as in take_back_end.
+    unsafe {
+        ffi::ap_update_child_status(sbh, ffi::SERVER_BUSY_WRITE.cast_signed(), r);
+        let worker = ffi::ap_get_scoreboard_worker(sbh);
+        if began != 0 && !worker.is_null() {
+            (&raw mut (*worker).start_time).write_volatile(began);
+            (&raw mut (*worker).last_used).write_volatile(began);
+        }
+    }
+}
+
 /// What a thread does (scoreboard.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
