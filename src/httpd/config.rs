@@ -5,8 +5,8 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, image, RequestRec, ServerRec};
-use crate::apr::pool::AprPool;
+use super::{classes, conftree, image, mpm, RequestRec, ServerRec};
+use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
     Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
@@ -284,6 +284,14 @@ pub fn frontend_uid() -> u32 {
     frontend_ids().0
 }
 
+/// `#uid`, where `User` says that: mod_unixd looks for its name when it is to become that user, and stays what it is where
+/// there is none.
+fn user_as_number() -> Option<String> {
+    // SAFETY: null or a string, written while the configuration is read, on this thread.
+    let user = String::from_utf8_lossy(unsafe { bytes(ffi::ap_unixd_config.user_name) }).into_owned();
+    user.starts_with('#').then_some(user)
+}
+
 fn frontend_ids() -> (u32, u32) {
     match accounts::effective_ids() {
         // SAFETY: mod_unixd writes both while the configuration is read, on this thread; nobody does later.
@@ -329,8 +337,14 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
     let mut reading = config.reading.borrow_mut();
     let (uid, gid) = frontend_ids();
     let user_name = accounts::user_by_uid(uid).ok().flatten().map(|entry| entry.name);
+    let nameless = user_name.is_none().then(user_as_number).flatten().filter(|_| own.0 == 0);
     let completed = reading.builder.complete_default(default_serves(main), Identity { uid, gid, user_name });
     let (tree, mut findings) = reading.builder.finish();
+    if let Some(user) = nameless.filter(|_| mpm::is_ours() || !tree.is_empty()) {
+        findings.errors.push(format!(
+            "User {user}: has no passwd entry, and httpd's processes would stay root; name a user that has one, or add one"
+        ));
+    }
     findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
     for assigned in &reading.assigned {

@@ -40,7 +40,7 @@ def module_so():
 # Whose names the tests use, as far as they need one that exists.
 USER = pwd.getpwuid(65534).pw_name
 GROUP = grp.getgrgid(65534).gr_name
-FRONTEND = "65533"
+FRONTEND = "65534"
 
 
 def load(*names):
@@ -464,7 +464,7 @@ def test_every_error_of_the_whole_is_told_at_once(conf):
         ),
         (
             block(f"PoolUser #{FRONTEND}", f"PoolGroup #{FRONTEND}"),
-            r"PoolUser of <ServerPool p> at .*: uid 65533 is that of the frontends \(User\).* give the pool a user",
+            r"PoolUser of <ServerPool p> at .*: uid 65534 is that of the frontends \(User\).* give the pool a user",
         ),
         (
             "CoreDumpDirectory /tmp\n" + block(f"PoolUser #{FRONTEND}", f"PoolGroup #{FRONTEND}"),

@@ -203,7 +203,7 @@ def test_configtest_warns_of_the_frontends_own_user(conf):
         pytest.skip("mod_php is not installed")
     said = conf("", modules=["php"]).test()
     assert said.returncode == 0 and said.stderr.count(WARNED) == 1
-    assert "(User, uid 65533)" in said.stderr and "could reach the frontends' files and sockets" in said.stderr
+    assert "(User, uid 65534)" in said.stderr and "could reach the frontends' files and sockets" in said.stderr
     assert "give it a user of its own: <ServerPool default> with PoolUser" in said.stderr
     own = "<ServerPool default>\nPoolUser #61234\nPoolGroup #61234\n</ServerPool>\n"
     for text, mpm in ((own, "mpm_event"), ("AssignServerPool none\n", "mpm_event"), ("", "mpm_prefork")):

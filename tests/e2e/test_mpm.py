@@ -140,6 +140,22 @@ def test_numbers_that_mpm_event_takes_are_taken(conf, line, told):
     assert (said.returncode, said.stderr) == (0, told + "Syntax OK\n")
 
 
+def test_frontends_that_would_stay_root_are_refused(conf):
+    """httpd takes mod_unixd's refusal of such a `User` for "declined", and serves as root."""
+    pool = "<ServerPool p>\nPoolUser #2001\nPoolGroup #2001\n</ServerPool>\n"
+    for make_it, refused in ((lambda: alone(conf, ""), True), (lambda: conf(""), False), (lambda: conf(pool), True)):
+        made = make_it()
+        made.file.write_text(re.sub("(?m)^User #.*", "User #63999", made.file.read_text()))
+        said = made.test()
+        assert (said.returncode != 0) == refused, said.stderr
+        assert ("User #63999: has no passwd entry" in said.stderr) == refused
+
+
+def test_directives_say_what_they_are_for(conf):
+    said = alone(conf, "StartServers\n").test()
+    assert "StartServers takes one argument, Number of child processes" in said.stderr
+
+
 # --- connections --------------------------------------------------------------------------------------
 
 

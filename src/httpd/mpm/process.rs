@@ -6,6 +6,7 @@
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::httpd::ServerRec;
+use crate::sys::accounts;
 use crate::sys::fork::{self, Forked};
 use std::ffi::{c_char, c_int};
 use std::ptr;
@@ -201,6 +202,10 @@ pub fn become_child(pchild: AprPool<'_>, main: ServerRec<'_>, one_process: bool)
         ffi::ap_reopen_scoreboard(pchild.as_ptr(), ptr::null_mut(), 0);
         if ffi::ap_run_drop_privileges(pchild.as_ptr(), main.as_ptr()) != 0 {
             return Err("the privileges of root cannot be given up");
+        }
+        // A hook that fails with -1 has declined, for httpd: mod_unixd does so where `User #uid` has no passwd entry.
+        if accounts::effective_ids().0 == 0 {
+            return Err("it is still root; User must name a user that has a passwd entry");
         }
         if ffi::apr_setup_signal_thread() != 0 {
             return Err("signals cannot be blocked");
