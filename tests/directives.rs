@@ -19,7 +19,8 @@ fn source(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The entries between `AP_INIT_` and `),`; those of other modules, whose help says so, are left out.
+/// The entries between `AP_INIT_` and `),`; those of other modules, whose help says so, and those that
+/// every MPM has are left out.
 fn command_table(c: &str) -> BTreeMap<String, Directive> {
     let contexts: BTreeMap<&str, &str> = c.lines().filter_map(defined_context).collect();
     let entries = c.split("AP_INIT_").skip(1);
@@ -28,9 +29,9 @@ fn command_table(c: &str) -> BTreeMap<String, Directive> {
     for entry in entries {
         let (kind, rest) = entry.split_once('(').expect("a macro with arguments");
         let parts: Vec<&str> = rest.splitn(5, ',').map(str::trim).collect();
-        let [name, _handler, _data, place, help] = parts[..] else { panic!("five parts: {entry}") };
+        let [name, handler, _data, place, help] = parts[..] else { panic!("five parts: {entry}") };
         let help = help.trim_start_matches('"');
-        if help.starts_with("see ") {
+        if help.starts_with("see ") || handler.starts_with("pool_entry_mpm_") {
             continue;
         }
         let context = contexts.get(place).unwrap_or_else(|| panic!("{place} has no #define with a comment"));
