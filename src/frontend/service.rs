@@ -26,8 +26,8 @@ const MAX_TRIES: u32 = 5;
 /// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
 /// is more likely gone, and would have the pool work for nobody.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a request for which there is no place among the parked ones waits on its thread: the controller needs less
-/// to grant a worker that is idle.
+/// How long a request for which there is no place among the parked ones waits all the same: the controller needs less
+/// to grant a worker that is idle. Without a thread too, or a crowd of them would keep all threads from others.
 const GRANT_PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local! {
@@ -80,6 +80,8 @@ struct Service<'r> {
     grants: u32,
     /// It is counted among the pool's parked requests.
     is_parked: bool,
+    /// In the queue without a place among those: so long it waits.
+    guest_until: Option<Instant>,
     /// While it is parked: its client sends nothing any more.
     half_closed: bool,
 }
@@ -130,6 +132,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         replay: None,
         grants: 0,
         is_parked: false,
+        guest_until: None,
         half_closed: false,
     };
     let handled = service.go_on();
@@ -191,16 +194,22 @@ impl<'r> Service<'r> {
         }
     }
 
-    /// It gives up its thread. One that only waits for a worker may not if too many do already.
+    /// It gives up its thread. One that only waits for a worker may not for long if too many do already.
     fn park(&mut self) -> Option<Handled> {
-        let others = self.facts.parked.fetch_add(1, Ordering::Relaxed);
-        self.is_parked = true;
+        let in_queue = matches!(self.stage, Stage::Queue(_));
+        let place = |parked| (!in_queue || parked < self.facts.max_parked).then(|| parked + 1);
+        let placed = self.facts.parked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place);
+        self.is_parked = placed.is_ok();
         self.half_closed = !self.is_fresh() && client::has_left(self.r, true);
-        if matches!(self.stage, Stage::Queue(_)) && others >= self.facts.max_parked {
-            self.stage = Stage::Over;
-            note_wait(self.r, self.began, self.cold);
-            let why = format!("PoolMaxParked: {others} requests of this process wait for the pool without a thread");
-            return Some(unavailable(self.r, "POOL122", &self.facts.name, &why, 1));
+        if let Err(others) = placed {
+            let now = Instant::now();
+            if now >= *self.guest_until.get_or_insert(now + GRANT_PATIENCE) {
+                self.stage = Stage::Over;
+                note_wait(self.r, self.began, self.cold);
+                let why =
+                    format!("PoolMaxParked: {others} requests of this process wait for the pool without a thread");
+                return Some(unavailable(self.r, "POOL122", &self.facts.name, &why, 1));
+            }
         }
         Some(Handled::Parked)
     }
@@ -217,7 +226,10 @@ impl<'r> Service<'r> {
                 serving.has_process();
                 self.begin(leased);
             }
-            Err(waiting) => self.stage = Stage::Queue(waiting),
+            Err(waiting) => {
+                self.guest_until = None;
+                self.stage = Stage::Queue(waiting);
+            }
         }
         None
     }
@@ -225,8 +237,7 @@ impl<'r> Service<'r> {
     fn queue(&mut self, serving: &Serving<'_>) -> Option<Handled> {
         let r = self.r;
         let parks = self.ticket.is_some();
-        let has_place = self.facts.parked.load(Ordering::Relaxed) < self.facts.max_parked;
-        let most = parks.then_some(if has_place { Duration::ZERO } else { GRANT_PATIENCE });
+        let most = parks.then_some(Duration::ZERO);
         let Stage::Queue(waiting) = &mut self.stage else { return None };
         let began = self.began;
         let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
@@ -381,6 +392,9 @@ impl Parked for Service<'_> {
                 Awaited { peer: None, client: Some(Interest::Write), until }
             }
         };
+        if let Some(until) = self.guest_until.filter(|_| !self.is_parked) {
+            awaited.until = awaited.until.min(until);
+        }
         if awaited.client == Some(Interest::End) && self.half_closed {
             awaited.client = Some(Interest::Reset);
             awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);

@@ -400,6 +400,26 @@ def test_without_a_place_to_park_a_request_still_gets_a_worker_that_is_idle(http
     assert found.count(200) >= 4
 
 
+def test_a_crowd_past_pool_max_parked_holds_no_thread(httpd):
+    """Each of them gets its moment, but not four at a time on the four threads."""
+    server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 1000\nPoolMaxParked 2")
+    with Crowd(server, 2, "/sleep.php?s=60"):
+        time.sleep(1)
+        assert server.get("/text.txt", "plain").text == "text"
+        with ExitStack() as stack:
+            connections = [stack.enter_context(server.connect(timeout=20)) for _ in range(400)]
+            time.sleep(0.5)
+            start = time.monotonic()
+            for c in connections:
+                c.request("GET", "/who.php")
+            assert server.get("/text.txt", "plain").text == "text"
+            took = time.monotonic() - start
+            assert {c.response().status for c in connections} == {503}
+            # 400 times 10 ms, by four threads: a second.
+            assert took < 0.7
+        assert server.count_log("POOL122: .pool alice. 503: PoolMaxParked: 2 requests of this process wait") == 400
+
+
 def test_a_parked_request_whose_client_leaves_ends(httpd):
     server = make(httpd, "PoolMaxProcesses 1\nPoolQueueLimit 100")
     with Crowd(server, 1, "/sleep.php?s=8"):
