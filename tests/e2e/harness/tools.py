@@ -13,6 +13,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def end_with_the_tests():
     """In the new child: SIGTERM when the test process dies, however it dies."""
     _libc.prctl(1, signals.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+    # A shell that starts the tests in the background has them ignore these, and whatever they start.
+    for number in (signals.SIGINT, signals.SIGQUIT):
+        signals.signal(number, signals.SIG_DFL)
 
 
 def _become_subreaper():
