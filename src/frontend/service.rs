@@ -162,8 +162,7 @@ impl<'r> Service<'r> {
         let _occupied = Occupied::new();
         let frontend = self.frontend;
         let entry = ENTRY.with(|mine| Arc::clone(mine.borrow_mut().get_or_insert_with(|| frontend.threads.enter())));
-        let has_process = matches!(self.stage, Stage::Exchange(_) | Stage::Delivery { .. });
-        let serving = frontend.threads.serve(entry, self.pool, has_process, frontend.now());
+        let serving = frontend.threads.serve(entry, self.pool, self.r.is_stream(), frontend.now());
         self.leave_the_lot();
         loop {
             let done = match self.stage {

@@ -201,6 +201,12 @@ impl<'r> RequestRec<'r> {
         unsafe { !(*self.as_ptr()).main.is_null() }
     }
 
+    /// A stream of an HTTP/2 connection: it has a secondary connection of its own, and a thread of mod_http2's.
+    pub fn is_stream(self) -> bool {
+        // SAFETY: the request is live (from_raw), and so is its connection.
+        unsafe { !(*(*self.as_ptr()).connection).master.is_null() }
+    }
+
     /// The result of an internal redirect.
     pub fn is_redirected(self) -> bool {
         // SAFETY: the request is live (from_raw).

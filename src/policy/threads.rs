@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A thread counts once it has been with a request for so long.
 const LONG: Millis = 1_000;
-/// Bits of an entry for the time; above them is [`QUEUED`], then the pool's index, from 1. 0 is an idle thread.
+/// Bits of an entry for the time; above them is [`STREAM_WAITS`], then the pool's index, from 1. 0 is an idle thread.
 const TIME_BITS: u32 = 40;
 const TIME: u64 = (1 << TIME_BITS) - 1;
-/// The request waits for a process.
-const QUEUED: u64 = 1 << TIME_BITS;
+/// A stream of HTTP/2 waits for a process.
+const STREAM_WAITS: u64 = 1 << TIME_BITS;
 const POOL_SHIFT: u32 = TIME_BITS + 1;
 
 /// All threads of this process that serve requests of pools.
@@ -27,7 +27,7 @@ pub struct Threads {
 struct Pool {
     /// Threads with a request.
     threads: AtomicU32,
-    /// How many requests that waited got a process: see [`Moves`].
+    /// How many streams that waited got a process.
     moves: AtomicU64,
 }
 
@@ -47,13 +47,15 @@ impl Serving<'_> {
     /// Its request did not have to wait for a process.
     pub fn has_process(&self) {
         if self.pool.is_some() {
-            self.entry.fetch_and(!QUEUED, Ordering::Relaxed);
+            self.entry.fetch_and(!STREAM_WAITS, Ordering::Relaxed);
         }
     }
 
-    /// Its request has waited, and has a process from now on.
+    /// Its request has waited, and has a process from now on. A stream begins anew with that.
     pub fn gets_process(&self, now: Millis) {
-        let Some((pool, index)) = self.pool else { return };
+        let Some((pool, index)) = self.pool.filter(|_| self.entry.load(Ordering::Relaxed) & STREAM_WAITS != 0) else {
+            return;
+        };
         self.entry.store(entry(index, 0, now), Ordering::Relaxed);
         let more = |moves| Some(Moves::of(moves).at(now).one_more().packed());
         let _ = pool.moves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -69,8 +71,8 @@ impl Drop for Serving<'_> {
     }
 }
 
-fn entry(pool: u32, queued: u64, now: Millis) -> u64 {
-    (u64::from(pool) + 1) << POOL_SHIFT | queued | (now & TIME)
+fn entry(pool: u32, waits: u64, now: Millis) -> u64 {
+    (u64::from(pool) + 1) << POOL_SHIFT | waits | (now & TIME)
 }
 
 /// How often something happened in a second, and in the one before.
@@ -134,20 +136,20 @@ impl Threads {
         entry
     }
 
-    /// The thread of this entry begins with a request, or goes on with one that `has_process`. A part of another request
-    /// counts with that.
-    pub fn serve(&self, own: Entry, index: u32, has_process: bool, now: Millis) -> Serving<'_> {
+    /// The thread of this entry begins with a request, which is a `stream` of HTTP/2 or not, or goes on with one. A part of
+    /// another request counts with that.
+    pub fn serve(&self, own: Entry, index: u32, stream: bool, now: Millis) -> Serving<'_> {
         let before = own.load(Ordering::Relaxed);
         let pool = if before == 0 { self.pool(index) } else { None };
         if let Some(pool) = pool {
             pool.threads.fetch_add(1, Ordering::Relaxed);
-            own.store(entry(index, if has_process { 0 } else { QUEUED }, now), Ordering::Relaxed);
+            own.store(entry(index, if stream { STREAM_WAITS } else { 0 }, now), Ordering::Relaxed);
         }
         Serving { pool: pool.zip(Some(index)), entry: own, before }
     }
 
-    /// Whether so many threads have been with requests of this pool for long, each with a process or in the queue. One in
-    /// the queue does not count while that moves: while, in a second, half as many requests that waited get a process.
+    /// Whether so many threads have been with requests of this pool for long. That of a stream in the queue does not count
+    /// while the queue moves: while, in a second, half as many streams that waited get a process. It is none of the MPM's.
     pub fn are_held(&self, pool: u32, limit: u32, now: Millis) -> bool {
         let Some(of_pool) = self.pool(pool) else { return false };
         if of_pool.threads.load(Ordering::Relaxed) < limit {
@@ -158,7 +160,7 @@ impl Threads {
             let entry = entry.upgrade().map_or(0, |entry| entry.load(Ordering::Relaxed));
             entry >> POOL_SHIFT == u64::from(pool) + 1
                 && (entry & TIME) + LONG <= now & TIME
-                && !(moves && entry & QUEUED != 0)
+                && !(moves && entry & STREAM_WAITS != 0)
         };
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.iter().filter(|entry| held(entry)).count() >= usize::try_from(limit).unwrap_or(usize::MAX)
@@ -177,7 +179,7 @@ mod tests {
         assert!(threads.are_held(1, 1, 1_500));
         assert!(!threads.are_held(1, 2, 1_500));
         assert!(!threads.are_held(0, 1, 1_500), "another pool");
-        let _other = threads.serve(threads.enter(), 1, true, 1_000);
+        let _other = threads.serve(threads.enter(), 1, false, 1_000);
         assert!(!threads.are_held(1, 2, 1_999));
         assert!(threads.are_held(1, 2, 2_000));
         drop(serving);
@@ -199,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn in_a_queue_that_moves_a_thread_does_not_count() {
+    fn in_a_queue_that_moves_the_thread_of_a_stream_does_not_count() {
         let threads = Threads::new(1);
-        let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
+        let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, true, 0)).collect();
         assert!(threads.are_held(0, 4, 1_000));
         serving[0].gets_process(1_100);
         assert!(threads.are_held(0, 3, 1_200), "for three that is too slow");
@@ -210,11 +212,34 @@ mod tests {
         assert!(threads.are_held(0, 2, 2_200), "these two have had their processes for long");
         assert!(!threads.are_held(0, 3, 2_999));
         assert!(threads.are_held(0, 4, 3_000), "nothing has moved in the second before this one");
-        drop(serving);
-        let serving = threads.serve(threads.enter(), 0, false, 5_000);
+    }
+
+    #[test]
+    fn only_the_first_process_of_a_stream_is_a_move() {
+        let threads = Threads::new(1);
+        let serving = threads.serve(threads.enter(), 0, true, 5_000);
         serving.has_process();
+        assert!(threads.are_held(0, 1, 6_000), "it counts from its beginning");
         (0..9).for_each(|_| serving.gets_process(5_500));
-        assert!(!threads.are_held(0, 1, 6_499) && threads.are_held(0, 1, 6_500));
+        let _waits = threads.serve(threads.enter(), 0, true, 5_000);
+        assert!(threads.are_held(0, 2, 6_000));
+    }
+
+    #[test]
+    fn a_queue_that_moves_excuses_no_thread_of_the_mpm() {
+        let threads = Threads::new(1);
+        let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
+        serving[0].gets_process(900);
+        serving[1].gets_process(900);
+        assert!(threads.are_held(0, 4, 1_000));
+        let _streams: Vec<_> = (0..4)
+            .map(|_| {
+                let stream = threads.serve(threads.enter(), 0, true, 0);
+                stream.gets_process(900);
+                stream
+            })
+            .collect();
+        assert!(threads.are_held(0, 4, 1_000), "not by streams either");
     }
 
     #[test]

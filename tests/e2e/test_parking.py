@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -537,6 +538,24 @@ def test_pool_max_frontend_threads_is_the_pools_own(httpd):
         with Crowd(server, 2, "/sleep.php?s=60", host="bob.test"):
             time.sleep(1.7)
             assert server.get("/who.php", "bob").status == 200
+
+
+def test_a_crowd_of_a_busy_pool_leaves_threads_of_the_mpm_to_others(httpd):
+    """Its queue moves, which excuses streams of HTTP/2 only: they wait on threads of their own."""
+    server = make(httpd, "PoolMaxProcesses 2\nPoolMaxFrontendThreads 8", FOUR_THREADS.replace("4", "24"), mpm="event")
+    over = threading.Event()
+
+    def ask_again_and_again():
+        while not over.is_set():
+            server.get("/sleep.php?s=0.25", timeout=30)
+
+    crowd = [Later(ask_again_and_again) for _ in range(40)]
+    try:
+        server.wait_for_log(r"POOL121: .pool alice. 503: PoolMaxFrontendThreads: 8 threads")
+        answers_as_ever(server, 10)
+    finally:
+        over.set()
+    [client.result(30) for client in crowd]
 
 
 @pytest.mark.parametrize("seconds", [0.03, 0.3])
