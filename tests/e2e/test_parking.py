@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -244,58 +244,59 @@ def frontend_work(server, what):
     return total
 
 
-def test_a_worker_that_takes_no_request_holds_no_thread_by_an_upload_that_goes_on(httpd):
-    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
-    eventually(lambda: len(server.workers("alice")) == 4)
-    stopped = [worker.pid for worker in server.workers("alice")]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        with ExitStack() as stack:
-            clients = [stack.enter_context(server.connect()) for _ in stopped]
-            for c in clients:
-                c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
-            time.sleep(0.5)
-            for c in clients:
-                c.send(b"b" * 1000)
-            time.sleep(0.5)
-            before = frontend_work(server, "sleeps")
-            time.sleep(2)
-            assert frontend_work(server, "sleeps") - before < 1500
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-            for c in clients:
-                c.send(b"c" * 2000)
-                assert c.response().json()["bytes"] == 4000
-    finally:
-        for pid in stopped:
+@contextmanager
+def standing_still(server, count):
+    """So many workers of alice's do nothing until SIGCONT, which `go` sends; and at the end in any case."""
+    eventually(lambda: len(server.workers("alice")) >= count)
+    # Children of a script, if there are any, have the worker's title and come behind it.
+    pids = [worker.pid for worker in server.workers("alice")[:count]]
+
+    def go():
+        for pid in pids:
             if not gone(pid):
                 os.kill(pid, signal.SIGCONT)
+
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield go
+    finally:
+        go()
+
+
+def test_a_worker_that_takes_no_request_holds_no_thread_by_an_upload_that_goes_on(httpd):
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
+    with standing_still(server, 4) as go, ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(4)]
+        for c in clients:
+            c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
+        time.sleep(0.5)
+        for c in clients:
+            c.send(b"b" * 1000)
+        time.sleep(0.5)
+        before = frontend_work(server, "sleeps")
+        time.sleep(2)
+        assert frontend_work(server, "sleeps") - before < 1500
+        go()
+        for c in clients:
+            c.send(b"c" * 2000)
+            assert c.response().json()["bytes"] == 4000
 
 
 def test_a_worker_that_takes_no_request_holds_no_thread_by_a_large_head(httpd):
     server = make(httpd, "PoolMaxProcesses 4\nPoolMinSpare 4")
-    eventually(lambda: len(server.workers("alice")) == 4)
-    stopped = [worker.pid for worker in server.workers("alice")]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
     fields = "".join(f"X-{i}: {'v' * 8000}\r\n" for i in range(90))
-    try:
-        with ExitStack() as stack:
-            clients = [stack.enter_context(server.connect(timeout=30)) for _ in stopped]
-            for c in clients:
-                c.send(f"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\n{fields}Content-Length: 4000\r\n\r\n".encode() + b"a" * 1000)
-            time.sleep(1)
-            answers_as_ever(server, 5)
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-            for c in clients:
-                c.send(b"c" * 3000)
-                assert c.response().json()["bytes"] == 4000
-    finally:
-        for pid in stopped:
-            if not gone(pid):
-                os.kill(pid, signal.SIGCONT)
+    head = f"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\n{fields}Content-Length: 4000\r\n\r\n".encode()
+    with standing_still(server, 4) as go, ExitStack() as stack:
+        clients = [stack.enter_context(server.connect(timeout=30)) for _ in range(4)]
+        for c in clients:
+            c.send(head + b"a" * 1000)
+        time.sleep(1)
+        answers_as_ever(server, 5)
+        go()
+        for c in clients:
+            c.send(b"c" * 3000)
+            assert c.response().json()["bytes"] == 4000
 
 
 def test_a_worker_that_speaks_before_it_takes_the_request_is_heard(httpd, scratch):
@@ -304,19 +305,13 @@ def test_a_worker_that_speaks_before_it_takes_the_request_is_heard(httpd, scratc
     # A child of the script speaks on the lease a second later, while the worker stands still.
     spoken = w.plan(w.log("unasked", exchange=w.FIRST + 1), w.head(exchange=1), then="fork")
     assert server.request("POST", "/forge.php", body=spoken).text == "parent"
-    worker = server.workers("alice")[0].pid
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        with server.connect() as c:
-            c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
-            time.sleep(0.3)
-            c.send(b"b" * 1000)
-            start = time.monotonic()
-            assert c.response().status == 502
-            assert time.monotonic() - start < 4
-    finally:
-        if not gone(worker):
-            os.kill(worker, signal.SIGCONT)
+    with standing_still(server, 1), server.connect() as c:
+        c.send(b"POST /digest.php HTTP/1.1\r\nHost: alice.test\r\nContent-Length: 4000\r\n\r\n" + b"a" * 1000)
+        time.sleep(0.3)
+        c.send(b"b" * 1000)
+        start = time.monotonic()
+        assert c.response().status == 502
+        assert time.monotonic() - start < 4
     assert server.count_log("POOL103: .* broke the protocol: it sent a frame of another exchange: 502") == 1
 
 
