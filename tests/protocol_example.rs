@@ -5,7 +5,7 @@ use mod_pool::sys::socket::MAX_FDS;
 use mod_pool::wire::codec::Put;
 use mod_pool::wire::frame::{self, frames, put_frame, Exchange, FrameKind, PairsWriter};
 use mod_pool::wire::request::{Address, Request, RequestHead};
-use mod_pool::wire::response::{self, put_response_head, Meta, ResponseHead};
+use mod_pool::wire::response::{self, put_response_end, put_response_head, Meta, ResponseEnd, ResponseHead};
 use mod_pool::wire::{control, interim};
 use std::collections::BTreeSet;
 
@@ -80,11 +80,15 @@ fn the_response_of_the_example_is_what_the_encoder_makes() {
         pairs(out, &[("colour", "blue")]);
         pairs(out, &[]);
     });
-    put_frame(&mut out, FrameKind::End, 0, FIRST, |out| pairs(out, &[]));
+    put_frame(&mut out, FrameKind::End, 0, FIRST, |out| {
+        put_response_end(out, 1);
+        pairs(out, &[]);
+    });
     assert_eq!(bytes("hex response"), out);
     let got: Vec<_> = frames(&out).collect::<Result<_, _>>().expect("well formed");
     assert_eq!(ResponseHead::decode_final(got[0].payload).expect("well formed").status, 200);
     assert_eq!(Meta::decode(got[2].payload).expect("well formed").filename, b"/home/alice/www/hi.txt");
+    assert_eq!(ResponseEnd::decode(got[3].payload).expect("well formed").processor, 1);
 }
 
 #[test]

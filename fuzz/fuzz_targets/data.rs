@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use mod_pool::wire::frame::{frames, put_frame, FrameKind};
 use mod_pool::wire::request::Request;
-use mod_pool::wire::response::{decode_trailers, Abort, FileRange, LogLine, Meta, ResponseHead};
+use mod_pool::wire::response::{decode_trailers, Abort, FileRange, LogLine, Meta, ResponseEnd, ResponseHead};
 
 fuzz_target!(|message: &[u8]| {
     let mut whole = true;
@@ -35,9 +35,10 @@ fuzz_target!(|message: &[u8]| {
             }
             FrameKind::Meta => drop(Meta::decode(payload)),
             FrameKind::BodyEnd => drop(decode_trailers(payload)),
+            FrameKind::End => drop(ResponseEnd::decode(payload)),
             FrameKind::Log => drop(LogLine::decode(payload)),
             FrameKind::Abort => drop(Abort::decode(payload)),
-            FrameKind::Body | FrameKind::BodyAbort | FrameKind::Data | FrameKind::End | FrameKind::NeedBody => {}
+            FrameKind::Body | FrameKind::BodyAbort | FrameKind::Data | FrameKind::NeedBody => {}
         }
     }
     // Frames have one encoding only.

@@ -8,9 +8,10 @@ mod queue;
 use super::channel::Channel;
 use super::closer;
 use crate::httpd::parking;
+use crate::policy::near::{self, Processor};
 use crate::policy::turns::{Micros, Turns};
-use crate::sys::clock;
 use crate::sys::socket::{self, PeerState};
+use crate::sys::{clock, thread};
 use crate::wire::control::{
     Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
 };
@@ -47,6 +48,8 @@ pub struct Lease {
     pub exchange: Exchange,
     /// Receive timeout that the socket has, to set it only when it changes.
     pub timeout: Duration,
+    /// Where its worker says that it ran last.
+    pub processor: Processor,
     /// The MPM watches it, or has.
     pub watched: Cell<bool>,
 }
@@ -109,6 +112,14 @@ impl PoolDesk {
             return Vec::new();
         }
         self.idle.drain(..).map(|(_, lease)| lease).collect()
+    }
+
+    /// The one whose worker ran last on the caller's processor, or the one used last.
+    fn take_idle(&mut self, own: Option<Processor>) -> Option<Lease> {
+        let processors = self.idle.iter().rev().map(|(_, lease)| lease.processor);
+        let back = own.map_or(0, |own| near::choose(processors, own));
+        let at = self.idle.len().checked_sub(back + 1)?;
+        self.idle.remove(at).map(|(_, lease)| lease)
     }
 
     /// A request has it from now on.
@@ -197,7 +208,7 @@ impl Desk {
             let Some(mut desk) = self.pool(pool) else {
                 return Err(Waiting::new(self, Waiter::new(pool, arrived, now), patience));
             };
-            let Some((_, lease)) = desk.idle.pop_back() else {
+            let Some(lease) = desk.take_idle(thread::processor()) else {
                 // Under the same lock: a lease that comes back from now on finds the waiter.
                 let waiter = desk.enqueue(pool, arrived, now);
                 drop(desk);
@@ -367,8 +378,18 @@ impl Desk {
         let waiter = lock(&self.wants).get(&want).cloned();
         // Each lending counts from another number, so that frames of an earlier one are recognised.
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
-        let lease =
-            Lease { era, id, lend, pool, pid, socket, exchange, timeout: Duration::ZERO, watched: Cell::new(false) };
+        let lease = Lease {
+            era,
+            id,
+            lend,
+            pool,
+            pid,
+            socket,
+            exchange,
+            timeout: Duration::ZERO,
+            processor: near::UNKNOWN,
+            watched: Cell::new(false),
+        };
         // Withdrawn, and the Cancel is on its way: back at once.
         let Some(waiter) = waiter else { return self.give_back(&lease) };
         if let Some(mut pool) = self.pool(pool) {

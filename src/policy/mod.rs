@@ -10,6 +10,7 @@ mod generation;
 pub mod habit;
 mod lending;
 pub mod mpm;
+pub mod near;
 mod queue;
 mod state;
 pub mod threads;

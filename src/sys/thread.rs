@@ -28,6 +28,12 @@ pub fn id() -> u32 {
     u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0)
 }
 
+/// The number of the processor that the calling thread runs on (sched_getcpu(3)), if the kernel says so.
+pub fn processor() -> Option<u16> {
+    // SAFETY: it takes nothing, and writes nothing.
+    u16::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// Whether this thread of ours runs, or would if a processor were free (state R in proc(5)).
 pub fn runs(id: u32) -> bool {
     let Ok(stat) = fs::read(format!("/proc/self/task/{id}/stat")) else { return false };

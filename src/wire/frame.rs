@@ -9,7 +9,7 @@
 use super::codec::{Malformed, Put, Reader};
 
 /// Version of the data protocol; the first byte of every request.
-pub const DATA_VERSION: u8 = 1;
+pub const DATA_VERSION: u8 = 2;
 /// Bytes of a frame's head: kind, flags, two bytes of zero, exchange, length.
 pub const FRAME_HEAD_LEN: usize = 12;
 /// No message is larger, in bytes; a larger one is a violation. It fits the kernel's default socket buffer (212,992

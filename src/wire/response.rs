@@ -191,9 +191,33 @@ fn c_string<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
     Ok(s)
 }
 
-/// Trailers of a response: the payload of END.
+/// The beginning of END's payload. The trailers follow, as pairs.
+pub fn put_response_end(out: &mut Vec<u8>, processor: u16) {
+    out.put_u16(processor);
+}
+
+/// The payload of END.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseEnd<'a> {
+    /// The processor that the worker runs on.
+    pub processor: u16,
+    pub trailers: Pairs<'a>,
+}
+
+impl<'a> ResponseEnd<'a> {
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(payload);
+        let processor = r.u16()?;
+        Ok(Self { processor, trailers: read_trailers(r)? })
+    }
+}
+
+/// Trailers of a request: the payload of BODY_END.
 pub fn decode_trailers(payload: &[u8]) -> Result<Pairs<'_>, Malformed> {
-    let mut r = Reader::new(payload);
+    read_trailers(Reader::new(payload))
+}
+
+fn read_trailers(mut r: Reader<'_>) -> Result<Pairs<'_>, Malformed> {
     let trailers = Pairs::decode(&mut r)?;
     r.finish()?;
     check_fields(trailers)?;

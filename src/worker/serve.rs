@@ -7,15 +7,16 @@ use super::inbox::{Filled, Incoming};
 use super::state::{BodyState, Gone, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
 use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
+use crate::policy::near;
 use crate::settings::LoggedNames;
 use crate::sys::socket::Blocking;
-use crate::sys::{fork, title, wait};
+use crate::sys::{fork, thread, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{
     Address, Request, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
 };
-use crate::wire::response::{Abort, AbortReason};
+use crate::wire::response::{put_response_end, Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
@@ -281,7 +282,10 @@ impl Worker {
         let _ = self.meta(r);
         let _ = self.send(|outbox, lease| {
             let flags = if last { FLAG_LAST } else { 0 };
-            outbox.frame(lease, FrameKind::End, flags, |out| super::meta::put_table(out, r.trailers_out()))?;
+            outbox.frame(lease, FrameKind::End, flags, |out| {
+                put_response_end(out, thread::processor().unwrap_or(near::UNKNOWN));
+                super::meta::put_table(out, r.trailers_out());
+            })?;
             outbox.send(lease)
         });
     }

@@ -50,8 +50,8 @@ def meta(user="", auth="", handler="", filename="", notes=(), env=(), **kw):
     return frame(META, short(user) + short(auth) + short(handler) + short(filename) + pairs(*notes) + pairs(*env), **kw)
 
 
-def end(*trailers, **kw):
-    return frame(END, pairs(*trailers), **kw)
+def end(*trailers, processor=0, **kw):
+    return frame(END, struct.pack(">H", processor) + pairs(*trailers), **kw)
 
 
 def log(text, level=3, module="mod_php.c", **kw):

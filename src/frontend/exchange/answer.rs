@@ -10,7 +10,7 @@ use crate::httpd::{hooks, log};
 use crate::sys::file;
 use crate::wire::frame::{frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_INTERIM, MAX_RESPONSE_HEAD};
 use crate::wire::response::{
-    decode_trailers, is_hop_by_hop, may_be_trailer, Abort, FileRange, LogLine, Meta, ResponseHead,
+    is_hop_by_hop, may_be_trailer, Abort, FileRange, LogLine, Meta, ResponseEnd, ResponseHead,
 };
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -252,13 +252,15 @@ impl Run<'_> {
         if self.remaining.is_some_and(|left| left > 0) {
             return Err(Stop::Violation("less body than its Content-Length".into()));
         }
-        for (name, value) in decode_trailers(frame.payload)?.iter() {
+        let end = ResponseEnd::decode(frame.payload)?;
+        for (name, value) in end.trailers.iter() {
             if may_be_trailer(name) {
                 self.out.client.set_trailer(name, value);
             }
         }
         self.tell_loggers();
         self.progressed = true;
+        self.lease.processor = end.processor;
         self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
         Ok(())
     }
