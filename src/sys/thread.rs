@@ -34,6 +34,19 @@ pub fn processor() -> Option<u16> {
     u16::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
+/// The calling thread, and what it forks, does not interrupt others when it is woken (`SCHED_BATCH`, sched(7)). Its share
+/// of the processors stays the same. Where an administrator has chosen another policy for the server, that one stays.
+pub fn interrupt_nobody() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: sched_getscheduler takes an integer; sched_setscheduler reads the structure.
+    unsafe {
+        if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
+            // Where it is forbidden, a wake-up costs a little more.
+            libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
+        }
+    }
+}
+
 /// Whether this thread of ours runs, or would if a processor were free (state R in proc(5)).
 pub fn runs(id: u32) -> bool {
     let Ok(stat) = fs::read(format!("/proc/self/task/{id}/stat")) else { return false };
@@ -44,6 +57,30 @@ pub fn runs(id: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The policy of a thread that had `before` and calls [`interrupt_nobody`].
+    fn policy_after(before: libc::c_int) -> libc::c_int {
+        let body = move || {
+            let parameters = libc::sched_param { sched_priority: 0 };
+            // SAFETY: as in the function under test.
+            unsafe {
+                assert_eq!(libc::sched_setscheduler(0, before, &raw const parameters), 0);
+                interrupt_nobody();
+                libc::sched_getscheduler(0)
+            }
+        };
+        std::thread::spawn(body).join().expect("no panic")
+    }
+
+    #[test]
+    fn an_ordinary_thread_interrupts_nobody() {
+        assert_eq!(policy_after(libc::SCHED_OTHER), libc::SCHED_BATCH);
+    }
+
+    #[test]
+    fn a_policy_that_somebody_has_chosen_stays() {
+        assert_eq!(policy_after(libc::SCHED_IDLE), libc::SCHED_IDLE);
+    }
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 

@@ -55,6 +55,8 @@ enum Stop {
 /// Serves requests until the lease ends, then ends the process.
 pub fn run(start: WorkerStart) -> ! {
     let WorkerStart { lease, pool, server, max_requests, server_hash, env, logged } = start;
+    // Else each request that a frontend passes on stops its thread in the middle of the next one.
+    thread::interrupt_nobody();
     let life = rebuild::child_init(server);
     if !worker_filters::install() {
         eprintln!("mod_pool: the worker's filters are not registered");

@@ -155,6 +155,12 @@ def test_single_threaded_and_in_no_terminal(server):
         assert open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[4] == "0", p.title
 
 
+def test_only_workers_interrupt_nobody_when_they_are_woken(server):
+    for p in of_pools(server):
+        expected = os.SCHED_BATCH if p.role == "worker" else os.SCHED_OTHER
+        assert os.sched_getscheduler(p.pid) == expected, p.title
+
+
 def test_controller_runs_without_configuration_and_modules(server):
     controller = server.processes("controller")[0]
     maps = open(f"/proc/{controller.pid}/maps").read()
