@@ -6,13 +6,23 @@
 //! Runs in: frontend, when it starts.  Trusts: the configuration.  Owns: the names.
 //! Never: refuses a format; what it cannot read names nothing.
 
-use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
 
-/// Names, in lower case: httpd's tables do not tell cases apart.
+/// Names as they stand in the configuration, each once: httpd's tables do not tell cases apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoggedNames {
-    notes: BTreeSet<Vec<u8>>,
-    env: BTreeSet<Vec<u8>>,
+    notes: Vec<CString>,
+    env: Vec<CString>,
+}
+
+fn has(names: &[CString], name: &[u8]) -> bool {
+    names.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
+}
+
+fn add(names: &mut Vec<CString>, name: &[u8]) {
+    if let (false, Ok(new)) = (has(names, name), CString::new(name)) {
+        names.push(new);
+    }
 }
 
 impl LoggedNames {
@@ -21,41 +31,53 @@ impl LoggedNames {
         if !directive.to_ascii_lowercase().windows(3).any(|w| w == b"log") {
             return;
         }
-        let text = arguments.to_ascii_lowercase();
-        for (at, _) in text.iter().enumerate().filter(|(_, b)| **b == b'{') {
-            let rest = text.get(at + 1..).unwrap_or_default();
+        for (at, _) in arguments.iter().enumerate().filter(|(_, b)| **b == b'{') {
+            let rest = arguments.get(at + 1..).unwrap_or_default();
             let Some(end) = rest.iter().position(|b| *b == b'}') else { break };
-            let (name, kind) = (&rest[..end], rest.get(end + 1));
+            let (name, kind) = (&rest[..end], rest.get(end + 1).map(u8::to_ascii_lowercase));
+            let after = |prefix: &[u8]| {
+                let (begin, name) = name.split_at_checked(prefix.len())?;
+                begin.eq_ignore_ascii_case(prefix).then_some(name)
+            };
             // %{name}n and %{name}e of formats, %{NOTE:name} and %{ENV:name} of expressions.
-            if let Some(name) = name.strip_prefix(b"note:") {
-                self.notes.insert(name.to_vec());
-            } else if let Some(name) = name.strip_prefix(b"env:").or(name.strip_prefix(b"reqenv:")) {
-                self.env.insert(name.to_vec());
-            } else if kind == Some(&b'n') {
-                self.notes.insert(name.to_vec());
-            } else if kind == Some(&b'e') {
-                self.env.insert(name.to_vec());
+            if let Some(name) = after(b"note:") {
+                add(&mut self.notes, name);
+            } else if let Some(name) = after(b"env:").or(after(b"reqenv:")) {
+                add(&mut self.env, name);
+            } else if kind == Some(b'n') {
+                add(&mut self.notes, name);
+            } else if kind == Some(b'e') {
+                add(&mut self.env, name);
             }
         }
+        let text = arguments.to_ascii_lowercase();
         // env=name and env=!name of CustomLog, note('name') and reqenv('name') of expressions.
         for (word, is_note) in [(&b"env=!"[..], false), (b"env=", false), (b"env('", false), (b"note('", true)] {
             for at in memchr::memmem::find_iter(&text, word) {
-                let rest = &text[at + word.len()..];
+                let rest = &arguments[at + word.len()..];
                 let end = rest.iter().position(|b| b"'\" \t)!".contains(b)).unwrap_or(rest.len());
                 let list = if is_note { &mut self.notes } else { &mut self.env };
                 if end > 0 {
-                    list.insert(rest[..end].to_vec());
+                    add(list, &rest[..end]);
                 }
             }
         }
     }
 
+    pub fn notes(&self) -> impl Iterator<Item = &CStr> {
+        self.notes.iter().map(CString::as_c_str)
+    }
+
+    pub fn env(&self) -> impl Iterator<Item = &CStr> {
+        self.env.iter().map(CString::as_c_str)
+    }
+
     pub fn has_note(&self, name: &[u8]) -> bool {
-        self.notes.contains(&name.to_ascii_lowercase())
+        has(&self.notes, name)
     }
 
     pub fn has_env(&self, name: &[u8]) -> bool {
-        !self.env.is_empty() && self.env.contains(&name.to_ascii_lowercase())
+        has(&self.env, name)
     }
 }
 
@@ -77,6 +99,14 @@ mod tests {
         );
         assert!(!names.has_note(b"User-Agent") && !names.has_env(b"User-Agent") && !names.has_note(b"APP_ENV"));
         assert!(!names.has_note(b"modsecurity-tx-context"));
+    }
+
+    #[test]
+    fn each_name_is_told_once_as_it_was_first_written() {
+        let mut names = learnt("%{App_Env}e %{APP_ENV}e %{Note:Who} %{who}N");
+        names.learn(b"LogFormat", b"%{app_env}e");
+        assert_eq!(names.env().collect::<Vec<_>>(), [c"App_Env"]);
+        assert_eq!(names.notes().collect::<Vec<_>>(), [c"Who"]);
     }
 
     #[test]

@@ -9,7 +9,6 @@
 
 mod escape;
 mod inbox;
-mod known;
 mod outbox;
 
 #[cfg(feature = "httpd")]
