@@ -280,14 +280,12 @@ impl State {
         g.seed = SeedState::Down;
         let delay = delay_after(g.failures);
         self.timers.arm(TimerKey::Seed(number), self.now + delay);
-        if let Some((left, text)) = self.seed_throttled(number) {
+        if self.seed_throttled(number).is_some() {
             let keys: Vec<PoolKey> = self.waiting.iter().filter(|k| k.generation == number).copied().collect();
             for key in keys {
-                if self.pools.get(&key).is_some_and(|p| p.zygote.is_none()) {
-                    self.refuse_all(key, Refusal::Throttled, left, &text);
-                    self.mark(key);
-                    self.settle(key);
-                }
+                self.refuse_hopeless(key);
+                self.mark(key);
+                self.settle(key);
             }
         }
     }

@@ -44,13 +44,15 @@ impl State {
             return;
         };
         if pool.idle.is_empty() {
-            if let Some((left, text)) = self.throttled(key) {
+            let throttle = self.throttled(key);
+            // Who only waits for a process that may be forked is not in the queue.
+            let may_fork = if throttle.is_some() { 0 } else { self.accounts.headroom(&pool.chain) as usize };
+            let room = may_fork + pool.forking;
+            if let Some((left, text)) = throttle.filter(|_| !pool.is_alive()) {
                 self.refuse(frontend, want, Refusal::Throttled, left, text);
                 self.settle(key);
                 return;
             }
-            // Who only waits for a process that may be forked is not in the queue.
-            let room = self.accounts.headroom(&pool.chain) as usize + pool.forking;
             if pool.wants.len() >= room.saturating_add(queue_limit as usize) {
                 let text = format!("{} requests wait already", pool.wants.len());
                 let left = seconds(queue_timeout.min(10_000));
@@ -92,7 +94,8 @@ impl State {
             return;
         };
         let waited = self.now - w.since;
-        let text = format!("no process became free within {waited} ms");
+        let why = self.throttled(w.key).map(|(_, why)| format!(", and no process can be started: {why}"));
+        let text = format!("no process became free within {waited} ms{}", why.unwrap_or_default());
         let left = seconds(waited.min(10_000));
         self.refuse(w.frontend, w.want, Refusal::QueueTimeout, left, text);
         self.mark(w.key);
@@ -108,6 +111,14 @@ impl State {
         text: String,
     ) {
         self.out.push(Action::Refuse { frontend, want, reason, retry_after_s, text });
+    }
+
+    /// Refuses every Want of a pool that can start no process and has none that could come free.
+    pub(super) fn refuse_hopeless(&mut self, key: PoolKey) {
+        let hopeless = self.pools.get(&key).is_some_and(|p| !p.wants.is_empty() && !p.is_alive());
+        if let Some((left, reason)) = self.throttled(key).filter(|_| hopeless) {
+            self.refuse_all(key, Refusal::Throttled, left, &reason);
+        }
     }
 
     /// Refuses every Want of a pool.
@@ -174,6 +185,7 @@ impl State {
             };
             self.grant(place, lease, false);
         }
+        self.refuse_hopeless(key);
         // Idle leases of other frontends come back before anything is forked.
         self.mark(key);
         self.grow(key);
@@ -255,6 +267,7 @@ impl State {
                 let full = self.accounts.full(&pool.chain)?;
                 (oldest < own
                     && self.zygote_is_ready(pool.zygote)
+                    && self.throttled(*other).is_none()
                     && self.now - since >= PATIENCE
                     && pool.wants.len() > pool.forking + pool.incoming
                     && chain.contains(&full))

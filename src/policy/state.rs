@@ -60,6 +60,11 @@ pub(super) struct PoolState {
 }
 
 impl PoolState {
+    /// Whether a worker that is lent or being forked may come free for a Want.
+    pub(super) fn is_alive(&self) -> bool {
+        self.lent + self.forking > 0
+    }
+
     /// How many leases may be on their way back, at most. Who was told of others' requests before has no idle ones.
     pub(super) fn awaited(&self, now: Millis) -> usize {
         let recent = self.asked.iter().filter(|(_, until)| **until > now);

@@ -6,8 +6,8 @@
 use super::state::State;
 use super::timer::TimerKey;
 use super::worker::WorkerState;
-use super::{delay_after, seconds, Action, Millis, PoolKey, ZygoteId, ZYGOTE_DEADLINE};
-use crate::wire::control::{LeaseId, Refusal};
+use super::{delay_after, Action, Millis, PoolKey, ZygoteId, ZYGOTE_DEADLINE};
+use crate::wire::control::LeaseId;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ZygoteState {
@@ -145,9 +145,6 @@ impl State {
         self.drop_forking(id);
         if proven {
             // Without its zygote the pool needs the seed, which may be throttled itself.
-            if let Some((left, reason)) = self.throttled(key) {
-                self.refuse_all(key, Refusal::Throttled, left, &reason);
-            }
             self.serve(key);
             self.relieve();
         } else {
@@ -179,7 +176,7 @@ impl State {
         }
     }
 
-    /// A start failed: no other for a while, and who waits is refused with the reason.
+    /// A start failed: no other for a while. Who waits is refused with the reason, unless a worker may come free.
     pub(super) fn fail_pool(&mut self, key: PoolKey, text: &str) {
         let Some(pool) = self.pools.get_mut(&key) else {
             return;
@@ -193,9 +190,7 @@ impl State {
             self.timers.arm(TimerKey::Backoff(key), pool.blocked_until);
             self.out.push(Action::Throttled { key, delay_s: delay / 1000, text: text.to_owned() });
         }
-        let left = seconds(pool.blocked_until - self.now);
-        let reason = pool.reason.clone();
-        self.refuse_all(key, Refusal::Throttled, left, &reason);
+        self.refuse_hopeless(key);
         self.mark(key);
         self.settle(key);
         self.relieve();

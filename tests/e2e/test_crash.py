@@ -520,16 +520,22 @@ def test_no_zombies(server):
 # --- a pool that cannot start -----------------------------------------------------------------------
 
 
-def test_a_pool_that_dies_at_its_start_is_throttled(httpd):
-    alice = Site("alice", ALICE, pool_conf="PoolQueueTimeout 5s")
+def make_with_ini(httpd, pool_conf):
+    """A server whose pools read this php.ini when they start. Without the right for others, that of alice fails to."""
+    alice = Site("alice", ALICE, pool_conf=pool_conf)
     server = httpd(sites=[alice, Site("bob", BOB)], conf="PHPIniDir @ROOT@/conf/php\n")
     fill(alice), fill(server.sites["bob"])
-    ini = server.root / "conf" / "php"
-    ini.mkdir()
-    ini.chmod(0o755)
-    (ini / "php.ini").write_text("memory_limit=64M\n")
-    (ini / "php.ini").chmod(0o640)
-    os.chown(ini / "php.ini", 0, BOB)
+    ini = server.root / "conf" / "php" / "php.ini"
+    ini.parent.mkdir()
+    ini.parent.chmod(0o755)
+    ini.write_text("memory_limit=64M\n")
+    ini.chmod(0o640)
+    os.chown(ini, 0, BOB)
+    return server, ini
+
+
+def test_a_pool_that_dies_at_its_start_is_throttled(httpd):
+    server, ini = make_with_ini(httpd, "PoolQueueTimeout 5s")
     server.start()
     assert server.get("/who.php").status == 503
     times = []
@@ -543,5 +549,42 @@ def test_a_pool_that_dies_at_its_start_is_throttled(httpd):
     server.wait_for_log(r"alice.*php\.ini|php\.ini.*alice")
     assert server.count_log(r"php\.ini") <= 6  # not one start per request
     assert server.get("/who.php", "bob").status == 200
-    (ini / "php.ini").chmod(0o644)
+    ini.chmod(0o644)
     assert recovers(server, timeout=30)
+
+
+def test_who_wants_a_throttled_pool_waits_for_a_worker_that_lives(httpd):
+    server, ini = make_with_ini(httpd, "PoolMaxProcesses 4\nPoolQueueTimeout 20s\nPoolQueueLimit 3")
+    ini.chmod(0o644)
+    server.start()
+    pid = busy_pid(server)
+
+    def throttled(script):
+        """Its only worker is busy with the script, no other can start, and who wants it is told so now."""
+        busy = Later(server.get, script)
+        time.sleep(0.5)
+        at = len(server.error_log())
+        first = Later(server.get, "/who.php")
+        server.wait_for_log(r"pool alice: its processes fail to start.*php\.ini", after=at, timeout=15)
+        return busy, [first, Later(server.get, "/who.php")]
+
+    ini.chmod(0o640)
+    kill_role(server, "zygote", "alice")
+    busy, waiting = throttled("/sleep.php?s=4")
+    time.sleep(0.3)
+    assert all(later.is_alive() for later in [busy, *waiting])
+    assert busy.result(10).status == 200
+    assert [later.result(10).json()["pid"] for later in waiting] == [pid, pid]
+    busy, waiting = throttled("/sleep.php?s=20")
+    time.sleep(0.3)
+    assert all(later.is_alive() for later in [busy, *waiting])
+    at, then = len(server.error_log()), time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    assert busy.result(5).status == 502
+    refused = [later.result(5) for later in waiting]
+    assert time.monotonic() - then < 1
+    assert [found.status for found in refused] == [503, 503]
+    assert all(found.get("Retry-After") for found in refused)
+    server.wait_for_log(r"POOL106.*processes die when they start", after=at)
+    ini.chmod(0o644)
+    assert recovers(server, timeout=60)

@@ -191,7 +191,8 @@ impl State {
         let seed = self.generations[&key.generation].seed;
         assert!(pool.wants.is_empty() || seed != SeedState::Absent, "{key:?} lacks a seed");
         if self.throttled(key).is_some() {
-            assert!(pool.wants.is_empty(), "{key:?} is throttled, and requests wait");
+            let hope = pool.lent + pool.forking > 0;
+            assert!(pool.wants.is_empty() || hope, "{key:?} is throttled without a worker, and requests wait");
         } else if pool.wants.len().saturating_sub(pool.awaited(self.now)) + keep > pool.forking + pool.idle.len() {
             // Spare workers that were given up for other pools come back when there is room again.
             let room = self.accounts.headroom(&pool.chain) > 0 || !pool.wants.is_empty();

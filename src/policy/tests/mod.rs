@@ -6,3 +6,4 @@ mod fairness;
 mod random;
 mod rules;
 mod startup;
+mod throttle;

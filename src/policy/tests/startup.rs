@@ -201,11 +201,14 @@ fn who_waits_for_a_zygote_that_dies_while_the_seed_keeps_failing_is_refused_at_o
     let (_, lease, lend, ..) = b.grant().expect("grant");
     b.give_back(F1, (lease, lend), Returned::Idle);
     b.want(F1, 2, 1);
+    let (_, lease, lend, ..) = b.grant().expect("grant");
     for delay in [1000, 2000, 4000] {
         b.event(Event::SeedGone { generation: 1, text: "exit status 1".into() });
         b.pass(delay);
     }
     b.want(F2, 3, 1);
+    b.give_back(F1, (lease, lend), Returned::Last);
+    assert_eq!(b.refused(), None, "a zygote is there, and waits for the place of the worker that ends");
     b.actions.clear();
     b.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
     assert_eq!(b.refused().map(|r| (r.0, r.1)), Some((3, Refusal::Throttled)));
