@@ -11,7 +11,9 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
-use crate::httpd::{classes, frontend_tls, hooks, image, log, parking, supervise, Connection, RequestRec, ServerRec};
+use crate::httpd::{
+    classes, frontend_tls, hooks, image, log, parking, pieces, supervise, Connection, RequestRec, ServerRec,
+};
 use crate::parent;
 use crate::sys::{fork, privileges};
 use std::os::raw::{c_int, c_void};
@@ -28,6 +30,7 @@ static HIDES_THREADS: AtomicBool = AtomicBool::new(false);
 
 pub fn register() {
     HIDES_THREADS.store(true, Ordering::Relaxed);
+    pieces::register(Some(pieces_filter));
     let first = ffi::APR_HOOK_REALLY_FIRST;
     let last = ffi::APR_HOOK_REALLY_LAST.cast_signed();
     let none = ptr::null();
@@ -49,6 +52,11 @@ pub fn register() {
         ffi::ap_hook_log_transaction(Some(log_transaction), none, none, last);
         ffi::ap_hook_pre_close_connection(Some(pre_close_connection), none, none, last);
     }
+}
+
+unsafe extern "C" fn pieces_filter(f: *mut ffi::ap_filter_t, bb: *mut ffi::apr_bucket_brigade) -> ffi::apr_status_t {
+    // SAFETY: httpd calls the filter of a live chain, and hands the brigade over for the call.
+    guard(ffi::APR_EGENERAL.cast_signed(), || unsafe { pieces::take(f, bb) })
 }
 
 unsafe extern "C" fn mpm_query(code: c_int, result: *mut c_int, status: *mut ffi::apr_status_t) -> c_int {

@@ -3,6 +3,7 @@
 //! Runs in: frontend, the thread that has the request.  Trusts: httpd; checks what stems from a worker.
 //! Owns: the brigade of the response.  Never: keeps a slice longer than the call that passes it on.
 
+use super::pieces::Pieces;
 use super::RequestRec;
 use crate::apr::AprPool;
 use crate::ffi;
@@ -13,6 +14,8 @@ use std::ptr;
 
 /// APR_TIMEUP, which has too many parentheses for bindgen.
 const TIMED_OUT: i32 = 70_007;
+/// Bytes that httpd's core takes without waiting: less than the default of `FlushMaxThreshold`, which is 65,535.
+pub const PIECE: usize = 60_000;
 /// Bytes of a body that are dropped in one go.
 const DISCARD: usize = 64 * 1024;
 
@@ -49,6 +52,8 @@ pub enum BodyLength {
 pub struct Client<'r> {
     r: RequestRec<'r>,
     out: *mut ffi::apr_bucket_brigade,
+    /// Where the head is passed on in pieces.
+    pieces: Option<Pieces<'r>>,
     /// What an output filter said when it failed.
     failed: Option<ffi::apr_status_t>,
     input: *mut ffi::apr_bucket_brigade,
@@ -65,7 +70,7 @@ impl<'r> Client<'r> {
             let alloc = (*(*rec).connection).bucket_alloc;
             let out = ffi::apr_brigade_create((*rec).pool, alloc);
             let input = ffi::apr_brigade_create((*rec).pool, alloc);
-            Self { r, out, failed: None, input }
+            Self { r, out, pieces: None, failed: None, input }
         }
     }
 
@@ -313,6 +318,43 @@ impl<'r> Client<'r> {
         }
     }
 
+    /// The head is large: from now on each call passes on `PIECE` bytes at most, and what is beyond waits for
+    /// [`pass_piece`](Self::pass_piece).
+    pub fn pass_in_pieces(&mut self) {
+        self.pieces = Pieces::of(self.r);
+    }
+
+    /// See [`pass_in_pieces`](Self::pass_in_pieces).
+    pub fn passes_in_pieces(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// Something of what was passed on waits.
+    pub fn holds(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Pieces::holds)
+    }
+
+    /// The large head was not passed on yet.
+    pub fn has_head_left(&self) -> bool {
+        self.pieces.as_ref().is_some_and(|pieces| !pieces.has_begun())
+    }
+
+    /// Passes on the head alone.
+    pub fn pass_head(&mut self) -> Result<(), ClientGone> {
+        // SAFETY: no byte, in a static string; the brigade is ours.
+        unsafe {
+            let bucket = ffi::apr_bucket_immortal_create(c"".as_ptr(), 0, (*self.conn()).bucket_alloc);
+            ffi::pool_shim_brigade_insert_tail(self.out, bucket);
+        }
+        self.pass_out(true)
+    }
+
+    /// Passes on the next piece of what waits. The client must have taken all before.
+    pub fn pass_piece(&mut self) -> Result<(), ClientGone> {
+        let rc = self.pieces.as_ref().map_or(0, |pieces| pieces.pass(PIECE));
+        self.passed(rc)
+    }
+
     /// Passes what is queued on to the client; with `flush` it is on the way when this returns.
     pub fn pass(&mut self, flush: bool) -> Result<(), ClientGone> {
         // SAFETY: the brigade is ours, the filter chain that of a live request.
@@ -325,16 +367,26 @@ impl<'r> Client<'r> {
                 return Ok(());
             }
         }
-        self.pass_out()
+        self.pass_out(!flush)
     }
 
-    fn pass_out(&mut self) -> Result<(), ClientGone> {
+    fn pass_out(&mut self, in_pieces: bool) -> Result<(), ClientGone> {
+        if let Some(pieces) = self.pieces.as_ref().filter(|_| in_pieces) {
+            pieces.limit(PIECE);
+        }
         // SAFETY: as above; the brigade is empty or done with afterwards, and cleaned for the next use.
         let rc = unsafe {
             let rc = ffi::ap_pass_brigade((*self.r.as_ptr()).output_filters, self.out);
             ffi::apr_brigade_cleanup(self.out.cast());
             rc
         };
+        if let Some(pieces) = &self.pieces {
+            pieces.let_through();
+        }
+        self.passed(rc)
+    }
+
+    fn passed(&mut self, rc: ffi::apr_status_t) -> Result<(), ClientGone> {
         if rc != 0 || self.is_gone() {
             self.failed = Some(rc);
             Err(ClientGone)
@@ -350,13 +402,16 @@ impl<'r> Client<'r> {
             let bucket = ffi::apr_bucket_eos_create((*self.conn()).bucket_alloc);
             ffi::pool_shim_brigade_insert_tail(self.out, bucket);
         }
-        self.pass_out()
+        self.pass_out(true)
     }
 
     /// The response cannot be completed: the client sees a transfer that broke off (no last chunk, or fewer bytes than
     /// announced, then the connection's end; HTTP/2: a reset stream), never one that looks whole.
     pub fn break_off(&mut self) {
         self.close_after();
+        if let Some(pieces) = &self.pieces {
+            pieces.drop_kept();
+        }
         // SAFETY: the brigade is ours; an error bucket of 502 is what mod_proxy too tells the HTTP filters with.
         unsafe {
             let rec = self.r.as_ptr();
@@ -366,7 +421,7 @@ impl<'r> Client<'r> {
             let eos = ffi::apr_bucket_eos_create(alloc);
             ffi::pool_shim_brigade_insert_tail(self.out, eos);
         }
-        let _ = self.pass_out();
+        let _ = self.pass_out(false);
     }
 
     /// Trailers of the response.

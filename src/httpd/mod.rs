@@ -16,6 +16,7 @@ pub mod log;
 pub mod mpm;
 pub mod parking;
 pub mod php;
+pub mod pieces;
 pub mod rebuild;
 pub mod request;
 pub mod response;

@@ -48,6 +48,13 @@ for i in $(seq 30); do printf 'HTTP/1.1 103 Early Hints\\r\\nLink: %s\\r\\n\\r\\
 sleep 3
 printf 'HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\n\\r\\nthe page'
 """
+HEAD_PHP = """
+<?php
+while (ob_get_level()) ob_end_clean();
+for ($i = 0; $i < (int)$_GET['head'] / 10000; $i++) header("X-Large-$i: " . str_repeat(chr(97 + $i), 10000));
+if (isset($_GET['flush'])) { echo 'first'; flush(); sleep(1); }
+echo str_repeat('x', (int)$_GET['body']);
+"""
 FIRST_PHP = "<?php\necho 'first'; flush();\nsleep((int)$_GET['s']);\necho ' last';\n"
 
 
@@ -62,6 +69,7 @@ def make(httpd, pool_conf="", mpm_conf=FOUR_THREADS, mpm="pool", alice_conf="", 
         usual_pages(site)
         site.script("big.php", BIG_PHP)
         site.script("first.php", FIRST_PHP)
+        site.script("head.php", HEAD_PHP)
         site.script("pieces.php", PIECES_PHP)
         site.script("nph-many-hints.cgi", HINTS_CGI)
         site.script("digest.php", DIGEST_PHP)
@@ -164,6 +172,67 @@ def test_interim_responses_to_clients_that_read_nothing_hold_no_thread(httpd):
         c.request("GET", "/nph-many-hints.cgi")
         found = c.response()
         assert (found.status, found.body) == (200, b"the page")
+
+
+@pytest.mark.parametrize("query", [
+    "head=240000&body=10", "head=240000&body=100000", "head=240000&body=0", "head=240000&body=10&flush",
+    "head=50000&body=60000", "head=50000&body=10&flush",
+])
+def test_large_heads_to_clients_that_read_nothing_hold_no_thread(httpd, query):
+    server = make(httpd, "PoolMaxProcesses 12", conf="SendBufferSize 16384")
+    with Crowd(server, 12, f"/head.php?{query}", receive_buffer=4096):
+        eventually(lambda: server.workers("alice"), 20)
+        time.sleep(1.5)
+        answers_as_ever(server, 5)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("query", ["head=240000&body=200000", "head=50000&body=60000&flush", "head=10000&body=10", "head=240000&body=0"])
+def test_a_slow_reader_gets_a_large_head_whole(httpd, query, tls, method):
+    server = make(httpd, "PoolMaxProcesses 2", conf="SendBufferSize 16384")
+    number = {key: int(value or 1) for key, _, value in (part.partition("=") for part in query.split("&"))}
+    with server.connect(tls=tls, timeout=30, rcvbuf=4096) as c:
+        c.request(method, f"/head.php?{query}")
+        time.sleep(1.5)
+        answers_as_ever(server, 3)
+        found = c.response(method)
+        assert found.status == 200
+        for i in range(number["head"] // 10000):
+            assert found.get(f"X-Large-{i}") == chr(97 + i) * 10000
+        body = b"first" * number.get("flush", 0) + b"x" * number["body"]
+        assert found.body == (body if method == "GET" else b"")
+        # The connection goes on.
+        assert c.get("/who.php").json()["site"] == "alice.test"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_slow_reader_gets_a_file_behind_a_large_head(httpd, tls):
+    fields = "".join(f"Header set X-Large-{i} {chr(97 + i) * 7000}\n" for i in range(12))
+    server = make(httpd, "PoolMaxProcesses 2", alice_conf=fields, modules=["headers"], conf="SendBufferSize 16384")
+    content = lines(50_000)
+    server.sites["alice"].write("big.txt", content)
+    with server.connect(tls=tls, timeout=30, rcvbuf=4096) as c:
+        for _ in range(2):
+            c.request("GET", "/big.txt")
+            time.sleep(1)
+            answers_as_ever(server, 3)
+            found = c.response()
+            assert found.get("X-Large-11") == "l" * 7000 and found.body == content
+
+
+def test_a_response_with_a_large_head_breaks_off_visibly(httpd):
+    server = make(httpd, "PoolMaxProcesses 2", conf="SendBufferSize 16384")
+    server.sites["alice"].script("die.php", HEAD_PHP.replace("sleep(1)", "sleep(1); posix_kill(getmypid(), 9); sleep(9)"))
+    for seconds in (0, 2):
+        with server.connect(rcvbuf=4096 if seconds else None) as c:
+            c.request("GET", "/die.php?head=240000&body=10&flush")
+            time.sleep(seconds)
+            found = c.response()
+            assert (found.status, found.body, found.complete) == (200, b"first", False)
+            assert found.get("X-Large-23") == "x" * 10000
+            assert c.is_closed()
+    answers_as_ever(server, 3)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

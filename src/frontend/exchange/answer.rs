@@ -133,7 +133,9 @@ impl Run<'_> {
 
     fn apply_head(&mut self, head: &ResponseHead<'_>) -> Result<(), Stop> {
         let mut length = None;
+        let mut bytes = head.status_line.len();
         for (name, value) in head.fields.iter() {
+            bytes += name.len() + value.len() + ": \r\n".len();
             if name.eq_ignore_ascii_case(b"Content-Length") {
                 let text = std::str::from_utf8(value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
                 let n = text.and_then(|t| t.parse::<u64>().ok());
@@ -150,6 +152,7 @@ impl Run<'_> {
             self.out.client.close_after();
         }
         self.out.client.set_head(head.status, head.status_line, passable(head));
+        self.out.head(bytes);
         self.stage = Stage::Body;
         self.progressed = true;
         Ok(())

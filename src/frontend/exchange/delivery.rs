@@ -7,7 +7,7 @@
 //! more, or with a FLUSH bucket behind it, it waits. So a request that can be parked passes on less than that, and the
 //! rest when the socket has taken all of it.
 
-use crate::httpd::client::{Client, ClientGone};
+use crate::httpd::client::{Client, ClientGone, PIECE};
 use crate::httpd::{Connection, RequestRec};
 use crate::sys::file;
 use crate::wire::frame::MAX_DATA;
@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Bytes that the core takes without waiting: less than the default of `FlushMaxThreshold`, which is 65,535.
-const AT_ONCE: usize = 60_000;
+/// Bytes of a head that the core takes beside [`PIECE`] of the body.
+const SMALL_HEAD: usize = 4 * 1024;
 /// Bytes that fit into a socket that says it is writable (a third of the smallest send buffer).
 const FITS: usize = 16 * 1024;
 
@@ -78,12 +78,19 @@ impl<'r> Delivery<'r> {
         self.connection.is_none_or(|c| len <= FITS && c.has_written() && self.client.is_writable())
     }
 
+    /// The head of the response has so many bytes.
+    pub fn head(&mut self, len: usize) {
+        if len > SMALL_HEAD && self.connection.is_some() {
+            self.client.pass_in_pieces();
+        }
+    }
+
     /// Takes bytes of the response. They must stay where they are until `pass` or `finish` has returned.
     pub fn data(&mut self, mut bytes: &[u8]) -> Result<(), ClientGone> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let has_room = |c: Connection<'_>| self.queued > 0 || c.has_written();
+        let has_room = |c: Connection<'_>| self.queued > 0 || (c.has_written() && !self.client.holds());
         if !self.rest.is_empty() || !self.connection.is_none_or(has_room) {
             self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
             return Ok(());
@@ -93,7 +100,7 @@ impl<'r> Delivery<'r> {
             return Ok(());
         };
         loop {
-            let (now, later) = bytes.split_at(bytes.len().min(AT_ONCE - self.queued));
+            let (now, later) = bytes.split_at(bytes.len().min(PIECE - self.queued));
             self.client.queue(now);
             self.queued += now.len();
             if later.is_empty() {
@@ -101,7 +108,7 @@ impl<'r> Delivery<'r> {
             }
             bytes = later;
             self.pass_queued(false)?;
-            if !connection.has_written() {
+            if !connection.has_written() || self.client.holds() {
                 self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
                 return Ok(());
             }
@@ -124,7 +131,8 @@ impl<'r> Delivery<'r> {
 
     /// Passes on what was taken, as far as the client takes it; with `flush` it is on its way then.
     pub fn pass(&mut self, flush: bool) -> Result<(), Undelivered> {
-        if self.rest.is_empty() && (!flush || self.takes_at_once(self.queued)) {
+        let at_once = || !self.client.passes_in_pieces() && self.takes_at_once(self.queued);
+        if self.rest.is_empty() && (!flush || at_once()) {
             return Ok(self.pass_queued(flush)?);
         }
         self.flush |= flush;
@@ -134,7 +142,7 @@ impl<'r> Delivery<'r> {
 
     /// As `pass`, for the end of the response.
     pub fn finish(&mut self) -> Result<(), Undelivered> {
-        if self.rest.is_empty() {
+        if self.rest.is_empty() && !self.client.passes_in_pieces() {
             self.queued = 0;
             return Ok(self.client.finish()?);
         }
@@ -145,7 +153,7 @@ impl<'r> Delivery<'r> {
 
     /// Everything has been passed on, and the client has taken what must be taken first.
     pub fn is_through(&self) -> bool {
-        self.rest.is_empty() && !self.flush && !self.finish
+        self.rest.is_empty() && !self.flush && !self.finish && !self.client.holds()
     }
 
     /// Until when the client must have taken something.
@@ -165,9 +173,13 @@ impl<'r> Delivery<'r> {
                 return if gone { Err(Undelivered::ClientGone) } else { Ok(false) };
             }
             self.stuck_since = None;
+            if self.client.holds() {
+                self.client.pass_piece()?;
+                continue;
+            }
             match self.rest.front_mut() {
                 Some(Piece::Bytes { bytes, at }) => {
-                    let end = bytes.len().min(*at + AT_ONCE);
+                    let end = bytes.len().min(*at + PIECE);
                     self.client.queue(bytes.get(*at..end).unwrap_or_default());
                     *at = end;
                     let over = end == bytes.len();
@@ -179,7 +191,7 @@ impl<'r> Delivery<'r> {
                 }
                 Some(Piece::File { file, at, left }) => {
                     let mut piece = Vec::new();
-                    let most = if self.connection.is_some() { AT_ONCE } else { MAX_DATA };
+                    let most = if self.connection.is_some() { PIECE } else { MAX_DATA };
                     let want = usize::try_from(*left).unwrap_or(most).min(most);
                     let n = file::read_at(file.as_fd(), *at, want, &mut piece)
                         .map_err(|e| Undelivered::File(format!("file: {e}")))?;
@@ -194,15 +206,20 @@ impl<'r> Delivery<'r> {
                     self.client.queue(&piece);
                     self.pass_queued(false)?;
                 }
-                None => break,
+                None if self.flush && !self.finish && self.client.has_head_left() => self.client.pass_head()?,
+                None => {
+                    let flush = std::mem::take(&mut self.flush);
+                    if std::mem::take(&mut self.finish) {
+                        self.client.finish()?;
+                    } else if flush {
+                        self.client.pass(true)?;
+                    }
+                    if !self.client.holds() {
+                        return Ok(true);
+                    }
+                }
             }
         }
-        if std::mem::take(&mut self.finish) {
-            self.client.finish()?;
-        } else if std::mem::take(&mut self.flush) {
-            self.client.pass(true)?;
-        }
-        Ok(true)
     }
 
     /// The client sees the response break off. See [`Client::break_off`].
