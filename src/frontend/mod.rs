@@ -29,7 +29,7 @@ use request::ServerName;
 pub use service::{complete_for_loggers, has_failed, serve, Handled};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
 /// How long the helper thread waits before it says hello to a controller again.
@@ -44,7 +44,6 @@ struct Frontend {
     threads: Threads,
     closer: Closer,
     errors: ErrorLines,
-    began: Instant,
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
     logs: HashMap<u32, ServerRec<'static>>,
@@ -71,6 +70,8 @@ static FRONTEND: OnceCell<Frontend> = OnceCell::new();
 pub struct FrontendStart<'a> {
     pub connector: OwnedFd,
     pub generation: u64,
+    /// One number for each pool, which all frontends of the generation have in common. See [`Threads::new`].
+    pub moves: &'static [AtomicU64],
     pub tree: &'a PoolTree,
     pub main: ServerRec<'static>,
     /// httpd's parent; `None` where this process is the parent itself (`-X`).
@@ -96,7 +97,7 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             parked: AtomicU32::new(0),
         })
         .collect();
-    let threads = Threads::new(pools.len());
+    let threads = Threads::new(pools.len(), start.moves);
     let desk = Desk::new(pools.len(), channel);
     let mut logs = HashMap::new();
     let mut servers = HashMap::new();
@@ -109,9 +110,8 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     }
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
-    let began = Instant::now();
     let (closer, errors) = (Closer::default(), ErrorLines::default());
-    let frontend = Frontend { desk, pools, threads, closer, errors, began, main: start.main, logs, servers, logged };
+    let frontend = Frontend { desk, pools, threads, closer, errors, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }

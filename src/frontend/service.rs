@@ -78,6 +78,8 @@ struct Service<'r> {
     replay: Option<Replay>,
     /// Idle leases of this process do not count: many of their workers can have died at once, and each is tried once.
     grants: u32,
+    /// A worker was there for it, once at least.
+    has_had_process: bool,
     /// It is counted among the pool's parked requests.
     is_parked: bool,
     /// In the queue without a place among those: so long it waits.
@@ -107,7 +109,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         return Handled::Status(500);
     };
     r.note(c"pool-name", facts.name.as_bytes());
-    if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, frontend.now())) {
+    if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, Frontend::now())) {
         let why = format!(
             "PoolMaxFrontendThreads: {most} threads of this process have been with requests of this pool for more \
              than a second"
@@ -131,6 +133,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         cold: false,
         replay: None,
         grants: 0,
+        has_had_process: false,
         is_parked: false,
         guest_until: None,
         half_closed: false,
@@ -146,9 +149,9 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
 }
 
 impl Frontend {
-    /// The clock of `threads`.
-    fn now(&self) -> Millis {
-        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    /// The clock of `threads`, which all frontends have in common.
+    fn now() -> Millis {
+        clock::micros() / 1000
     }
 }
 
@@ -162,7 +165,7 @@ impl<'r> Service<'r> {
         let _occupied = Occupied::new();
         let frontend = self.frontend;
         let entry = ENTRY.with(|mine| Arc::clone(mine.borrow_mut().get_or_insert_with(|| frontend.threads.enter())));
-        let serving = frontend.threads.serve(entry, self.pool, self.r.is_stream(), frontend.now());
+        let serving = frontend.threads.serve(entry, self.pool, self.r.is_stream(), Frontend::now());
         self.leave_the_lot();
         loop {
             let done = match self.stage {
@@ -223,6 +226,7 @@ impl<'r> Service<'r> {
         match self.desk().ask(self.pool, self.arrived, self.facts.queue_timeout) {
             Ok(leased) => {
                 serving.has_process();
+                self.has_had_process = true;
                 self.begin(leased);
             }
             Err(waiting) => {
@@ -251,7 +255,8 @@ impl<'r> Service<'r> {
                 return self.park();
             }
             Some(Ok(leased)) if !has_left => {
-                serving.gets_process(self.frontend.now());
+                let first = !std::mem::replace(&mut self.has_had_process, true);
+                serving.gets_process(first, Frontend::now());
                 self.begin(leased);
                 return None;
             }

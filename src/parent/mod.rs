@@ -9,6 +9,7 @@ use crate::settings::PoolTree;
 use crate::sys::heritage::{self, Kept};
 use crate::sys::launch::{self, ChildState};
 use crate::sys::process::PidFd;
+use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
 use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
@@ -16,6 +17,7 @@ use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,8 @@ struct State {
     generation: u64,
     /// By generation: the newest one, and older ones that children still belong to. Empty: nothing is served.
     configurations: BTreeMap<u64, Configuration>,
+    /// One number for each pool of the newest configuration, which its frontends have in common. Not read here.
+    moves: Option<SharedNumbers>,
     /// The MPM's children. Dropped in the parent only.
     children: BTreeMap<u32, Child>,
     /// Those of which the controller was not told yet.
@@ -97,6 +101,8 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     state.generation += 1;
     let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
     let (generation, controller_argv) = (state.generation, start.controller_argv.clone());
+    // Without the memory each frontend counts for itself.
+    state.moves = SharedNumbers::new(table.pools.len()).ok();
     state.configurations.insert(generation, Configuration { table, controller_argv });
     state.forget_configurations();
     let started = state.ensure_controller()?;
@@ -134,14 +140,26 @@ fn wait_for(ready: &OwnedFd, controller: Option<u32>) {
     let _ = wait::readable_or_writable(ready.as_fd(), false, Some(controller.as_fd()), SEED_PATIENCE);
 }
 
-/// The generation that frontends forked from now on belong to, and this child's connector.
-pub fn frontend_start() -> Option<(u64, OwnedFd)> {
-    let state = state();
+/// What a frontend gets from the parent.
+#[derive(Debug)]
+pub struct Inherited {
+    /// That frontends forked from now on belong to.
+    pub generation: u64,
+    /// This child's own.
+    pub connector: OwnedFd,
+    /// One for each pool, of all frontends of the generation.
+    pub moves: &'static [AtomicU64],
+}
+
+/// Once in each frontend.
+pub fn frontend_start() -> Option<Inherited> {
+    let mut state = state();
     let connector = state.connector.as_ref()?;
     // With -X the parent itself is the frontend.
     let own =
         if state.owner == launch::own_pid() { connector.speak.try_clone().ok()? } else { heritage::own_connector()? };
-    Some((state.generation, own))
+    let moves = state.moves.take().map_or(&[][..], SharedNumbers::for_good);
+    Some(Inherited { generation: state.generation, connector: own, moves })
 }
 
 /// The process that frontends forked from now on belong to; `None` in that process itself.

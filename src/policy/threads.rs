@@ -27,8 +27,29 @@ pub struct Threads {
 struct Pool {
     /// Threads with a request.
     threads: AtomicU32,
-    /// How many streams that waited got a process.
-    moves: AtomicU64,
+    /// How many requests that waited got a process; in all frontends, where they have that in common.
+    moves: Moving,
+}
+
+#[derive(Debug)]
+enum Moving {
+    Here(AtomicU64),
+    Everywhere(&'static AtomicU64),
+}
+
+impl Default for Moving {
+    fn default() -> Self {
+        Self::Here(AtomicU64::default())
+    }
+}
+
+impl Moving {
+    fn count(&self) -> &AtomicU64 {
+        match self {
+            Self::Here(count) => count,
+            Self::Everywhere(count) => count,
+        }
+    }
 }
 
 /// What one thread does now.
@@ -39,6 +60,7 @@ pub type Entry = Arc<AtomicU64>;
 pub struct Serving<'t> {
     /// Of the pool; none for a part of another request.
     pool: Option<(&'t Pool, u32)>,
+    stream: bool,
     entry: Entry,
     before: u64,
 }
@@ -51,14 +73,17 @@ impl Serving<'_> {
         }
     }
 
-    /// Its request has waited, and has a process from now on. A stream begins anew with that.
-    pub fn gets_process(&self, now: Millis) {
-        let Some((pool, index)) = self.pool.filter(|_| self.entry.load(Ordering::Relaxed) & STREAM_WAITS != 0) else {
-            return;
-        };
-        self.entry.store(entry(index, 0, now), Ordering::Relaxed);
+    /// Its request has waited, and has a process from now on, its `first` one or another. A stream begins anew with that.
+    pub fn gets_process(&self, first: bool, now: Millis) {
+        let Some((pool, index)) = self.pool.filter(|_| first) else { return };
+        if self.stream {
+            if self.entry.load(Ordering::Relaxed) & STREAM_WAITS == 0 {
+                return;
+            }
+            self.entry.store(entry(index, 0, now), Ordering::Relaxed);
+        }
         let more = |moves| Some(Moves::of(moves).at(now).one_more().packed());
-        let _ = pool.moves.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let _ = pool.moves.count().fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 }
 
@@ -102,7 +127,8 @@ impl Moves {
         // It goes round after 136 years.
         let second = u32::try_from((now / 1_000) & u64::from(u32::MAX)).unwrap_or_default();
         match second.wrapping_sub(self.second) {
-            0 => self,
+            // Another process may have looked at the clock later and counted sooner.
+            0 | u32::MAX => self,
             1 => Self { second, now: 0, before: self.now },
             _ => Self { second, now: 0, before: 0 },
         }
@@ -118,8 +144,14 @@ impl Moves {
 }
 
 impl Threads {
-    pub fn new(pools: usize) -> Self {
-        Self { entries: Mutex::default(), pools: (0..pools).map(|_| Pool::default()).collect() }
+    /// For so many pools. `moves` are their numbers in memory that all frontends have in common; a pool without one counts
+    /// for itself.
+    pub fn new(pools: usize, moves: &'static [AtomicU64]) -> Self {
+        let pool = |index| Pool {
+            threads: AtomicU32::default(),
+            moves: moves.get(index).map_or_else(Moving::default, Moving::Everywhere),
+        };
+        Self { entries: Mutex::default(), pools: (0..pools).map(pool).collect() }
     }
 
     fn pool(&self, index: u32) -> Option<&Pool> {
@@ -145,17 +177,17 @@ impl Threads {
             pool.threads.fetch_add(1, Ordering::Relaxed);
             own.store(entry(index, if stream { STREAM_WAITS } else { 0 }, now), Ordering::Relaxed);
         }
-        Serving { pool: pool.zip(Some(index)), entry: own, before }
+        Serving { pool: pool.zip(Some(index)), stream, entry: own, before }
     }
 
     /// Whether so many threads have been with requests of this pool for long. That of a stream in the queue does not count
-    /// while the queue moves: while, in a second, half as many streams that waited get a process. It is none of the MPM's.
+    /// while the queue moves: while, in a second, half as many requests that waited get a process, in whichever frontend. It is none of the MPM's.
     pub fn are_held(&self, pool: u32, limit: u32, now: Millis) -> bool {
         let Some(of_pool) = self.pool(pool) else { return false };
         if of_pool.threads.load(Ordering::Relaxed) < limit {
             return false;
         }
-        let moves = Moves::of(of_pool.moves.load(Ordering::Relaxed)).at(now).in_a_second() >= limit.div_ceil(2);
+        let moves = Moves::of(of_pool.moves.count().load(Ordering::Relaxed)).at(now).in_a_second() >= limit.div_ceil(2);
         let held = |entry: &Weak<AtomicU64>| {
             let entry = entry.upgrade().map_or(0, |entry| entry.load(Ordering::Relaxed));
             entry >> POOL_SHIFT == u64::from(pool) + 1
@@ -173,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_thread_counts_when_it_was_held_for_long() {
-        let threads = Threads::new(2);
+        let threads = Threads::new(2, &[]);
         let serving = threads.serve(threads.enter(), 1, false, 500);
         assert!(!threads.are_held(1, 1, 1_499));
         assert!(threads.are_held(1, 1, 1_500));
@@ -188,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_part_of_a_request_is_not_a_second_thread() {
-        let threads = Threads::new(2);
+        let threads = Threads::new(2, &[]);
         let entry = threads.enter();
         let whole = threads.serve(Arc::clone(&entry), 1, false, 0);
         let part = threads.serve(entry, 0, false, 0);
@@ -202,12 +234,12 @@ mod tests {
 
     #[test]
     fn in_a_queue_that_moves_the_thread_of_a_stream_does_not_count() {
-        let threads = Threads::new(1);
+        let threads = Threads::new(1, &[]);
         let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, true, 0)).collect();
         assert!(threads.are_held(0, 4, 1_000));
-        serving[0].gets_process(1_100);
+        serving[0].gets_process(true, 1_100);
         assert!(threads.are_held(0, 3, 1_200), "for three that is too slow");
-        serving[1].gets_process(1_200);
+        serving[1].gets_process(true, 1_200);
         assert!(!threads.are_held(0, 3, 1_200), "the other two wait in a queue that moves");
         assert!(threads.are_held(0, 2, 2_200), "these two have had their processes for long");
         assert!(!threads.are_held(0, 3, 2_999));
@@ -216,30 +248,46 @@ mod tests {
 
     #[test]
     fn only_the_first_process_of_a_stream_is_a_move() {
-        let threads = Threads::new(1);
+        let threads = Threads::new(1, &[]);
         let serving = threads.serve(threads.enter(), 0, true, 5_000);
         serving.has_process();
         assert!(threads.are_held(0, 1, 6_000), "it counts from its beginning");
-        (0..9).for_each(|_| serving.gets_process(5_500));
+        (0..9).for_each(|_| serving.gets_process(true, 5_500));
         let _waits = threads.serve(threads.enter(), 0, true, 5_000);
         assert!(threads.are_held(0, 2, 6_000));
     }
 
     #[test]
     fn a_queue_that_moves_excuses_no_thread_of_the_mpm() {
-        let threads = Threads::new(1);
+        let threads = Threads::new(1, &[]);
         let serving: Vec<_> = (0..4).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
-        serving[0].gets_process(900);
-        serving[1].gets_process(900);
+        serving[0].gets_process(true, 900);
+        serving[1].gets_process(true, 900);
         assert!(threads.are_held(0, 4, 1_000));
         let _streams: Vec<_> = (0..4)
             .map(|_| {
                 let stream = threads.serve(threads.enter(), 0, true, 0);
-                stream.gets_process(900);
+                stream.gets_process(true, 900);
                 stream
             })
             .collect();
         assert!(threads.are_held(0, 4, 1_000), "not by streams either");
+    }
+
+    #[test]
+    fn a_queue_moves_for_all_frontends() {
+        let common: &'static [AtomicU64] = Box::leak(Box::new([AtomicU64::new(0), AtomicU64::new(0)]));
+        let (here, there) = (Threads::new(2, common), Threads::new(2, common));
+        let waits: Vec<_> = (0..4).map(|_| here.serve(here.enter(), 1, true, 0)).collect();
+        let served: Vec<_> = (0..2).map(|_| there.serve(there.enter(), 1, false, 0)).collect();
+        there.serve(there.enter(), 0, true, 0).gets_process(true, 1_000);
+        there.serve(there.enter(), 0, true, 0).gets_process(true, 1_000);
+        assert!(here.are_held(1, 4, 1_000), "another pool moves");
+        served.iter().for_each(|one| one.gets_process(true, 1_000));
+        assert!(!here.are_held(1, 4, 1_000), "by requests of any kind");
+        assert!(there.are_held(1, 2, 1_000), "which are not excused themselves");
+        assert!(here.are_held(1, 4, 3_000), "nothing moves any more");
+        drop(waits);
     }
 
     #[test]
@@ -250,12 +298,13 @@ mod tests {
         assert_eq!(moves.at(5_000).in_a_second(), 2);
         assert_eq!(moves.at(6_000).one_more(), Moves { second: 6, now: 1, before: 2 });
         assert_eq!(moves.at(7_000).in_a_second(), 0);
+        assert_eq!(moves.at(4_999), moves, "by the clock of one who looked before");
         assert_eq!(Moves { now: u16::MAX, ..moves }.one_more().now, u16::MAX);
     }
 
     #[test]
     fn threads_that_have_ended_are_forgotten() {
-        let threads = Threads::new(1);
+        let threads = Threads::new(1, &[]);
         for _ in 0..3 {
             drop(threads.serve(threads.enter(), 0, false, 0));
         }

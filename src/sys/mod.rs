@@ -17,6 +17,7 @@ pub mod poller;
 pub mod pollers;
 pub mod privileges;
 pub mod process;
+pub mod shared;
 pub mod socket;
 pub mod spawn;
 pub mod thread;

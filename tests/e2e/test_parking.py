@@ -632,6 +632,44 @@ def test_a_hundred_streams_of_one_browser_get_their_answers(httpd, mpm, seconds)
         assert [h2.wait(s).status for s in streams] == [200] * 100
 
 
+def browsers_in_two_frontends(server, stack):
+    """Five connections over HTTP/2 to one frontend process, and one to another."""
+    found = {}
+    for number in range(60):
+        h2 = stack.enter_context(H2(server, tls=True, timeout=60))
+        # mod_http2 logs a stream when it looks after it next.
+        line = eventually(lambda: h2.get(f"/who.php?{number}").status == 200 and re.search(rf"^\?{number} (\d+)$", server.log("pids.log"), re.M))
+        found.setdefault(line[1], []).append(h2)
+        crowd, *others = sorted(found.values(), key=len, reverse=True)
+        if len(crowd) >= 5 and others:
+            return crowd[:5], others[0][0]
+    raise AssertionError("all connections got to one frontend process")
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["moves", "hangs"])
+@pytest.mark.parametrize("mpm", ["event", "pool"])
+def test_streams_wait_in_a_queue_that_moves_for_another_frontend(httpd, mpm, moves):
+    pids = 'CustomLog logs/pids.log "%q %P"\nKeepAliveTimeout 60\n'
+    server = make(httpd, "PoolMaxProcesses 4\nPoolMaxFrontendThreads 4", DEBIAN, mpm=mpm, conf=pids)
+    with ExitStack() as stack:
+        crowd, alone = browsers_in_two_frontends(server, stack)
+        page = f"/sleep.php?s={0.3 if moves else 60}"
+        # mod_http2 begins with six streams of a connection at a time.
+        before = [(h2, h2.start(page)) for h2 in crowd for _ in range(6)]
+        [h2.flush() for h2 in crowd]
+        time.sleep(0.2)
+        behind = [alone.start(page) for _ in range(4)]
+        alone.flush()
+        # None of these gets a process for more than a second. A queue that does not move counts as one for two at most.
+        time.sleep(1.2 if moves else 2.5)
+        late = alone.start("/who.php")
+        if not moves:
+            assert alone.wait(late).status == 503
+            return
+        assert [alone.wait(stream).status for stream in [late, *behind]] == [200] * 5
+        assert [h2.wait(stream).status for h2, stream in before] == [200] * 30
+
+
 def test_streams_that_hang_leave_others_alone_as_the_mpm(httpd):
     server = make(httpd, "PoolMaxProcesses 30\nPoolMaxFrontendThreads 3", DEBIAN)
     with H2(server, tls=True, timeout=60) as h2:
