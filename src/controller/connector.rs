@@ -7,13 +7,13 @@ use super::frontends::Frontend;
 use super::keeper::Kept;
 use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
-use crate::sys::launch;
 use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
+use crate::sys::{launch, shortage};
 use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Most messages read from one connector before others get their turn.
@@ -22,6 +22,9 @@ const BATCH: usize = 64;
 const REFUSAL_INTERVAL: Millis = 1_000;
 /// Buffer of a frontend's channel: some thousand grants and obituaries between two looks of a busy frontend.
 const CHANNEL_BUFFER: i32 = 1 << 20;
+/// What the kernel drops when this process has no number left for it.
+const WITHOUT_CHANNEL: &str =
+    "its channel is not with it: raise the limit of open files (ulimit -n), if that is reached";
 
 /// A child of the MPM, as the parent has announced it.
 #[derive(Debug)]
@@ -159,7 +162,7 @@ impl Controller {
                     self.feed(Event::ChildGone { pid });
                 }
                 if let Err(e) = added {
-                    log::error(&format!("mod_pool: frontend {pid} cannot be heard: {e}"));
+                    log::error(&format!("mod_pool: frontend {pid} cannot be heard: {}", shortage::told(&e)));
                 }
             }
             ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
@@ -170,7 +173,7 @@ impl Controller {
     }
 
     fn child_started(&mut self, pid: u32, generation: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
-        let what = fds.into_iter().next().ok_or(ErrorKind::InvalidInput)?;
+        let what = fds.into_iter().next().ok_or_else(|| io::Error::other(WITHOUT_CHANNEL))?;
         let token = self.watch(what.as_fd(), Source::ChildConnector(pid))?;
         self.children.insert(pid, Child { connector: Watched { token, what }, generation });
         Ok(())
@@ -182,7 +185,7 @@ impl Controller {
             Ok([channel]) => channel,
             Err(fds) => {
                 self.discard(None, fds);
-                return self.note_refusal(sender, "without its channel");
+                return self.note_refusal(sender, WITHOUT_CHANNEL);
             }
         };
         if hello.build_id != self.start.build_id {
@@ -215,7 +218,7 @@ impl Controller {
         }
         if let Err(e) = self.accept(hello, channel, sender.pid) {
             if self.tells_refusal() {
-                log::error(&format!("mod_pool: frontend {} cannot be served: {e}", sender.pid));
+                log::error(&format!("mod_pool: frontend {} cannot be served: {}", sender.pid, shortage::told(&e)));
             }
         }
     }

@@ -7,7 +7,7 @@ use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{descriptor, spawn};
+use crate::sys::{descriptor, shortage, spawn};
 use crate::wire::control::{SeedOrder, SeedReport};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -40,7 +40,7 @@ impl Seed {
 impl Controller {
     pub(super) fn start_seed(&mut self, generation: u64) {
         if let Err(e) = self.try_start_seed(generation) {
-            let text = format!("it cannot be started: {e}");
+            let text = format!("it cannot be started: {}", shortage::told_of_fork(&e));
             log::error(&format!("mod_pool: seed of configuration {generation}: {text}"));
             self.until_ready.remove(&generation);
             self.events.push_back(Event::SeedGone { generation, text });

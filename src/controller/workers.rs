@@ -5,9 +5,9 @@
 
 use super::{log, Controller, Source, Watched};
 use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
-use crate::sys::descriptor;
 use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
+use crate::sys::{descriptor, shortage};
 use crate::wire::control::{LeaseId, ZygoteOrder};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,7 +45,7 @@ impl Controller {
             // The zygote has ended and is not reaped yet: what its death means for the order, the reaping tells.
             Err(e) if is_end_of_peer(e.kind()) => {}
             Err(e) => {
-                let text = format!("the order to fork failed: {e}");
+                let text = format!("the order to fork failed: {}", shortage::told(&e));
                 self.events.push_back(Event::ForkFailed { lease, text });
             }
         }
@@ -73,7 +73,10 @@ impl Controller {
     pub(super) fn worker_forked(&mut self, lease: LeaseId, pid: u32, key: PoolKey) {
         let process = match self.watch_child(pid, Source::WorkerProcess(lease)) {
             Ok(process) => process,
-            Err(e) => return self.feed(Event::ForkFailed { lease, text: format!("it cannot be watched: {e}") }),
+            Err(e) => {
+                return self
+                    .feed(Event::ForkFailed { lease, text: format!("it cannot be watched: {}", shortage::told(&e)) })
+            }
         };
         let worker = self.workers.entry(lease).or_insert(WorkerProcess {
             // Given up meanwhile: the policy says so next, and it is killed.

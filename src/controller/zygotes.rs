@@ -5,9 +5,8 @@
 
 use super::{hear_tenant, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
-use crate::sys::descriptor;
 use crate::sys::process::PidFd;
-use crate::sys::socket;
+use crate::sys::{descriptor, shortage, socket};
 use crate::wire::control::{LeaseId, ZygoteReport};
 use std::collections::HashMap;
 use std::io;
@@ -53,7 +52,7 @@ impl ZygoteProcess {
 impl Controller {
     pub(super) fn start_zygote(&mut self, id: ZygoteId, key: PoolKey) {
         if let Err(e) = self.try_start_zygote(id, key) {
-            self.zygote_never_was(id, &format!("the order to the seed failed: {e}"));
+            self.zygote_never_was(id, &format!("the order to the seed failed: {}", shortage::told(&e)));
         }
     }
 

@@ -10,7 +10,8 @@ use super::state::{PoolState, State, Waiting};
 use super::timer::TimerKey;
 use super::worker::WorkerState;
 use super::{
-    seconds, Action, FrontendId, PoolKey, FORGET_AFTER, PATIENCE, RETIRE_GRACE, RETURN_PATIENCE, STRANGER_RETRY,
+    seconds, Action, FrontendId, PoolKey, FORGET_AFTER, MAX_FORKING, PATIENCE, RETIRE_GRACE, RETURN_PATIENCE,
+    STRANGER_RETRY,
 };
 use crate::wire::control::{Arrival, LeaseId, LendCount, Queued, Refusal, WantId};
 
@@ -168,6 +169,7 @@ impl State {
                 asked: BTreeMap::new(),
                 last_active: self.now,
                 failures: 0,
+                failed_at: 0,
                 blocked_until: 0,
                 reason: String::new(),
             },
@@ -306,7 +308,7 @@ impl State {
             };
             let alone = pool.wants.len().saturating_sub(pool.awaited(self.now));
             let target = (alone + spare).saturating_sub(pool.idle.len());
-            if pool.forking >= target {
+            if pool.forking >= target.min(MAX_FORKING) {
                 return;
             }
             if self.throttled(key).is_some() {

@@ -60,6 +60,8 @@ pub const ORPHANED_GRACE: Millis = 10_000;
 pub const STOP_GRACE: Millis = 1_000;
 /// A zygote that does not answer an order to fork within this time is killed.
 pub const FORK_DEADLINE: Millis = 10_000;
+/// Orders to fork that a zygote has at a time: what is sent on a Unix socket and not read is bounded (some 270 messages).
+pub const MAX_FORKING: usize = 100;
 /// A zygote that has not started its modules within this time is killed.
 pub const ZYGOTE_DEADLINE: Millis = 60_000;
 /// A seed that has not read its configuration within this time is killed.

@@ -53,8 +53,9 @@ pub(super) struct PoolState {
     pub asked: BTreeMap<FrontendId, Millis>,
     /// When it was last used.
     pub last_active: Millis,
-    /// Failed starts in a row, until when none is tried, and why.
+    /// Failed starts in a row, the number that the last of them was given, until when none is tried, and why.
     pub failures: u32,
+    pub failed_at: u64,
     pub blocked_until: Millis,
     pub reason: String,
 }

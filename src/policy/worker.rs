@@ -176,7 +176,8 @@ impl State {
                 z.proven = true;
                 z.unused_deaths = 0;
             }
-            if let Some(pool) = self.pools.get_mut(&key) {
+            // One that is older than the last failure says nothing of whether others can start.
+            if let Some(pool) = self.pools.get_mut(&key).filter(|pool| lease.0 > pool.failed_at) {
                 pool.failures = 0;
             }
         }

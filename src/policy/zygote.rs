@@ -178,12 +178,14 @@ impl State {
 
     /// A start failed: no other for a while. Who waits is refused with the reason, unless a worker may come free.
     pub(super) fn fail_pool(&mut self, key: PoolKey, text: &str) {
+        let number = self.number();
         let Some(pool) = self.pools.get_mut(&key) else {
             return;
         };
         // Several workers of one burst die of one cause: that is one failure.
         if pool.blocked_until <= self.now {
             pool.failures = pool.failures.saturating_add(1);
+            pool.failed_at = number;
             let delay = delay_after(pool.failures);
             pool.blocked_until = self.now + delay;
             pool.reason = text.to_owned();

@@ -7,7 +7,7 @@
 use crate::settings::PoolTree;
 use crate::sys::fork::{self, Forked};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{image, title};
+use crate::sys::{image, shortage, title};
 use crate::wire::control::{SeedOrder, SeedReport, CONTROL_VERSION, MAX_CONTROL_MESSAGE};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -39,7 +39,10 @@ pub fn serve(channel: OwnedFd, tree: &PoolTree) -> ZygoteStart {
             Ok((_, Ok(Forked::Parent { child }))) => {
                 report(&channel, &SeedReport::ZygoteStarted { request, pid: child });
             }
-            Ok((_, Err(e))) => report(&channel, &SeedReport::Failed { request, text: format!("cannot fork: {e}") }),
+            Ok((_, Err(e))) => {
+                let text = format!("cannot fork: {}", shortage::told_of_fork(&e));
+                report(&channel, &SeedReport::Failed { request, text });
+            }
             Err(text) => report(&channel, &SeedReport::Failed { request, text }),
         }
     }

@@ -18,6 +18,7 @@ pub mod pollers;
 pub mod privileges;
 pub mod process;
 pub mod shared;
+pub mod shortage;
 pub mod socket;
 pub mod spawn;
 pub mod thread;

@@ -8,7 +8,7 @@
 use crate::settings::ServerPool;
 use crate::sys::fork::{self, Forked};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{privileges, title};
+use crate::sys::{privileges, shortage, title};
 use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -84,7 +84,7 @@ pub fn serve(pool: &ServerPool, channel: OwnedFd) -> ForkedWorker {
                 return ForkedWorker { lease };
             }
             Ok(Forked::Parent { child }) => report(&channel, &ZygoteReport::Forked { request, pid: child }),
-            Err(e) => give_up(&channel, &format!("cannot fork: {e}")),
+            Err(e) => give_up(&channel, &format!("cannot fork: {}", shortage::told_of_fork(&e))),
         }
     }
 }

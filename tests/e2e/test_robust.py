@@ -574,6 +574,29 @@ def test_without_a_process_to_fork_it_goes_on_with_what_it_has(httpd):
             server.stop()
 
 
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_a_pool_that_cannot_grow_serves_with_the_workers_it_has(httpd, mpm):
+    """Who finds them busy waits for them, as where PoolMaxProcesses is reached."""
+    server = make(httpd, "PoolIdleTimeout 60s", mpm=mpm, mpm_conf=TWO_FRONTENDS.replace("ServerLimit 4", "ServerLimit 2"))
+    server.sites["alice"].write("nap.php", "<?php usleep(50000); echo 'slept';")
+    nap = ("/nap.php", "alice", "slept")
+    assert serves(server, [nap])
+    [controller] = server.processes("controller")
+    before = len(server.workers("alice"))
+    limits = resource.prlimit(controller.pid, resource.RLIMIT_NOFILE)
+    # What is free now is not enough for another worker.
+    resource.prlimit(controller.pid, resource.RLIMIT_NOFILE, (max(fds_of(controller.pid)) + 2, limits[1]))
+    with Clients(server, [nap], each=6, pause=0) as clients:
+        time.sleep(5)
+        assert len(server.workers("alice")) == before
+        resource.prlimit(controller.pid, resource.RLIMIT_NOFILE, limits)
+        eventually(lambda: len(server.workers("alice")) > before, 10, what="more workers, where there can be some")
+        time.sleep(1)
+    assert len(clients.times) > 100 and clients.lost == []
+    failures = server.count_log(r"pool alice: its processes fail to start.*Too many open files.*ulimit -n")
+    assert 1 <= failures <= 4  # after 0, 1, 3 and 7 s
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("then", ["goes on", "stop", "reload"])
 def test_a_reload_without_a_process_to_fork_keeps_the_older_frontends(httpd, then):

@@ -8,7 +8,7 @@ use crate::policy::state::State;
 use crate::policy::timer::TimerKey;
 use crate::policy::worker::WorkerState;
 use crate::policy::zygote::ZygoteState;
-use crate::policy::{FrontendId, PoolKey, ZygoteId};
+use crate::policy::{FrontendId, PoolKey, ZygoteId, MAX_FORKING};
 use crate::wire::control::LeaseId;
 
 /// What was ordered to be killed: nothing more can be done about it, so it needs no deadline.
@@ -198,7 +198,7 @@ impl State {
             let room = self.accounts.headroom(&pool.chain) > 0 || !pool.wants.is_empty();
             let started = pool.zygote.is_some() || !self.seed_is_ready(key.generation);
             assert!(started || !room, "{key:?} lacks a zygote");
-            if self.zygote_is_ready(pool.zygote) {
+            if self.zygote_is_ready(pool.zygote) && pool.forking < MAX_FORKING {
                 assert_eq!(self.accounts.headroom(&pool.chain), 0, "{key:?} could have a worker more");
             }
         }

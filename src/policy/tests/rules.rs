@@ -1,7 +1,7 @@
 //! The rules of lending, one test each.
 
 use super::bench::{row, Bench, F1, F2};
-use crate::policy::{Action, Event, PATIENCE, RETURN_PATIENCE};
+use crate::policy::{Action, Event, MAX_FORKING, PATIENCE, RETURN_PATIENCE};
 use crate::policy::{ABANDONED_GRACE, DEAD_GRACE, LAST_GRACE, ORPHANED_GRACE, RETIRE_GRACE};
 use crate::wire::control::{Arrival, LendCount, PoolRow, Queued, Refusal, Returned, WantId};
 
@@ -413,4 +413,24 @@ fn workers_of_a_dead_controller_count() {
     b.event(Event::ForeignGone { pid: 77 });
     b.obey();
     assert_eq!(b.grant().map(|g| g.0), Some(1));
+}
+
+#[test]
+fn a_crowd_does_not_fill_the_way_to_the_zygote() {
+    let mut b = Bench::new(1000, vec![PoolRow { queue_limit: 1000, ..row("a", Some(0), 400) }]);
+    for want in 0..400 {
+        b.want(F1, want, 1);
+    }
+    let zygote = b.zygote_started().expect("zygote");
+    b.event(Event::ZygoteReady { zygote });
+    let mut ordered = Vec::new();
+    let mut workers = 0;
+    loop {
+        ordered.extend(std::iter::from_fn(|| b.fork_ordered()));
+        assert!(ordered.len() <= MAX_FORKING);
+        let Some(lease) = ordered.pop() else { break };
+        b.forked(lease);
+        workers += 1;
+    }
+    assert_eq!(workers, 400);
 }

@@ -156,3 +156,25 @@ fn no_room_is_made_for_a_throttled_pool() {
     assert_eq!(b.grant().map(|g| (g.0, g.1)), Some((5, of_b.0)), "not ended for a pool that can fork nothing");
     assert_eq!(b.refused(), None, "request 3 waits for {of_a:?}");
 }
+
+#[test]
+fn a_worker_from_before_a_failure_does_not_shorten_the_time_to_the_next_attempt() {
+    let (mut b, held) = throttled_with_a_worker(row("a", Some(0), 4));
+    b.want(F2, 3, 1);
+    b.give_back(F1, held, Returned::Idle);
+    assert_eq!(b.grant().map(|g| g.0), Some(2));
+    b.pass(1000);
+    let lease = b.fork_ordered().expect("the next attempt");
+    b.event(Event::ForkFailed { lease, text: "EAGAIN".into() });
+    assert!(b.has(|a| matches!(a, Action::Throttled { delay_s: 2, .. })));
+    b.pass(2000);
+    let lease = b.fork_ordered().expect("the one after that");
+    b.forked(lease);
+    let (_, lease, lend, ..) = b.grant().expect("it works again");
+    b.give_back(F2, (lease, lend), Returned::Idle);
+    b.want(F2, 4, 1);
+    b.want(F2, 5, 1);
+    let lease = b.fork_ordered().expect("another worker");
+    b.event(Event::ForkFailed { lease, text: "EAGAIN".into() });
+    assert!(b.has(|a| matches!(a, Action::Throttled { delay_s: 1, .. })), "a new worker has served");
+}
