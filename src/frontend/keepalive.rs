@@ -35,6 +35,12 @@ impl Occupied {
     }
 }
 
+/// Whether pools occupy more than 3/4 of this process's threads.
+pub fn few_are_left() -> bool {
+    static MANY: OnceCell<u32> = OnceCell::new();
+    OCCUPIED.load(Ordering::Relaxed) > *MANY.get_or_init(|| image::threads_per_child() / 4 * 3)
+}
+
 impl Drop for Occupied {
     fn drop(&mut self) {
         OCCUPIED.fetch_sub(1, Ordering::Relaxed);

@@ -29,6 +29,9 @@ const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a request for which there is no place among the parked ones waits all the same: the controller needs less
 /// to grant a worker that is idle. Without a thread too, or a crowd of them would keep all threads from others.
 const GRANT_PATIENCE: Duration = Duration::from_millis(10);
+/// A request that waits for a worker on a thread of the MPM keeps it from others for so long at least, whatever there is
+/// to wait for: a pool that starts, or a new configuration's seed.
+const CROWD_PATIENCE: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// What this thread does.
@@ -110,11 +113,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     };
     r.note(c"pool-name", facts.name.as_bytes());
     if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, Frontend::now())) {
-        let why = format!(
-            "PoolMaxFrontendThreads: {most} threads of this process have been with requests of this pool for more \
-             than a second"
-        );
-        return unavailable(r, "POOL121", &facts.name, &why, 1);
+        return too_many_threads(r, &facts.name, most);
     }
     if frontend.closer.is_stuck(pool) {
         let why = "its processes have sent this one descriptors that cannot be closed";
@@ -244,7 +243,19 @@ impl<'r> Service<'r> {
         let Stage::Queue(waiting) = &mut self.stage else { return None };
         let began = self.began;
         let has_left = || client::has_left(r, began.elapsed() >= HALF_CLOSED_PATIENCE);
-        let answer = waiting.wait(most, &has_left);
+        let (threads, limit) = (&self.frontend.threads, self.facts.max_threads);
+        // A crowd that came within a second has all threads, and none of them was refused.
+        let of_a_crowd = || {
+            began.elapsed() >= CROWD_PATIENCE
+                && keepalive::few_are_left()
+                && limit.is_some_and(|limit| threads.is_one_too_many(serving, limit, Frontend::now()))
+        };
+        let answer = waiting.wait(most, &|| {
+            if has_left() {
+                return Some(Unserved::ClientGone);
+            }
+            of_a_crowd().then_some(Unserved::Crowd)
+        });
         // Many clients may leave at once, and some get their turn meanwhile: no worker is to work for them.
         let has_left = parks && began.elapsed() >= PARKED_LOOK && has_left();
         match answer {
@@ -265,6 +276,11 @@ impl<'r> Service<'r> {
                 self.stage = Stage::Over;
                 note_wait(r, self.began, self.cold);
                 return Some(refused(r, &self.facts.name, &why));
+            }
+            Some(Err(Unserved::Crowd)) => {
+                self.stage = Stage::Over;
+                note_wait(r, self.began, self.cold);
+                return Some(too_many_threads(r, &self.facts.name, limit.unwrap_or_default()));
             }
             Some(Err(Unserved::ClientGone)) | None => {}
         }
@@ -483,6 +499,14 @@ fn refused(r: RequestRec<'_>, pool: &str, why: &NoLease) -> Handled {
     let told = why.text.is_empty() || why.reason == Refusal::Throttled;
     let detail = if told { String::new() } else { format!(" ({})", why.text) };
     unavailable(r, "POOL106", pool, &format!("{reason}{detail}"), why.retry_after_s)
+}
+
+fn too_many_threads(r: RequestRec<'_>, pool: &str, most: u32) -> Handled {
+    let why = format!(
+        "PoolMaxFrontendThreads: {most} threads of this process have been with requests of this pool for more than a \
+         second"
+    );
+    unavailable(r, "POOL121", pool, &why, 1)
 }
 
 fn unavailable(r: RequestRec<'_>, tag: &str, pool: &str, reason: &str, retry_after_s: u32) -> Handled {

@@ -158,6 +158,22 @@ impl Threads {
         self.pools.get(usize::try_from(index).ok()?)
     }
 
+    /// Whether more threads than `limit` are held by the pool of this one, which is the MPM's and only waits for a process: it is
+    /// to give its request up, and does not count any more, so that no more give up than have to.
+    pub fn is_one_too_many(&self, serving: &Serving<'_>, limit: u32, now: Millis) -> bool {
+        let Some((of_pool, index)) = serving.pool else { return false };
+        let own = serving.entry.load(Ordering::Relaxed);
+        if of_pool.threads.load(Ordering::Relaxed) <= limit || own & STREAM_WAITS != 0 {
+            return false;
+        }
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_many = held(&entries, index, false, now) > usize::try_from(limit).unwrap_or(usize::MAX);
+        if too_many {
+            serving.entry.store(entry(index, 0, now), Ordering::Relaxed);
+        }
+        too_many
+    }
+
     /// An entry for a thread, which keeps it for its life.
     pub fn enter(&self) -> Entry {
         let entry = Entry::default();
@@ -188,15 +204,20 @@ impl Threads {
             return false;
         }
         let moves = Moves::of(of_pool.moves.count().load(Ordering::Relaxed)).at(now).in_a_second() >= limit.div_ceil(2);
-        let held = |entry: &Weak<AtomicU64>| {
-            let entry = entry.upgrade().map_or(0, |entry| entry.load(Ordering::Relaxed));
-            entry >> POOL_SHIFT == u64::from(pool) + 1
-                && (entry & TIME) + LONG <= now & TIME
-                && !(moves && entry & STREAM_WAITS != 0)
-        };
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().filter(|entry| held(entry)).count() >= usize::try_from(limit).unwrap_or(usize::MAX)
+        held(&entries, pool, moves, now) >= usize::try_from(limit).unwrap_or(usize::MAX)
     }
+}
+
+/// How many threads have been with requests of this pool for long, those of streams in a queue that `moves` apart.
+fn held(entries: &[Weak<AtomicU64>], pool: u32, moves: bool, now: Millis) -> usize {
+    let held = |entry: &&Weak<AtomicU64>| {
+        let entry = entry.upgrade().map_or(0, |entry| entry.load(Ordering::Relaxed));
+        entry >> POOL_SHIFT == u64::from(pool) + 1
+            && (entry & TIME) + LONG <= now & TIME
+            && !(moves && entry & STREAM_WAITS != 0)
+    };
+    entries.iter().filter(held).count()
 }
 
 #[cfg(test)]
@@ -288,6 +309,21 @@ mod tests {
         assert!(there.are_held(1, 2, 1_000), "which are not excused themselves");
         assert!(here.are_held(1, 4, 3_000), "nothing moves any more");
         drop(waits);
+    }
+
+    #[test]
+    fn of_those_that_wait_no_more_give_up_than_are_too_many() {
+        let threads = Threads::new(1, &[]);
+        let waiting: Vec<_> = (0..5).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
+        let give_up =
+            |limit, now| waiting.iter().filter(|serving| threads.is_one_too_many(serving, limit, now)).count();
+        assert_eq!(give_up(3, 999), 0, "nobody has been there for long");
+        assert_eq!(give_up(5, 1_000), 0);
+        assert_eq!(give_up(3, 1_000), 2);
+        assert_eq!(give_up(3, 1_100), 0);
+        assert!(threads.are_held(0, 3, 1_100) && !threads.are_held(0, 4, 1_100));
+        let stream = threads.serve(threads.enter(), 0, true, 0);
+        assert!(!threads.is_one_too_many(&stream, 1, 5_000), "its thread is none of the MPM's");
     }
 
     #[test]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import threading
@@ -590,6 +591,21 @@ def test_a_pool_that_holds_half_of_the_threads_gets_503_and_others_are_served(ht
         line = r"POOL121: \[pool alice\] 503: PoolMaxFrontendThreads: 4 threads of this process .* for GET /who.php"
         assert server.count_log(line) == 1
         answers_as_ever(server)
+
+
+@pytest.mark.parametrize("mpm", ["event", "worker"])
+def test_a_crowd_that_comes_at_once_leaves_threads_to_others_after_a_while(httpd, mpm):
+    """None of its threads was held for long when the last one was taken. Those that only wait for a process give up."""
+    server = make(httpd, "PoolMaxProcesses 2", FOUR_THREADS.replace("4", "8"), mpm=mpm)
+    assert server.get("/who.php").status == server.get("/who.php", "bob").status == 200
+    with Crowd(server, 8, "/sleep.php?s=60") as crowd:
+        time.sleep(3)
+        answers_as_ever(server, 5)
+        # Six of eight threads may be occupied.
+        assert server.count_log(r"POOL121: .pool alice. 503: .* for GET /sleep.php") == 2
+        assert server.get("/who.php").status == 503
+        answered = [s for s in crowd.clients if select.select([s], [], [], 0)[0]]
+        assert [s.recv(100)[9:12] for s in answered] == [b"503"] * 2
 
 
 def test_pool_max_frontend_threads_is_the_pools_own(httpd):

@@ -23,6 +23,8 @@ pub enum Unserved {
     Refused(NoLease),
     /// The client did not wait for it.
     ClientGone,
+    /// It had a thread that others need.
+    Crowd,
 }
 
 #[derive(Debug)]
@@ -93,9 +95,13 @@ impl Waiting {
         Self { desk, waiter, deadline: Instant::now() + patience + REFUSAL_PATIENCE }
     }
 
-    /// Waits until there is an answer; `None` where it takes longer than `most`. `has_left` says whether the client is
-    /// gone.
-    pub fn wait(&mut self, most: Option<Duration>, has_left: &dyn Fn() -> bool) -> Option<Result<Leased, Unserved>> {
+    /// Waits until there is an answer; `None` where it takes longer than `most`. `gives_up` says why it is not to wait any
+    /// more, as its client is gone or others need its thread.
+    pub fn wait(
+        &mut self,
+        most: Option<Duration>,
+        gives_up: &dyn Fn() -> Option<Unserved>,
+    ) -> Option<Result<Leased, Unserved>> {
         let give_up = most.map(|most| Instant::now() + most);
         let waiter = Arc::clone(&self.waiter);
         let mut answer = lock(&waiter.answer);
@@ -130,9 +136,9 @@ impl Waiting {
                 .unwrap_or_else(PoisonError::into_inner);
             answer = again;
             let open = matches!(*answer, Answer::Open);
-            if open && timeout.timed_out() && looks && has_left() {
+            if let Some(why) = (open && timeout.timed_out() && looks).then(gives_up).flatten() {
                 *answer = Answer::Withdrawn;
-                return Some(Err(Unserved::ClientGone));
+                return Some(Err(why));
             }
         }
         match std::mem::replace(&mut *answer, Answer::Withdrawn) {
