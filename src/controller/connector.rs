@@ -10,7 +10,7 @@ use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
-use crate::sys::{launch, shortage};
+use crate::sys::{launch, shortage, syslog};
 use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -169,6 +169,7 @@ impl Controller {
             ParentMessage::Stop => self.feed(Event::Stop),
             ParentMessage::Ping | ParentMessage::Begin { .. } => {}
             ParentMessage::Discard => self.discard(None, fds),
+            ParentMessage::Syslog { facility, ref ident } => syslog::use_from_now_on(facility, ident),
         }
     }
 

@@ -1,29 +1,38 @@
-//! The controller's own log lines, in the form of httpd's error log, on standard error.
+//! The controller's own log lines, in the form of httpd's error log, on standard error or to syslog.
 //!
 //! Runs in: controller.  Trusts: nothing in the text.  Owns: nothing.  Never: waits for who reads the log.
 
 use crate::sys::descriptor;
+use crate::sys::syslog::{self, Level};
 
 /// Longest line, in bytes: a pipe that can be written to takes `PIPE_BUF` (4096) bytes without waiting.
 const MAX_LINE: usize = 4000;
+/// Bytes that the time may take of it.
+const TIME_LEN: usize = 40;
 
 /// Something the administrator has to do something about.
 pub(super) fn error(text: &str) {
-    line("error", text);
+    line(Level::Error, text);
 }
 
 /// Something worth knowing.
 pub(super) fn notice(text: &str) {
-    line("notice", text);
+    line(Level::Notice, text);
 }
 
-fn line(level: &str, text: &str) {
-    let mut out = format!("[{}] [pool:{level}] [pid {}] ", descriptor::local_time(), std::process::id()).into_bytes();
+fn line(level: Level, text: &str) {
+    let word = match level {
+        Level::Error => "error",
+        Level::Notice => "notice",
+    };
+    let mut out = format!("[pool:{word}] [pid {}] ", std::process::id()).into_bytes();
     escape_all(text, &mut out);
-    out.truncate(MAX_LINE);
-    out.push(b'\n');
+    out.truncate(MAX_LINE - TIME_LEN);
     // A log that cannot take a line now loses it: the pools go on.
-    descriptor::write_standard_error(&out);
+    if !syslog::send(level, &out) {
+        let line = [format!("[{}] ", descriptor::local_time()).as_bytes(), &out, b"\n"].concat();
+        descriptor::write_standard_error(&line);
+    }
 }
 
 /// Appends foreign text without any character that a terminal or a log reader acts on. U+0080 to U+009F are such, too:

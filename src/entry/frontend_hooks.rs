@@ -115,6 +115,8 @@ unsafe extern "C" fn post_config(
             frontend_uid: config::frontend_uid(),
             controller_argv: supervise::controller_argv(main),
             seed_argv: supervise::seed_argv(main),
+            error_log: main.error_log_name(),
+            program: supervise::program_name(main),
         });
         if let Err(e) = started {
             log::server(log::Level::Emerg, main, format!("POOL108: the controller cannot be started: {e}"));

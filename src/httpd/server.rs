@@ -61,6 +61,12 @@ impl<'c> ServerRec<'c> {
         Duration::from_micros(u64::try_from(self.rec().timeout).unwrap_or(0))
     }
 
+    /// `ErrorLog`.
+    pub fn error_log_name(self) -> &'c [u8] {
+        // SAFETY: a string of the configuration, or null.
+        unsafe { bytes(self.rec().error_fname) }
+    }
+
     pub fn hostname(self) -> &'c [u8] {
         // SAFETY: a string of the configuration.
         unsafe { bytes(self.rec().server_hostname) }

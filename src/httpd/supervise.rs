@@ -38,6 +38,11 @@ pub fn controller_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     argv
 }
 
+/// The name of httpd's program, without its directory.
+pub fn program_name(main: ServerRec<'_>) -> &[u8] {
+    main.process_argv().first().and_then(|path| path.rsplit(|b| *b == b'/').next()).unwrap_or_default()
+}
+
 /// Arguments of a seed: those that this httpd was started with, and what makes it a seed.
 pub fn seed_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     let mut argv: Vec<Vec<u8>> = main.process_argv().iter().filter(|w| **w != b"-X").map(|w| w.to_vec()).collect();

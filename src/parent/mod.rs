@@ -11,7 +11,7 @@ use crate::sys::launch::{self, ChildState};
 use crate::sys::process::PidFd;
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
-use crate::sys::wait;
+use crate::sys::{syslog, wait};
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
 use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +53,8 @@ struct State {
     silent: Option<(Instant, u32)>,
     /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
     seed_ready: Option<OwnedFd>,
+    /// Facility and name, if httpd's error log is syslog.
+    syslog: Option<(u8, Vec<u8>)>,
 }
 
 /// The parent keeps `listen` too, so that a new controller can listen where the old did. No child gets either.
@@ -91,6 +93,9 @@ pub struct Start<'a> {
     pub frontend_uid: u32,
     pub controller_argv: Vec<Vec<u8>>,
     pub seed_argv: Vec<Vec<u8>>,
+    /// `ErrorLog` of the main server, and the name of httpd's program.
+    pub error_log: &'a [u8],
+    pub program: &'a [u8],
 }
 
 /// A configuration has been read: the controller (started if need be) makes a seed of it. Returns the controller's pid
@@ -99,6 +104,7 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     let mut state = state();
     state.owner = launch::own_pid();
     state.generation += 1;
+    state.syslog = syslog::destination(start.error_log, start.program);
     let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
     let (generation, controller_argv) = (state.generation, start.controller_argv.clone());
     // Without the memory each frontend counts for itself.
@@ -377,9 +383,12 @@ impl State {
         let error_log = io::stderr();
         let message = ParentMessage::Configure { generation, older: generation < self.generation };
         match until_ready {
-            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes),
-            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes),
+            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes)?,
+            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes)?,
         }
+        // httpd's own standard error is /dev/null then.
+        let (facility, ident) = self.syslog.clone().unwrap_or_default();
+        self.send(&ParentMessage::Syslog { facility, ident }, &[], Blocking::Yes)
     }
 
     fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {

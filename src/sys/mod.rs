@@ -21,6 +21,7 @@ pub mod shared;
 pub mod shortage;
 pub mod socket;
 pub mod spawn;
+pub mod syslog;
 pub mod thread;
 pub mod title;
 pub mod wait;

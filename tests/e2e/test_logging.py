@@ -1,15 +1,19 @@
 """Point 5: what the access log and the error logs say, and what a tenant cannot do to them."""
 
+import contextlib
 import re
+import signal
+import socket
 import threading
 import time
 from base64 import b64encode
 from hashlib import sha1
+from pathlib import Path
 
 import pytest
 
 from harness import ALICE, BOB, H2, Later, Site, eventually, has_module, in_threads
-from pages import SLEEP_PHP, WHO_PHP
+from pages import SLEEP_PHP, WHO_PHP, usual_pages
 
 BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
 
@@ -601,3 +605,55 @@ def test_php_display_and_fatal_error(server):
     at = len(errors(server))
     assert server.get("/fatal.php").status == 500
     server.wait_for_log(r"PHP Fatal error: .*undefined_function", name="alice-error.log", after=at)
+
+
+@pytest.fixture
+def syslogd():
+    """Makes what syslogd is to its clients, where this machine has none: called, it gives the lines that came."""
+    path, lines = Path("/dev/log"), []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        try:
+            s.bind(str(path))
+        except OSError as e:
+            pytest.skip(f"needs a machine without syslogd: {e}")
+        path.chmod(0o666)
+        s.setblocking(False)
+
+        def read():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    lines.append(s.recv(65536).decode())
+            return lines
+
+        yield read
+        path.unlink()
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("mpm", ["event", "pool"])
+def test_what_the_controller_says_goes_to_syslog_where_the_error_log_does(httpd, mpm, syslogd):
+    server = httpd(sites=[Site("alice", ALICE)], mpm=mpm)
+    usual_pages(server.sites["alice"])
+    server.sites["alice"].write("error.php", "<?php error_log('by the script'); echo 'ok';")
+    server.start()
+    server.extra += "ErrorLog syslog:local3:web\nLogLevel notice\n"
+    server.write_conf()
+    server.signal(signal.SIGUSR1)
+    eventually(lambda: any("by the script" in line for line in syslogd()) or not server.get("/error.php"), 10)
+    said = lambda text: [line for line in syslogd() if text in line]
+    # <155>: local3, error.
+    form = r"<155>\w{3} [ \d]\d [\d:]{8} web\[(\d+)\]: \[pool:error\] \[pid \1\] mod_pool: the seed of configuration 2 died: signal 9"
+    server.kill("seed")
+    eventually(lambda: said("the seed of"), what="the controller's line")
+    assert [bool(re.fullmatch(form, line)) for line in said("the seed of")] == [True]
+    server.kill("controller")
+    eventually(lambda: server.processes("controller") and server.processes("seed"), 10)
+    server.kill("seed")
+    eventually(lambda: len(said("died: signal 9")) == 2, what="the next controller's line")
+    # Back to a file.
+    at = len(server.error_log())
+    server.extra = ""
+    server.graceful()
+    server.kill("seed")
+    server.wait_for_log("mod_pool: the seed of configuration 3 died", after=at)
+    assert len(said("died: signal 9")) == 2

@@ -27,6 +27,9 @@ pub enum ParentMessage {
     /// What the parent says from here on is for the controller with this pid. What lies in the connector before it was
     /// for one that died without having read it.
     Begin { pid: u32 },
+    /// The error log of the configuration that was told before is syslog: the controller's lines go there, under this name.
+    /// Without a name they go to its standard error.
+    Syslog { facility: u8, ident: Vec<u8> },
 }
 
 /// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
@@ -64,6 +67,7 @@ const HELLO: u8 = 5;
 const PING: u8 = 6;
 const DISCARD: u8 = 7;
 const BEGIN: u8 = 8;
+const SYSLOG: u8 = 9;
 
 impl ConnectorMessage {
     /// The message as bytes.
@@ -109,6 +113,11 @@ impl ParentMessage {
                 out.put_u8(BEGIN);
                 out.put_u32(*pid);
             }
+            Self::Syslog { facility, ident } => {
+                out.put_u8(SYSLOG);
+                out.put_u8(*facility);
+                out.put_short(ident);
+            }
         }
         out
     }
@@ -124,6 +133,7 @@ impl ParentMessage {
                 PING => Self::Ping,
                 DISCARD => Self::Discard,
                 BEGIN => Self::Begin { pid: field::pid(r)? },
+                SYSLOG => Self::Syslog { facility: r.u8()?, ident: r.short()?.to_vec() },
                 _ => return Err(Malformed::Field("kind")),
             })
         })

@@ -92,6 +92,7 @@ fn parent_messages() {
         ParentMessage::Ping,
         ParentMessage::Discard,
         ParentMessage::Begin { pid: 4711 },
+        ParentMessage::Syslog { facility: 23, ident: b"httpd".to_vec() },
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);

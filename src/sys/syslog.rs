@@ -1,0 +1,164 @@
+//! Lines to syslogd, as httpd writes them where `ErrorLog` says syslog.
+//!
+//! Runs in: parent, controller.  Trusts: nothing in a line.  Owns: this process's socket to syslogd.
+//! Never: waits for syslogd, which syslog(3) does.
+
+use super::descriptor;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Where syslogd listens.
+const PATH: &str = "/dev/log";
+/// httpd's own choice, local7.
+const DEFAULT_FACILITY: u8 = 23;
+/// Longest name in front of a line, in bytes.
+const MAX_IDENT: usize = 64;
+/// In the order of their numbers. What is between ftp and local0 has no name that is common.
+const FACILITIES: [(&[u8], u8); 20] = [
+    (b"kern", 0),
+    (b"user", 1),
+    (b"mail", 2),
+    (b"daemon", 3),
+    (b"auth", 4),
+    (b"syslog", 5),
+    (b"lpr", 6),
+    (b"news", 7),
+    (b"uucp", 8),
+    (b"cron", 9),
+    (b"authpriv", 10),
+    (b"ftp", 11),
+    (b"local0", 16),
+    (b"local1", 17),
+    (b"local2", 18),
+    (b"local3", 19),
+    (b"local4", 20),
+    (b"local5", 21),
+    (b"local6", 22),
+    (b"local7", 23),
+];
+
+/// syslog's own numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Error = 3,
+    Notice = 5,
+}
+
+#[derive(Debug)]
+struct Syslog {
+    facility: u8,
+    ident: String,
+    socket: Option<UnixDatagram>,
+}
+
+static CURRENT: Mutex<Option<Syslog>> = Mutex::new(None);
+
+/// Facility and name of `ErrorLog syslog[:[facility][:name]]`; `None` for any other error log.
+pub fn destination(error_log: &[u8], program: &[u8]) -> Option<(u8, Vec<u8>)> {
+    let mut parts = error_log.splitn(3, |b| *b == b':');
+    if !parts.next()?.eq_ignore_ascii_case(b"syslog") {
+        return None;
+    }
+    let (name, ident) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let named = FACILITIES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known));
+    let facility = named.map_or(DEFAULT_FACILITY, |(_, number)| *number);
+    let ident = [ident, program, b"httpd"].into_iter().find(|name| !name.is_empty())?;
+    Some((facility, ident.iter().copied().take(MAX_IDENT).collect()))
+}
+
+/// [`send`] has an effect from now on, unless `ident` is empty.
+pub fn use_from_now_on(facility: u8, ident: &[u8]) {
+    let ident: String = String::from_utf8_lossy(ident).chars().filter(|c| !c.is_control()).take(MAX_IDENT).collect();
+    let new = (!ident.is_empty()).then(|| Syslog { facility: facility % 24, ident, socket: None });
+    *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = new;
+}
+
+/// Sends one line. False if syslog is not in use. A line that syslogd cannot take now is lost.
+pub fn send(level: Level, line: &[u8]) -> bool {
+    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(syslog) = current.as_mut() else { return false };
+    syslog.send(Path::new(PATH), level, line);
+    true
+}
+
+impl Syslog {
+    fn send(&mut self, path: &Path, level: Level, line: &[u8]) {
+        let priority = u32::from(self.facility) << 3 | level as u32;
+        let head = format!("<{priority}>{} {}[{}]: ", time(), self.ident, std::process::id());
+        let message = [head.as_bytes(), line].concat();
+        // A syslogd that was started again has another socket.
+        for _ in 0..2 {
+            if self.socket.is_none() {
+                self.socket = connect(path).ok();
+            }
+            let Some(socket) = &self.socket else { return };
+            match socket.send(&message) {
+                Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => self.socket = None,
+                _ => return,
+            }
+        }
+    }
+}
+
+fn connect(path: &Path) -> std::io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect(path)?;
+    Ok(socket)
+}
+
+/// As RFC 3164 has it: `Nov  8 09:05:00`.
+fn time() -> String {
+    let now = descriptor::local_time();
+    let mut fields = now.split(' ').skip(1);
+    let (month, day, clock) =
+        (fields.next().unwrap_or_default(), fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    format!("{month} {:>2} {}", day.trim_start_matches('0'), clock.split('.').next().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_logs_that_are_syslog() {
+        let found = |name: &str| {
+            destination(name.as_bytes(), b"apache2").map(|(f, i)| (f, String::from_utf8(i).expect("text")))
+        };
+        let is = |facility, ident: &str| Some((facility, ident.to_owned()));
+        assert_eq!(found("syslog"), is(23, "apache2"));
+        assert_eq!(found("Syslog:local3"), is(19, "apache2"));
+        assert_eq!(found("syslog:daemon:web"), is(3, "web"));
+        assert_eq!(found("syslog::web"), is(23, "web"));
+        for other in ["syslogs", "/var/log/syslog", "|syslog", ""] {
+            assert_eq!(found(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_syslogd_may_come_hang_and_come_again() {
+        let directory = std::env::temp_dir().join(format!("mod_pool-syslog-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let path = directory.join("log");
+        let mut syslog = Syslog { facility: 19, ident: "web".into(), socket: None };
+        syslog.send(&path, Level::Error, b"nobody there");
+        let mut buf = [0; 100];
+        for round in 0..2 {
+            let listener = UnixDatagram::bind(&path).expect("a socket");
+            syslog.send(&path, Level::Error, b"[pool:error] text");
+            let len = listener.recv(&mut buf).expect("a line");
+            let line = String::from_utf8_lossy(&buf[..len]);
+            assert!(line.starts_with("<155>"), "{line}");
+            assert!(line.ends_with(&format!(" web[{}]: [pool:error] text", std::process::id())), "{line}");
+            assert_eq!(line.find(" web["), Some(5 + "Nov  8 09:05:00".len()), "{line}");
+            if round == 0 {
+                // It reads nothing: more than its queue takes.
+                (0..10_000).for_each(|_| syslog.send(&path, Level::Notice, b"lost"));
+            }
+            drop(listener);
+            std::fs::remove_file(&path).expect("no socket");
+        }
+        std::fs::remove_dir(&directory).expect("no directory");
+    }
+}
