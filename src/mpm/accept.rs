@@ -247,7 +247,8 @@ impl Frontend {
     }
 
     pub(super) fn open_gate_if_room(&self) {
-        if !self.closed.load(Acquire) || self.is_ending() || admission::is_full(self.load()) {
+        let may_be_opened = self.closed.load(Acquire) && self.complete.load(Acquire);
+        if !may_be_opened || self.is_ending() || admission::is_full(self.load()) {
             return;
         }
         if !self.gate().may_open(self.timers.now()) {

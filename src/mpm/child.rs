@@ -102,6 +102,8 @@ pub struct Frontend {
     pub summons: Option<Arc<Summons>>,
     /// Guards whether the listeners are watched; `closed` is the same for a quick look.
     pub gate: Mutex<Gate>,
+    /// All its threads run.
+    pub complete: AtomicBool,
     pub closed: AtomicBool,
     pub counts: Counts,
     /// Connections that may still be accepted (`MaxConnectionsPerChild`).
@@ -179,9 +181,6 @@ pub fn run(start: &Start<'_>) -> (AprPool<'static>, i32) {
         log::server(Level::Emerg, start.main, format!("POOL202: a frontend cannot start: {what}"));
         return (pchild, process::FATAL);
     }
-    if let Err(e) = frontend.open_gate() {
-        return (pchild, cannot_start(start, &e));
-    }
     parking::open(frontend);
     let (threads, watcher) = match frontend.start_threads(start.pconf, start.main) {
         Ok(threads) => threads,
@@ -198,6 +197,11 @@ pub fn run(start: &Start<'_>) -> (AprPool<'static>, i32) {
             fork::exit_now(process::SICK);
         }
     };
+    // A process that lacks a thread takes no connection with it when it ends.
+    frontend.complete.store(true, Ordering::Release);
+    if let Err(e) = frontend.open_gate() {
+        fork::exit_now(cannot_start(start, &e));
+    }
     retained::running();
     frontend.wait_for_end(bucket, start, pchild);
     threads.into_iter().for_each(Handle::join);
@@ -230,6 +234,7 @@ impl Frontend {
             summons: start.summons.clone(),
             gate: Mutex::new(Gate::closed()),
             closed: AtomicBool::new(true),
+            complete: AtomicBool::new(false),
             counts: Counts::default(),
             may_accept: AtomicU64::new(process::max_connections_per_child().unwrap_or(u64::MAX)),
             serving: (0..start.limits.limits.threads_per_child).map(|_| Mutex::default()).collect(),
@@ -259,6 +264,13 @@ impl Frontend {
                 format!("POOL205: ThreadStackSize: this size is not possible (error {code}); the default is used"),
             );
         }
+        // The first: a process whose threads all serve is taken for complete.
+        let watcher = attributes.start(move |thread| {
+            self.watch(thread);
+            if self.insists() {
+                self.insist();
+            }
+        })?;
         let mut handles = Vec::new();
         for number in 0..self.limits.limits.threads_per_child {
             let seat = Seat::new(self.slot, number);
@@ -269,12 +281,6 @@ impl Frontend {
                 self.alarm.call();
             })?);
         }
-        let watcher = attributes.start(move |thread| {
-            self.watch(thread);
-            if self.insists() {
-                self.insist();
-            }
-        })?;
         Ok((handles, watcher))
     }
 

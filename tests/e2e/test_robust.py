@@ -636,6 +636,32 @@ def test_a_reload_without_a_process_to_fork_keeps_the_older_frontends(httpd, the
 
 
 @pytest.mark.timeout(120)
+def test_a_frontend_that_lacks_its_last_thread_takes_no_connection_with_it(httpd):
+    server = make(httpd, mpm_conf=TWO_FRONTENDS.replace("ServerLimit 4", "ServerLimit 2"))
+    with ForkLimit(f"mod_pool-{server.tag}") as group:
+        try:
+            assert serves(server, PAGES[:1])
+            for _ in range(2):
+                for process in server.processes():
+                    group.take(process.pid)
+            tasks = int((group.path / "pids.current").read_text())
+            (group.path / "pids.max").write_text(str(tasks - 1))
+            victim = min(frontends(server))
+            os.kill(victim, signal.SIGTERM)
+            eventually(lambda: gone(victim))
+            with Clients(server, PAGES[:1], each=12, pause=0) as clients:
+                server.wait_for_log("POOL204", 10)
+                time.sleep(6)
+            assert len(clients.times) > 500 and clients.lost == []
+            group.open()
+            eventually(lambda: len(frontends(server)) == 2, 20, what="another frontend")
+            assert serves(server, PAGES[:1])
+        finally:
+            group.open()
+            server.stop()
+
+
+@pytest.mark.timeout(120)
 def test_a_reload_whose_frontends_cannot_be_set_up_keeps_the_older_ones(httpd):
     server = make(httpd)
     eventually(lambda: serves(server), 15)
