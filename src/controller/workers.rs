@@ -15,6 +15,10 @@ use std::os::fd::{AsFd, OwnedFd};
 /// Buffer of a data socket in each direction: a whole small response travels without waiting for its reader.
 const DATA_BUFFER: i32 = 256 * 1024;
 
+/// What the controller has for itself (10 or so), and what another process takes at most while it starts, and a frontend's
+/// hello.
+const SPARE_DESCRIPTORS: usize = 24;
+
 /// A worker, from the order to fork it until it is reaped.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
@@ -51,8 +55,15 @@ impl Controller {
         }
     }
 
+    /// An error, that of a process without a number left, unless another process can be started. Each worker has a number for
+    /// its lease set aside: one that is lent and comes back without would be lost.
+    pub(super) fn has_descriptors(&self) -> io::Result<()> {
+        descriptor::may_have(self.sources.len() + self.workers.len() + SPARE_DESCRIPTORS)
+    }
+
     fn try_fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) -> io::Result<()> {
         self.held_back(key)?;
+        self.has_descriptors()?;
         let (data, theirs) = socket::seqpacket_pair()?;
         socket::buffer_size(data.as_fd(), DATA_BUFFER)?;
         socket::buffer_size(theirs.as_fd(), DATA_BUFFER)?;

@@ -73,6 +73,7 @@ impl Controller {
             },
         );
         self.held_back(key)?;
+        self.has_descriptors()?;
         let (channel, theirs) = socket::seqpacket_pair()?;
         let (errors, errors_write) = descriptor::pipe()?;
         let errors = self.add_pool_errors(errors, key)?;

@@ -40,6 +40,14 @@ pub fn next_number() -> io::Result<u64> {
     u64::try_from(copy.as_raw_fd()).map_err(io::Error::other)
 }
 
+/// An error, that of a process without a number left, unless this one may have so many open.
+pub fn may_have(count: usize) -> io::Result<()> {
+    if u64::try_from(count).is_ok_and(|count| limit().is_ok_and(|limit| count <= limit)) {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::EMFILE))
+}
+
 /// Whether there is something to read, or the peer is gone.
 pub fn is_readable(fd: impl AsFd) -> bool {
     let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
