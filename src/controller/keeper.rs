@@ -12,7 +12,7 @@ use crate::sys::fork::{self, exit_now, Forked};
 use crate::sys::poller::{Poller, TermSignal};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{launch, title};
+use crate::sys::{launch, syslog, title};
 use crate::wire::control::{ConnectorMessage, ParentMessage, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,7 +55,7 @@ pub(super) fn keep(start: &ControllerStart) -> io::Result<Kept> {
     }
 }
 
-/// httpd's parent says Configure before anything else, and with `-X` it does so once.
+/// httpd's parent says Configure before anything else but where its lines go, and with `-X` it does so once.
 fn first_message(start: &ControllerStart) -> io::Result<Kept> {
     let mut buf = [0; MAX_CONTROL_MESSAGE];
     loop {
@@ -65,9 +65,15 @@ fn first_message(start: &ControllerStart) -> io::Result<Kept> {
         }
         let from_parent = received.credentials.is_some_and(|sender| sender.pid == start.parent);
         let message = ConnectorMessage::decode(buf.get(..received.len).unwrap_or_default());
-        if let (true, Ok(ConnectorMessage::Parent(message @ ParentMessage::Configure { .. }))) = (from_parent, message)
-        {
-            return Ok(Kept { message, fds: received.fds });
+        match message {
+            Ok(ConnectorMessage::Parent(message @ ParentMessage::Configure { .. })) if from_parent => {
+                return Ok(Kept { message, fds: received.fds });
+            }
+            // Each controller that is forked here has it, too.
+            Ok(ConnectorMessage::Parent(ParentMessage::Syslog { facility, ident })) if from_parent => {
+                syslog::use_from_now_on(facility, &ident);
+            }
+            _ => {}
         }
     }
 }

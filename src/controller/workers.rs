@@ -3,6 +3,7 @@
 //! Runs in: controller.  Trusts: wait status.  Owns: the data sockets that no frontend holds.
 //! Never: reads from a data socket, keeps a copy of one that is lent.
 
+use super::zygotes::ZygoteProcess;
 use super::{log, Controller, Source, Watched};
 use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
 use crate::sys::process::PidFd;
@@ -58,7 +59,10 @@ impl Controller {
     /// An error, that of a process without a number left, unless another process can be started. Each worker has a number for
     /// its lease set aside: one that is lent and comes back without would be lost.
     pub(super) fn has_descriptors(&self) -> io::Result<()> {
-        descriptor::may_have(self.sources.len() + self.workers.len() + SPARE_DESCRIPTORS)
+        // Of each process that is being started, its pidfd.
+        let starting = |zygote: &ZygoteProcess| zygote.open.len() + usize::from(zygote.process.is_none());
+        let starting: usize = self.zygotes.values().map(starting).sum();
+        descriptor::may_have(self.sources.len() + self.workers.len() + starting + SPARE_DESCRIPTORS)
     }
 
     fn try_fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) -> io::Result<()> {

@@ -23,7 +23,7 @@ pub(super) struct ZygoteProcess {
     pub key: PoolKey,
     pub channel: Option<Watched<OwnedFd>>,
     /// `None` until the seed has told its pid.
-    process: Option<Watched<PidFd>>,
+    pub process: Option<Watched<PidFd>>,
     errors: Option<u64>,
     /// Workers ordered and not answered.
     pub open: HashMap<u32, LeaseId>,

@@ -11,52 +11,61 @@ use crate::httpd::connection::After;
 use crate::httpd::{image, parking, Connection, RequestRec};
 use crate::policy::habit::Habit;
 use once_cell::sync::OnceCell;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long the thread waits. A client on the same network needs less; a person needs more.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// Threads that serve a request of a pool, or wait.
+/// Threads of the MPM that serve a request of a pool, or wait.
 static OCCUPIED: AtomicU32 = AtomicU32::new(0);
 /// Above this many nobody waits: three quarters of the process's threads; none where a connection keeps its thread anyway.
 static LIMIT: OnceCell<u32> = OnceCell::new();
 /// Whether clients close at once when they have their response.
 static ENDS: Habit = Habit::new();
 
-/// A thread is occupied as long as this lives.
+/// A thread of the MPM is occupied as long as this lives.
 #[derive(Debug)]
-pub struct Occupied(());
+pub struct Occupied {
+    counts: Cell<bool>,
+}
 
 impl Occupied {
     pub fn new() -> Self {
         OCCUPIED.fetch_add(1, Ordering::Relaxed);
-        Self(())
+        Self { counts: Cell::new(true) }
     }
-}
 
-/// Whether pools occupy more than 3/4 of this process's threads.
-pub fn few_are_left() -> bool {
-    static MANY: OnceCell<u32> = OnceCell::new();
-    OCCUPIED.load(Ordering::Relaxed) > *MANY.get_or_init(|| image::threads_per_child() / 4 * 3)
+    /// Whether pools occupy more than 3/4 of this process's threads. If so, this one does not count any more.
+    pub fn is_one_too_many(&self) -> bool {
+        static MANY: OnceCell<u32> = OnceCell::new();
+        let many = *MANY.get_or_init(three_quarters);
+        let less = |occupied: u32| (occupied > many).then(|| occupied - 1);
+        if self.counts.get() && OCCUPIED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            self.counts.set(false);
+            return true;
+        }
+        false
+    }
 }
 
 impl Drop for Occupied {
     fn drop(&mut self) {
-        OCCUPIED.fetch_sub(1, Ordering::Relaxed);
+        if self.counts.get() {
+            OCCUPIED.fetch_sub(1, Ordering::Relaxed);
+        }
     }
+}
+
+fn three_quarters() -> u32 {
+    image::threads_per_child() * 3 / 4
 }
 
 /// The response of a pool is in httpd's queue. If it is worth to wait for the client's next request, the response is
 /// written, as httpd logs a request when it is, and reads the next one after that.
 pub fn offer(r: RequestRec<'_>) {
-    let limit = *LIMIT.get_or_init(|| {
-        if image::is_async() && !parking::is_possible() {
-            image::threads_per_child() / 4 * 3
-        } else {
-            0
-        }
-    });
+    let limit = *LIMIT.get_or_init(|| if image::is_async() && !parking::is_possible() { three_quarters() } else { 0 });
     if OCCUPIED.load(Ordering::Relaxed) > limit || r.is_subrequest() {
         return;
     }

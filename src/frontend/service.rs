@@ -161,7 +161,8 @@ impl<'r> Service<'r> {
 
     /// Until the request is over, or parks.
     fn go_on(&mut self) -> Handled {
-        let _occupied = Occupied::new();
+        // mod_http2 has threads of its own.
+        let occupied = (!self.r.is_stream()).then(Occupied::new);
         let frontend = self.frontend;
         let entry = ENTRY.with(|mine| Arc::clone(mine.borrow_mut().get_or_insert_with(|| frontend.threads.enter())));
         let serving = frontend.threads.serve(entry, self.pool, self.r.is_stream(), Frontend::now());
@@ -169,7 +170,7 @@ impl<'r> Service<'r> {
         loop {
             let done = match self.stage {
                 Stage::Begins => self.ask(&serving),
-                Stage::Queue(_) => self.queue(&serving),
+                Stage::Queue(_) => self.queue(&serving, occupied.as_ref()),
                 Stage::Exchange(_) => self.converse(),
                 Stage::Delivery { .. } => self.deliver(),
                 Stage::Over => Some(Handled::Done),
@@ -236,7 +237,7 @@ impl<'r> Service<'r> {
         None
     }
 
-    fn queue(&mut self, serving: &Serving<'_>) -> Option<Handled> {
+    fn queue(&mut self, serving: &Serving<'_>, occupied: Option<&Occupied>) -> Option<Handled> {
         let r = self.r;
         let parks = self.ticket.is_some();
         let most = parks.then_some(Duration::ZERO);
@@ -246,9 +247,9 @@ impl<'r> Service<'r> {
         let (threads, limit) = (&self.frontend.threads, self.facts.max_threads);
         // A crowd that came within a second has all threads, and none of them was refused.
         let of_a_crowd = || {
+            let needed = || occupied.is_some_and(Occupied::is_one_too_many);
             began.elapsed() >= CROWD_PATIENCE
-                && keepalive::few_are_left()
-                && limit.is_some_and(|limit| threads.is_one_too_many(serving, limit, Frontend::now()))
+                && limit.is_some_and(|limit| threads.is_one_too_many(serving, limit, Frontend::now(), needed))
         };
         let answer = waiting.wait(most, &|| {
             if has_left() {

@@ -346,7 +346,12 @@ impl<'r> Client<'r> {
             let bucket = ffi::apr_bucket_immortal_create(c"".as_ptr(), 0, (*self.conn()).bucket_alloc);
             ffi::pool_shim_brigade_insert_tail(self.out, bucket);
         }
-        self.pass_out(true)
+        let passed = self.pass_out(true);
+        if let Some(pieces) = &self.pieces {
+            // A filter before it may have taken the bucket, and will pass the head on with what follows.
+            pieces.begin();
+        }
+        passed
     }
 
     /// Passes on the next piece of what waits. The client must have taken all before.

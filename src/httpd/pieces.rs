@@ -64,6 +64,11 @@ impl<'r> Pieces<'r> {
         self.kept.began.get()
     }
 
+    /// The head was passed on, as far as it can be.
+    pub fn begin(&self) {
+        self.kept.began.set(true);
+    }
+
     /// Something is kept.
     pub fn holds(&self) -> bool {
         !self.kept.is_empty()

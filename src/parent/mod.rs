@@ -380,15 +380,15 @@ impl State {
     fn send_configuration(&self, generation: u64, until_ready: Option<OwnedFd>) -> io::Result<()> {
         let Some(configuration) = self.configurations.get(&generation) else { return Ok(()) };
         let memory = launch::sealed_memory("mod_pool table", &configuration.table.encode())?;
+        // httpd's own standard error is /dev/null then.
+        let (facility, ident) = self.syslog.clone().unwrap_or_default();
+        self.send(&ParentMessage::Syslog { facility, ident }, &[], Blocking::Yes)?;
         let error_log = io::stderr();
         let message = ParentMessage::Configure { generation, older: generation < self.generation };
         match until_ready {
-            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes)?,
-            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes)?,
+            Some(end) => self.send(&message, &[memory.as_fd(), error_log.as_fd(), end.as_fd()], Blocking::Yes),
+            None => self.send(&message, &[memory.as_fd(), error_log.as_fd()], Blocking::Yes),
         }
-        // httpd's own standard error is /dev/null then.
-        let (facility, ident) = self.syslog.clone().unwrap_or_default();
-        self.send(&ParentMessage::Syslog { facility, ident }, &[], Blocking::Yes)
     }
 
     fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {

@@ -31,6 +31,14 @@ struct Pool {
     moves: Moving,
 }
 
+impl Pool {
+    /// Its queue moves: see [`Threads::are_held`].
+    fn moves_for(&self, limit: u32, now: Millis) -> bool {
+        let moves = Moves::of(self.moves.count().load(Ordering::Relaxed));
+        moves.at(now).in_a_second() >= limit.div_ceil(2)
+    }
+}
+
 #[derive(Debug)]
 enum Moving {
     Here(AtomicU64),
@@ -158,16 +166,23 @@ impl Threads {
         self.pools.get(usize::try_from(index).ok()?)
     }
 
-    /// Whether more threads than `limit` are held by the pool of this one, which is the MPM's and only waits for a process: it is
-    /// to give its request up, and does not count any more, so that no more give up than have to.
-    pub fn is_one_too_many(&self, serving: &Serving<'_>, limit: u32, now: Millis) -> bool {
-        let Some((of_pool, index)) = serving.pool else { return false };
-        let own = serving.entry.load(Ordering::Relaxed);
-        if of_pool.threads.load(Ordering::Relaxed) <= limit || own & STREAM_WAITS != 0 {
+    /// Whether a thread is to give its request up, which only waits for a process: more than `limit` are held by its pool,
+    /// and `needed` says that others need it. It does not count any more then, so that no more give up than have to. A
+    /// stream's thread is none of the MPM's.
+    pub fn is_one_too_many(
+        &self,
+        serving: &Serving<'_>,
+        limit: u32,
+        now: Millis,
+        needed: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some((of_pool, index)) = serving.pool.filter(|_| !serving.stream) else { return false };
+        if of_pool.threads.load(Ordering::Relaxed) <= limit {
             return false;
         }
+        let moves = of_pool.moves_for(limit, now);
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_many = held(&entries, index, false, now) > usize::try_from(limit).unwrap_or(usize::MAX);
+        let too_many = held(&entries, index, moves, now) > usize::try_from(limit).unwrap_or(usize::MAX) && needed();
         if too_many {
             serving.entry.store(entry(index, 0, now), Ordering::Relaxed);
         }
@@ -197,13 +212,14 @@ impl Threads {
     }
 
     /// Whether so many threads have been with requests of this pool for long. That of a stream in the queue does not count
-    /// while the queue moves: while, in a second, half as many requests that waited get a process, in whichever frontend. It is none of the MPM's.
+    /// while the queue moves: while, in a second, half as many requests that waited get a process, in whichever frontend.
+    /// It is none of the MPM's.
     pub fn are_held(&self, pool: u32, limit: u32, now: Millis) -> bool {
         let Some(of_pool) = self.pool(pool) else { return false };
         if of_pool.threads.load(Ordering::Relaxed) < limit {
             return false;
         }
-        let moves = Moves::of(of_pool.moves.count().load(Ordering::Relaxed)).at(now).in_a_second() >= limit.div_ceil(2);
+        let moves = of_pool.moves_for(limit, now);
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         held(&entries, pool, moves, now) >= usize::try_from(limit).unwrap_or(usize::MAX)
     }
@@ -316,14 +332,27 @@ mod tests {
         let threads = Threads::new(1, &[]);
         let waiting: Vec<_> = (0..5).map(|_| threads.serve(threads.enter(), 0, false, 0)).collect();
         let give_up =
-            |limit, now| waiting.iter().filter(|serving| threads.is_one_too_many(serving, limit, now)).count();
+            |limit, now| waiting.iter().filter(|serving| threads.is_one_too_many(serving, limit, now, || true)).count();
         assert_eq!(give_up(3, 999), 0, "nobody has been there for long");
         assert_eq!(give_up(5, 1_000), 0);
+        assert!(!threads.is_one_too_many(&waiting[0], 3, 1_000, || false), "nobody needs it");
         assert_eq!(give_up(3, 1_000), 2);
         assert_eq!(give_up(3, 1_100), 0);
         assert!(threads.are_held(0, 3, 1_100) && !threads.are_held(0, 4, 1_100));
-        let stream = threads.serve(threads.enter(), 0, true, 0);
-        assert!(!threads.is_one_too_many(&stream, 1, 5_000), "its thread is none of the MPM's");
+    }
+
+    #[test]
+    fn streams_make_nobody_give_up_while_their_queue_moves_and_do_not_themselves() {
+        let threads = Threads::new(1, &[]);
+        let streams: Vec<_> = (0..5).map(|_| threads.serve(threads.enter(), 0, true, 0)).collect();
+        let plain = threads.serve(threads.enter(), 0, false, 0);
+        streams[0].gets_process(true, 900);
+        streams[1].gets_process(true, 900);
+        assert!(!threads.is_one_too_many(&plain, 3, 1_000, || true));
+        for stream in &streams {
+            assert!(!threads.is_one_too_many(stream, 3, 5_000, || true), "its thread is none of the MPM's");
+        }
+        assert!(threads.is_one_too_many(&plain, 3, 5_000, || true), "nothing moves");
     }
 
     #[test]

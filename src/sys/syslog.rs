@@ -146,6 +146,7 @@ mod tests {
         let mut buf = [0; 100];
         for round in 0..2 {
             let listener = UnixDatagram::bind(&path).expect("a socket");
+            listener.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a timeout");
             syslog.send(&path, Level::Error, b"[pool:error] text");
             let len = listener.recv(&mut buf).expect("a line");
             let line = String::from_utf8_lossy(&buf[..len]);

@@ -57,6 +57,8 @@ pub fn runs(id: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     /// The policy of a thread that had `before` and calls [`interrupt_nobody`].
     fn policy_after(before: libc::c_int) -> libc::c_int {
@@ -81,8 +83,6 @@ mod tests {
     fn a_policy_that_somebody_has_chosen_stays() {
         assert_eq!(policy_after(libc::SCHED_IDLE), libc::SCHED_IDLE);
     }
-    use std::sync::mpsc;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn who_waits_does_not_run() {

@@ -207,6 +207,16 @@ def test_a_slow_reader_gets_a_large_head_whole(httpd, query, tls, method):
         assert c.get("/who.php").json()["site"] == "alice.test"
 
 
+def test_a_client_of_http_1_0_keeps_its_connection_behind_a_large_head(httpd):
+    server = make(httpd, "PoolMaxProcesses 2")
+    with server.connect() as c:
+        for _ in range(2):
+            c.send(b"GET /head.php?head=10000&body=7000 HTTP/1.0\r\nHost: alice.test\r\nConnection: keep-alive\r\n\r\n")
+            found = c.response()
+            assert found.get("Content-Length") == "7000" and "Keep-Alive" in found.get("Connection")
+            assert found.get("X-Large-0") == "a" * 10000 and found.body == b"x" * 7000
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_slow_reader_gets_a_file_behind_a_large_head(httpd, tls):
     fields = "".join(f"Header set X-Large-{i} {chr(97 + i) * 7000}\n" for i in range(12))
@@ -601,11 +611,12 @@ def test_a_crowd_that_comes_at_once_leaves_threads_to_others_after_a_while(httpd
     with Crowd(server, 8, "/sleep.php?s=60") as crowd:
         time.sleep(3)
         answers_as_ever(server, 5)
-        # Six of eight threads may be occupied.
-        assert server.count_log(r"POOL121: .pool alice. 503: .* for GET /sleep.php") == 2
+        # Six of eight threads may be occupied, those of the requests just made among them; four may be the pool's.
+        given_up = server.count_log(r"POOL121: .pool alice. 503: .* for GET /sleep.php")
+        assert 2 <= given_up <= 4
         assert server.get("/who.php").status == 503
         answered = [s for s in crowd.clients if select.select([s], [], [], 0)[0]]
-        assert [s.recv(100)[9:12] for s in answered] == [b"503"] * 2
+        assert [s.recv(100)[9:12] for s in answered] == [b"503"] * given_up
 
 
 def test_pool_max_frontend_threads_is_the_pools_own(httpd):

@@ -221,7 +221,9 @@ impl Run<'_> {
 
     fn need_body(&mut self) -> Result<(), Stop> {
         if self.upload == Upload::HeldBack {
-            self.out.client.send_continue();
+            if self.stage == Stage::Waiting {
+                self.out.client.send_continue();
+            }
             self.upload = Upload::Running;
             self.progressed = true;
         }

@@ -115,9 +115,10 @@ impl<'r> Delivery<'r> {
         }
     }
 
-    /// Takes a piece of a file: by its descriptor, if `whole` and nothing reads its bytes on the way.
+    /// Takes a piece of a file: by its descriptor, if `whole` and nothing reads its bytes on the way. Behind a large head it
+    /// is read: what is in memory on both sides of a file counts for the core.
     pub fn file(&mut self, file: OwnedFd, at: u64, left: u64, whole: bool) {
-        if whole && self.rest.is_empty() && self.client.can_send_file() {
+        if whole && self.rest.is_empty() && !self.client.passes_in_pieces() && self.client.can_send_file() {
             self.client.queue_file(file, at, left);
         } else {
             self.rest.push_back(Piece::File { file, at, left });
@@ -142,7 +143,9 @@ impl<'r> Delivery<'r> {
 
     /// As `pass`, for the end of the response.
     pub fn finish(&mut self) -> Result<(), Undelivered> {
-        if self.rest.is_empty() && !self.client.passes_in_pieces() {
+        // With its last bytes, so that httpd can tell the length; if there are any, the client has taken all before.
+        let at_once = !self.client.passes_in_pieces() || (self.queued > 0 && !self.client.holds());
+        if self.rest.is_empty() && at_once {
             self.queued = 0;
             return Ok(self.client.finish()?);
         }

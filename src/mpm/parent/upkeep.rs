@@ -40,7 +40,11 @@ impl Parent {
         if state().leaving.is_empty() {
             return true;
         }
-        match maintenance::change_over(&self.look_at_children(), self.buckets.len()) {
+        match maintenance::change_over(
+            &self.look_at_children(),
+            self.buckets.len(),
+            self.limits.limits.threads_per_child,
+        ) {
             ChangeOver::Tell => {
                 tell_leaving(End::Graceful);
                 return true;

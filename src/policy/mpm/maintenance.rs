@@ -157,8 +157,8 @@ pub enum ChangeOver {
     Start,
 }
 
-/// Listeners are inherited, but each bucket of them only has its own frontends.
-pub fn change_over(children: &[Child], buckets: usize) -> ChangeOver {
+/// Listeners are inherited, but each bucket of them only has its own frontends. One serves when all its `threads` run.
+pub fn change_over(children: &[Child], buckets: usize, threads: u32) -> ChangeOver {
     let buckets = buckets.max(1);
     let mut found = ChangeOver::Tell;
     for bucket in 0..buckets {
@@ -169,7 +169,7 @@ pub fn change_over(children: &[Child], buckets: usize) -> ChangeOver {
                 return ChangeOver::Tell;
             }
             found = ChangeOver::Start;
-        } else if new.all(|child| child.active == 0) && found == ChangeOver::Tell {
+        } else if new.all(|child| child.active < threads) && found == ChangeOver::Tell {
             found = ChangeOver::Wait;
         }
     }
@@ -362,10 +362,13 @@ mod tests {
         const FREE: Child = Child { alive: false, current: false, quiescing: false, closed: false, idle: 0, active: 0 };
         const OLD: Child = Child { current: false, ..IDLE };
         const NEW: Child = Child { active: 0, closed: true, ..IDLE };
+        const PART: Child = Child { active: 9, ..NEW };
         const LEAVES: Child = Child { quiescing: true, ..IDLE };
         for (children, expected) in [
             ([OLD, OLD, FREE, FREE], [ChangeOver::Start, ChangeOver::Start]),
             ([OLD, OLD, NEW, FREE], [ChangeOver::Wait, ChangeOver::Start]),
+            ([OLD, OLD, PART, NEW], [ChangeOver::Wait, ChangeOver::Wait]),
+            ([OLD, OLD, PART, BUSY], [ChangeOver::Tell, ChangeOver::Wait]),
             ([OLD, OLD, NEW, BUSY], [ChangeOver::Tell, ChangeOver::Wait]),
             ([OLD, OLD, IDLE, FREE], [ChangeOver::Tell, ChangeOver::Start]),
             ([OLD, OLD, IDLE, NEW], [ChangeOver::Tell, ChangeOver::Wait]),
@@ -375,7 +378,7 @@ mod tests {
             ([OLD, OLD, OLD, OLD], [ChangeOver::Tell, ChangeOver::Tell]),
             ([FREE, OLD, FREE, OLD], [ChangeOver::Start, ChangeOver::Tell]),
         ] {
-            assert_eq!([change_over(&children, 1), change_over(&children, 2)], expected, "{children:?}");
+            assert_eq!([1, 2].map(|buckets| change_over(&children, buckets, 10)), expected, "{children:?}");
         }
     }
 

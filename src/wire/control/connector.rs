@@ -27,7 +27,7 @@ pub enum ParentMessage {
     /// What the parent says from here on is for the controller with this pid. What lies in the connector before it was
     /// for one that died without having read it.
     Begin { pid: u32 },
-    /// The error log of the configuration that was told before is syslog: the controller's lines go there, under this name.
+    /// The error log of the configuration that is told next is syslog: the controller's lines go there, under this name.
     /// Without a name they go to its standard error.
     Syslog { facility: u8, ident: Vec<u8> },
 }
