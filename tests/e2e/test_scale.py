@@ -1,5 +1,6 @@
 """Point 3: from zero to the cap, no further, and back to zero; who waits, waits in order."""
 
+import os
 import re
 import threading
 import time
@@ -86,6 +87,25 @@ def test_serial_requests_need_one_worker(httpd):
         assert len({c.get("/who.php").json()["pid"] for _ in range(20)}) == 1
     if server.mpm != "prefork":  # where each connection may be another frontend's
         assert len({server.get("/who.php").json()["pid"] for _ in range(20)}) == 1
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_a_request_goes_to_a_worker_that_ran_on_its_threads_processor(httpd):
+    server = make(httpd, "PoolMaxProcesses 2", mpm_conf="StartServers 1\nServerLimit 1\nMaxRequestWorkers 25\n")
+    if server.mpm == "prefork":
+        pytest.skip("a frontend has one connection, and needs one worker")
+    nap = lambda _: server.get("/sleep.php?s=0.3").json()["pid"]
+    workers = dict(zip(in_threads(2, nap), sorted(os.sched_getaffinity(0))))
+    assert len(workers) == 2
+    for pid, processor in workers.items():
+        os.sched_setaffinity(pid, {processor})
+    assert set(in_threads(2, nap)) == set(workers)
+    [frontend] = server.processes("frontend")
+    for pid, processor in list(workers.items()) * 3:
+        for thread in os.listdir(f"/proc/{frontend.pid}/task"):
+            os.sched_setaffinity(int(thread), {processor})
+        # The other one was used last.
+        assert server.get("/who.php").json()["pid"] == pid
 
 
 def test_caps_of_a_parent_pool_hold_over_its_sub_pools(httpd):
