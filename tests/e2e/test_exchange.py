@@ -95,6 +95,19 @@ def test_a_client_that_stalls_after_100_continue(patient):
     assert patient.get("/pid.cgi").text == before
 
 
+def test_a_body_that_is_asked_for_behind_the_head_brings_no_100_continue(patient):
+    """PHP reads the body of a PUT when the script does. httpd sends no interim response into a response, either."""
+    patient.sites["alice"].write("first.php", "<?php while (ob_get_level()) ob_end_clean();\necho 'first'; flush();\n"
+                                              "echo ' ', strlen(file_get_contents('php://input'));")
+    with patient.connect(timeout=10) as c:
+        c.request("PUT", "/first.php", headers=[("Content-Length", 1000), ("Expect", "100-continue")])
+        while b"first" not in c.buffer:
+            assert c.more()
+        c.send(b"b" * 1000)
+        found = c.response("PUT")
+        assert (found.interim, found.status, found.complete, found.text) == ([], 200, True, "first 1000")
+
+
 @pytest.mark.pool_only
 def test_a_stream_that_stalls_in_its_upload(patient):
     if patient.mpm == "prefork":
