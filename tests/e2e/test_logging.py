@@ -657,3 +657,18 @@ def test_what_the_controller_says_goes_to_syslog_where_the_error_log_does(httpd,
     server.kill("seed")
     server.wait_for_log("mod_pool: the seed of configuration 3 died", after=at)
     assert len(said("died: signal 9")) == 2
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("mpm", ["event", "pool"])
+def test_with_one_process_each_controller_and_its_keeper_say_it_to_syslog(httpd, mpm, syslogd):
+    """httpd says once where the error log is, to the keeper: nobody else starts controllers."""
+    server = httpd(sites=[Site("alice", ALICE)], mpm=mpm, conf="ErrorLog syslog:local3:web\nLogLevel notice\n")
+    usual_pages(server.sites["alice"])
+    server.start(mode="single")
+    said = lambda text: [line for line in syslogd() if text in line]
+    server.kill("controller")
+    eventually(lambda: said("the controller died: signal 9"), what="the keeper's line")
+    eventually(lambda: server.processes("controller") and server.processes("seed"), 10)
+    server.kill("seed")
+    eventually(lambda: said("the seed of configuration 1 died: signal 9"), what="the next controller's line")
