@@ -34,6 +34,11 @@ impl Accounts {
         self.map.entry(Rc::clone(name)).or_default().cap = cap;
     }
 
+    /// How many workers the name may have.
+    pub(super) fn cap(&self, name: &str) -> u32 {
+        self.map.get(name).map_or(0, |account| account.cap)
+    }
+
     /// Drops what is neither in use nor in a table.
     pub(super) fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.map.retain(|name, account| account.used > 0 || known(name));

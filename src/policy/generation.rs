@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::account::Chain;
+use super::starts::{Room, Starts};
 use super::state::State;
 use super::timer::TimerKey;
 use super::{delay_after, seconds, Action, Millis, PoolKey, OLD_IDLE, RETIRE_GRACE, WARM_PATIENCE};
@@ -48,6 +49,8 @@ pub(super) struct Generation {
     /// Pools that are in use in older generations, and how many workers they have there: as many are made ready before
     /// frontends change over. Empty once that is done, or was tried for long enough.
     pub warming: BTreeMap<PoolKey, usize>,
+    /// Pools that wait for their turn to start a zygote.
+    pub starts: Starts,
     /// Processes that were forked for it and not reaped.
     pub zygotes: usize,
     pub workers: usize,
@@ -88,6 +91,7 @@ impl State {
             reason: String::new(),
             ended: false,
             warming: BTreeMap::new(),
+            starts: Starts::default(),
             zygotes: 0,
             workers: 0,
         };
@@ -237,10 +241,12 @@ impl State {
             if self.throttled(*key).is_some() {
                 return false;
             }
+            let full = self.accounts.full(&pool.chain).is_some();
+            if pool.zygote.is_none() && full && self.room_for_zygote(number) == Room::Full {
+                return false;
+            }
             let zygote = self.zygote_is_ready(pool.zygote);
-            !zygote
-                || pool.forking > 0
-                || (pool.idle.len() + pool.lent < wanted && self.accounts.full(&pool.chain).is_none())
+            !zygote || pool.forking > 0 || (pool.idle.len() + pool.lent < wanted && !full)
         };
         if !g.warming.iter().any(|(key, wanted)| cold(key, *wanted)) {
             self.warmed(number);
@@ -263,6 +269,8 @@ impl State {
             return;
         };
         let was = std::mem::replace(&mut g.seed, SeedState::Absent);
+        // Who needs a zygote asks again when there is a seed.
+        g.starts.clear();
         self.timers.disarm(TimerKey::Seed(number));
         self.warmed(number);
         let Some(g) = self.generations.get_mut(&number) else {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::queue::{Place, Queue};
+use super::starts::Room;
 use super::state::{PoolState, State, Waiting};
 use super::timer::TimerKey;
 use super::worker::WorkerState;
@@ -319,9 +320,10 @@ impl State {
                 return;
             };
             if self.accounts.full(&pool.chain).is_some() {
+                let no_zygote = pool.zygote.is_none() && self.seed_is_ready(key.generation);
                 if pool.wants.is_empty() {
                     self.hungry.insert(key);
-                } else if ready.is_some() {
+                } else if ready.is_some() || (no_zygote && self.room_for_zygote(key.generation) == Room::Full) {
                     // Room made earlier would be taken by others before this pool can use it.
                     self.make_room(key);
                 }

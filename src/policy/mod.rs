@@ -12,6 +12,7 @@ mod lending;
 pub mod mpm;
 pub mod near;
 mod queue;
+mod starts;
 mod state;
 pub mod threads;
 mod timer;
@@ -62,6 +63,14 @@ pub const STOP_GRACE: Millis = 1_000;
 pub const FORK_DEADLINE: Millis = 10_000;
 /// Orders to fork that a zygote has at a time: what is sent on a Unix socket and not read is bounded (some 270 messages).
 pub const MAX_FORKING: usize = 100;
+/// Zygotes of one generation that are started at a time: more would only make each of them slower.
+pub const STARTS_AT_ONCE: usize = 16;
+/// A zygote that has been starting for so long does not count for [`STARTS_AT_ONCE`] any more: others need not wait for one
+/// that hangs.
+pub const SLOW_START: Millis = 2_000;
+/// Zygotes of one generation that are being started, slow ones too: what a seed has not read of its orders is bounded (see
+/// [`MAX_FORKING`]).
+pub const MAX_STARTING: usize = 200;
 /// A zygote that has not started its modules within this time is killed.
 pub const ZYGOTE_DEADLINE: Millis = 60_000;
 /// A seed that has not read its configuration within this time is killed.

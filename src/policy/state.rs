@@ -163,6 +163,7 @@ impl State {
             Event::Tick => {}
         }
         self.expire();
+        self.start_queued();
         self.check_warm();
         self.check_done();
         actions.append(&mut self.out);
@@ -299,6 +300,8 @@ impl State {
                 TimerKey::Zygote(zygote) => self.zygote_expired(zygote),
                 TimerKey::Seed(generation) => self.seed_expired(generation),
                 TimerKey::Warm(generation) => self.warmed(generation),
+                // What is due is done after each event.
+                TimerKey::Starts(_) => {}
             }
         }
     }

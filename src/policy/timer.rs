@@ -29,6 +29,8 @@ pub(super) enum TimerKey {
     Seed(u64),
     /// Frontends change over to a generation although not all of its pools are warm.
     Warm(u64),
+    /// A zygote that is slow to start holds up others of the generation no longer.
+    Starts(u64),
 }
 
 /// Deadlines in their order; each key has at most one.

@@ -3,6 +3,7 @@
 //! Runs in: controller.  Trusts: the events.  Owns: the state of each zygote, the throttle of each pool.
 //! Never: starts a zygote for a throttled pool, or two at a time for one pool.
 
+use super::starts::Room;
 use super::state::State;
 use super::timer::TimerKey;
 use super::worker::WorkerState;
@@ -11,8 +12,8 @@ use crate::wire::control::LeaseId;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ZygoteState {
-    /// Ordered from the seed, or starting its modules.
-    Starting,
+    /// Ordered from the seed at that time, or starting its modules.
+    Starting { since: Millis },
     /// It takes orders.
     Ready,
     /// Its channel is closed or it was killed; it has not been reaped.
@@ -40,8 +41,23 @@ impl State {
             self.need_seed(key.generation);
             return None;
         }
+        match self.room_for_zygote(key.generation) {
+            Room::Yes => {}
+            Room::Later(_) => {
+                self.queue_start(key);
+                return None;
+            }
+            // A pool that could have no worker waits for a slot first: a zygote that is ended for it would be of no use.
+            Room::Full => {
+                if self.pools.get(&key).is_some_and(|pool| self.accounts.full(&pool.chain).is_none()) {
+                    self.queue_start(key);
+                }
+                return None;
+            }
+        }
         let id = ZygoteId(self.number());
-        self.zygotes.insert(id, Zygote { key, state: ZygoteState::Starting, proven: false, unused_deaths: 0 });
+        let state = ZygoteState::Starting { since: self.now };
+        self.zygotes.insert(id, Zygote { key, state, proven: false, unused_deaths: 0 });
         if let Some(g) = self.generations.get_mut(&key.generation) {
             g.zygotes += 1;
         }
@@ -62,7 +78,7 @@ impl State {
         let Some(zygote) = self.zygotes.get_mut(&id) else {
             return;
         };
-        if zygote.state != ZygoteState::Starting {
+        if !matches!(zygote.state, ZygoteState::Starting { .. }) {
             return;
         }
         zygote.state = ZygoteState::Ready;
@@ -109,7 +125,7 @@ impl State {
             return;
         };
         match zygote.state {
-            ZygoteState::Starting => {
+            ZygoteState::Starting { .. } => {
                 let text = format!("its modules did not start within {} s", ZYGOTE_DEADLINE / 1000);
                 self.zygote_failed(id, &text);
             }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::policy::generation::SeedState;
+use crate::policy::starts::Room;
 use crate::policy::state::State;
 use crate::policy::timer::TimerKey;
 use crate::policy::worker::WorkerState;
@@ -142,7 +143,7 @@ impl State {
             let armed = self.timers.armed(TimerKey::Zygote(*id)).is_some();
             let owned = self.pools.get(&zygote.key).is_some_and(|p| p.zygote == Some(*id));
             match zygote.state {
-                ZygoteState::Starting => assert!(armed && owned),
+                ZygoteState::Starting { .. } => assert!(armed && owned),
                 ZygoteState::Ready => assert!(!armed && owned),
                 ZygoteState::Ending => {
                     assert!(!owned, "a pool relies on a zygote that is ending");
@@ -196,7 +197,13 @@ impl State {
         } else if pool.wants.len().saturating_sub(pool.awaited(self.now)) + keep > pool.forking + pool.idle.len() {
             // Spare workers that were given up for other pools come back when there is room again.
             let room = self.accounts.headroom(&pool.chain) > 0 || !pool.wants.is_empty();
-            let started = pool.zygote.is_some() || !self.seed_is_ready(key.generation);
+            let full = self.accounts.headroom(&pool.chain) == 0;
+            let turn = match self.room_for_zygote(key.generation) {
+                Room::Yes => false,
+                Room::Later(_) => self.generations[&key.generation].starts.contains(key),
+                Room::Full => full || self.generations[&key.generation].starts.contains(key),
+            };
+            let started = pool.zygote.is_some() || !self.seed_is_ready(key.generation) || turn;
             assert!(started || !room, "{key:?} lacks a zygote");
             if self.zygote_is_ready(pool.zygote) && pool.forking < MAX_FORKING {
                 assert_eq!(self.accounts.headroom(&pool.chain), 0, "{key:?} could have a worker more");

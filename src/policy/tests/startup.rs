@@ -2,7 +2,8 @@
 
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, FrontendId};
-use crate::policy::{FORK_DEADLINE, IN_USE, SEED_DEADLINE, STOP_GRACE, UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
+use crate::policy::{FORK_DEADLINE, IN_USE, SEED_DEADLINE, SLOW_START, STARTS_AT_ONCE, STOP_GRACE};
+use crate::policy::{UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
 use crate::wire::control::{PoolRow, Refusal, Returned};
 
 fn one(cap: u32) -> Bench {
@@ -448,4 +449,108 @@ fn stop_refuses_ends_kills_and_is_done_when_all_is_reaped() {
     assert!(!b.has(|a| *a == Action::Done));
     b.event(Event::SeedGone { generation: 1, text: String::new() });
     assert!(b.has(|a| *a == Action::Done));
+}
+
+/// Pools of their own users, numbered from 1.
+fn many(count: u32, change: impl Fn(PoolRow) -> PoolRow) -> Vec<PoolRow> {
+    (0..count).map(|n| change(row(&format!("p{n}"), Some(0), 4))).collect()
+}
+
+#[test]
+fn zygotes_are_ordered_a_few_at_a_time() {
+    let mut b = Bench::new(1_000, many(600, |row| PoolRow { min_spare: 1, ..row }));
+    let mut started = 0;
+    let mut open = Vec::new();
+    loop {
+        while let Some(zygote) = b.zygote_started() {
+            open.push(zygote);
+            started += 1;
+        }
+        assert!(open.len() <= STARTS_AT_ONCE, "{} at a time", open.len());
+        let Some(zygote) = open.pop() else { break };
+        b.event(Event::ZygoteReady { zygote });
+    }
+    assert_eq!(started, 600);
+    assert!(!b.has(|a| matches!(a, Action::Throttled { .. } | Action::Refuse { .. })));
+}
+
+#[test]
+fn a_zygote_that_hangs_holds_up_others_for_a_moment_only() {
+    let mut b = Bench::new(1_000, many(40, |row| row));
+    for pool in 1..=40 {
+        b.want(F1, pool, pool);
+    }
+    let count = |b: &mut Bench| std::iter::from_fn(|| b.zygote_started()).count();
+    assert_eq!(count(&mut b), STARTS_AT_ONCE);
+    b.pass(SLOW_START - 1);
+    assert_eq!(count(&mut b), 0);
+    b.pass(1);
+    assert_eq!(count(&mut b), STARTS_AT_ONCE, "though none of the first is ready");
+    b.pass(SLOW_START);
+    assert_eq!(count(&mut b), 40 - 2 * STARTS_AT_ONCE);
+}
+
+#[test]
+fn pools_with_requests_come_before_spare_workers() {
+    let mut b = Bench::new(1_000, many(60, |row| PoolRow { min_spare: 1, ..row }));
+    let first: Vec<_> = std::iter::from_fn(|| b.zygote_started()).collect();
+    b.want(F1, 1, 55);
+    b.event(Event::ZygoteReady { zygote: first[0] });
+    let next = b.take(|a| matches!(a, Action::StartZygote { .. }));
+    assert!(matches!(next, Some(Action::StartZygote { key, .. }) if key.pool == 55), "{next:?}");
+}
+
+#[test]
+fn zygotes_are_bounded_by_the_workers_that_the_root_pool_may_have() {
+    let mut b = Bench::new(8, many(50, |row| row));
+    let mut live = std::collections::BTreeSet::new();
+    let mut served = 0;
+    for pool in 1..=50 {
+        b.want(F1, pool, pool);
+    }
+    while served < 50 {
+        let action = if b.actions.is_empty() { None } else { Some(b.actions.remove(0)) };
+        match action {
+            Some(Action::StartZygote { zygote, .. }) => {
+                live.insert(zygote);
+                assert!(live.len() <= 8 + STARTS_AT_ONCE, "{} zygotes", live.len());
+                b.event(Event::ZygoteReady { zygote });
+            }
+            Some(Action::EndZygote { zygote }) => {
+                assert!(live.remove(&zygote));
+                b.event(Event::ZygoteGone { zygote, text: String::new() });
+            }
+            Some(Action::Fork { lease, .. }) => b.forked(lease),
+            Some(Action::Grant { lease, lend, .. }) => {
+                served += 1;
+                b.give_back(F1, (lease, lend), Returned::Idle);
+            }
+            Some(Action::Retire { lease }) => b.reaped(lease, 0),
+            Some(Action::Refuse { want, text, .. }) => panic!("{want:?}: {text}"),
+            Some(_) => {}
+            None => b.pass(1),
+        }
+    }
+}
+
+#[test]
+fn a_group_whose_limit_is_reached_keeps_no_zygote_from_others() {
+    let mut pools = vec![PoolRow { uid: None, ..row("group", Some(0), 1) }];
+    pools.extend((0..30).map(|n| row(&format!("sub{n}"), Some(1), 1)));
+    pools.push(row("other", Some(0), 1));
+    let mut b = Bench::new(4, pools);
+    for pool in 2..32 {
+        b.want(F1, pool, pool);
+    }
+    // One of the group gets its worker and keeps it; the others wait for it.
+    b.obey();
+    b.grant().expect("one of the group");
+    b.want(F1, 100, 32);
+    for _ in 0..4 {
+        while let Some(Action::EndZygote { zygote }) = b.take(|a| matches!(a, Action::EndZygote { .. })) {
+            b.event(Event::ZygoteGone { zygote, text: String::new() });
+        }
+        b.obey();
+    }
+    assert_eq!(b.grant().map(|g| g.0), Some(100));
 }
