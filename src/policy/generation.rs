@@ -49,6 +49,8 @@ pub(super) struct Generation {
     /// Pools that are in use in older generations, and how many workers they have there: as many are made ready before
     /// frontends change over. Empty once that is done, or was tried for long enough.
     pub warming: BTreeMap<PoolKey, usize>,
+    /// Frontends may change over to it: its pools are warm, or have had time for that.
+    pub changed_over: bool,
     /// Pools that wait for their turn to start a zygote.
     pub starts: Starts,
     /// Processes that were forked for it and not reaped.
@@ -91,6 +93,7 @@ impl State {
             reason: String::new(),
             ended: false,
             warming: BTreeMap::new(),
+            changed_over: older,
             starts: Starts::default(),
             zygotes: 0,
             workers: 0,
@@ -103,11 +106,6 @@ impl State {
         self.set_caps();
         if !older {
             self.start_seed(number);
-        }
-        // What is idle in older generations has a shorter life from now on, and keeps no spare.
-        let older: Vec<PoolKey> = self.pools.keys().copied().collect();
-        for key in older {
-            self.settle(key);
         }
         self.end_old_generations();
         self.relieve();
@@ -130,9 +128,15 @@ impl State {
         self.generations.keys().next_back() == Some(&generation)
     }
 
-    /// Spare workers to keep: none in an older generation or while the server stops.
+    /// Whether frontends change over from this generation to a newer one, or have done so. Until they may, requests come
+    /// to this one as ever.
+    fn is_left(&self, generation: u64) -> bool {
+        self.generations.range(generation + 1..).any(|(_, newer)| newer.changed_over)
+    }
+
+    /// Spare workers to keep: none in a generation that is left or while the server stops.
     pub(super) fn min_spare(&self, key: PoolKey) -> usize {
-        if self.stopping || !self.is_newest(key.generation) {
+        if self.stopping || self.is_left(key.generation) {
             return 0;
         }
         self.row(key).filter(|r| r.limits.uid.is_some()).map_or(0, |r| r.limits.min_spare as usize)
@@ -140,11 +144,25 @@ impl State {
 
     pub(super) fn idle_timeout(&self, key: PoolKey) -> Millis {
         let own = self.row(key).map_or(0, |r| r.limits.idle_timeout_ms);
-        if self.is_newest(key.generation) {
-            own
-        } else {
+        if self.is_left(key.generation) {
             own.min(OLD_IDLE)
+        } else {
+            own
         }
+    }
+
+    /// Frontends change over to this generation. What is idle in older ones has a shorter life from now on, and keeps no
+    /// spare.
+    fn change_over(&mut self, number: u64) {
+        let Some(g) = self.generations.get_mut(&number).filter(|g| !g.changed_over) else {
+            return;
+        };
+        g.changed_over = true;
+        let older: Vec<PoolKey> = self.pools.keys().filter(|key| key.generation < number).copied().collect();
+        for key in older {
+            self.settle(key);
+        }
+        self.relieve();
     }
 
     // ===== the seed =====
@@ -213,6 +231,7 @@ impl State {
         let keys: Vec<PoolKey> = g.warming.keys().copied().collect();
         if keys.is_empty() {
             self.out.push(Action::Warm { generation: number });
+            self.change_over(number);
             return;
         }
         self.timers.arm(TimerKey::Warm(number), self.now + WARM_PATIENCE);
@@ -262,6 +281,7 @@ impl State {
         for key in warming.into_keys() {
             self.settle(key);
         }
+        self.change_over(number);
     }
 
     pub(super) fn seed_gone(&mut self, number: u64, text: String) {
@@ -272,11 +292,8 @@ impl State {
         // Who needs a zygote asks again when there is a seed.
         g.starts.clear();
         self.timers.disarm(TimerKey::Seed(number));
-        self.warmed(number);
-        let Some(g) = self.generations.get_mut(&number) else {
-            return;
-        };
         if g.ended || self.stopping {
+            self.warmed(number);
             self.forget_generation(number);
             return;
         }
@@ -288,6 +305,7 @@ impl State {
         g.seed = SeedState::Down;
         let delay = delay_after(g.failures);
         self.timers.arm(TimerKey::Seed(number), self.now + delay);
+        self.warmed(number);
         if self.seed_throttled(number).is_some() {
             let keys: Vec<PoolKey> = self.waiting.iter().filter(|k| k.generation == number).copied().collect();
             for key in keys {

@@ -153,7 +153,7 @@ impl State {
         let on_their_way = self.zygotes.values().filter(ending).count();
         let needed = g.starts.len().min(STARTS_AT_ONCE).saturating_sub(on_their_way);
         let mut unused: Vec<(bool, Millis, ZygoteId)> =
-            self.zygotes.iter().filter_map(|(id, _)| self.unused_zygote(*id, generation)).collect();
+            self.zygotes.keys().filter_map(|id| self.unused_zygote(*id, generation)).collect();
         unused.sort_unstable();
         for (_, _, id) in unused.into_iter().take(needed) {
             self.end_zygote(id, RETIRE_GRACE);

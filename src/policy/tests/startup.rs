@@ -2,7 +2,7 @@
 
 use super::bench::{row, Bench, F1, F2};
 use crate::policy::{Action, Event, FrontendId};
-use crate::policy::{FORK_DEADLINE, IN_USE, SEED_DEADLINE, SLOW_START, STARTS_AT_ONCE, STOP_GRACE};
+use crate::policy::{FORK_DEADLINE, IN_USE, OLD_IDLE, SEED_DEADLINE, SLOW_START, STARTS_AT_ONCE, STOP_GRACE};
 use crate::policy::{UNUSED_DEATHS, WARM_PATIENCE, ZYGOTE_DEADLINE};
 use crate::wire::control::{PoolRow, Refusal, Returned};
 
@@ -230,6 +230,8 @@ fn a_generation_ends_with_its_last_frontend() {
     let spare = b.lent(F2, 2, 1);
     b.configure(2, 100, vec![row("a", Some(0), 4)]);
     b.event(Event::SeedReady { generation: 2 });
+    b.obey();
+    assert!(b.has(|a| *a == WARM));
     b.give_back(F2, spare, Returned::Idle);
     b.pass(1000);
     assert_eq!(b.retired(), Some(spare.0), "idle for a second in an old generation");
@@ -553,4 +555,34 @@ fn a_group_whose_limit_is_reached_keeps_no_zygote_from_others() {
         b.obey();
     }
     assert_eq!(b.grant().map(|g| g.0), Some(100));
+}
+
+#[test]
+fn until_frontends_change_over_the_old_generation_keeps_what_it_has() {
+    let pools = || vec![PoolRow { min_spare: 1, ..row("spare", Some(0), 4) }, row("used", Some(0), 4)];
+    let mut b = Bench::new(100, pools());
+    b.obey();
+    let used = b.lent(F1, 1, 2);
+    b.give_back(F1, used, Returned::Idle);
+    b.configure(2, 100, pools());
+    b.pass(20_000);
+    assert!(!b.has(|a| matches!(a, Action::Retire { .. } | Action::EndZygote { .. })), "the seed reads for 20 s");
+    let again = b.lent(F1, 2, 2);
+    assert_eq!(again.0, used.0, "no cold start meanwhile");
+    b.event(Event::SeedReady { generation: 2 });
+    let warmed: Vec<u32> = std::iter::from_fn(|| match b.take(|a| matches!(a, Action::StartZygote { .. })) {
+        Some(Action::StartZygote { zygote, key }) => {
+            b.event(Event::ZygoteReady { zygote });
+            Some(key.pool)
+        }
+        _ => None,
+    })
+    .collect();
+    assert_eq!(warmed, [1, 2], "both are in use");
+    b.obey();
+    assert!(b.has(|a| *a == WARM));
+    b.give_back(F1, again, Returned::Idle);
+    b.pass(OLD_IDLE);
+    let retired = std::iter::from_fn(|| b.retired()).count();
+    assert_eq!(retired, 2, "what is idle in the old one ends, its spare too");
 }
