@@ -8,7 +8,7 @@ use crate::httpd::command::{Command, Handled, PANICKED};
 use crate::httpd::config::{self, DirConfig};
 use crate::settings::PoolTreeBuilder;
 use std::ffi::CStr;
-use std::os::raw::{c_char, c_void};
+use std::os::raw::{c_char, c_int, c_void};
 
 /// # Safety
 /// `cmd` is what httpd gave the directive's handler that calls this.
@@ -114,6 +114,12 @@ unsafe extern "C" fn pool_entry_pool_env(
     let value = if value.is_null() { c"" } else { unsafe { text(value) } };
     // SAFETY: as before.
     unsafe { handle(cmd, |command| config::pool_env(command, name, value)) }
+}
+
+#[no_mangle]
+unsafe extern "C" fn pool_entry_pool_strict(cmd: *mut ffi::cmd_parms, _dir: *mut c_void, on: c_int) -> *const c_char {
+    // SAFETY: httpd calls this as the handler of a FLAG directive.
+    unsafe { handle(cmd, |command| config::pool_strict(command, on != 0)) }
 }
 
 #[no_mangle]

@@ -55,6 +55,8 @@ struct Frontend {
 #[derive(Debug)]
 struct PoolFacts {
     name: String,
+    /// Why its requests get 503, whatever they are.
+    out_of_service: Option<String>,
     queue_timeout: Duration,
     max_parked: u32,
     /// `None`: threads are not shared between requests here.
@@ -91,6 +93,7 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
         .iter()
         .map(|p| PoolFacts {
             name: p.name.clone(),
+            out_of_service: p.out_of_service.clone(),
             queue_timeout: p.limits.queue_timeout,
             max_parked: p.limits.max_parked,
             max_threads: p.limits.max_frontend_threads.or(half_of_threads),

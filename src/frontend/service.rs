@@ -32,6 +32,8 @@ const GRANT_PATIENCE: Duration = Duration::from_millis(10);
 /// A request that waits for a worker on a thread of the MPM keeps it from others for so long at least, whatever there is
 /// to wait for: a pool that starts, or a new configuration's seed.
 const CROWD_PATIENCE: Duration = Duration::from_secs(2);
+/// `Retry-After` of a pool that is out of service until somebody repairs it, in seconds.
+const OUT_OF_SERVICE_RETRY: u32 = 300;
 
 thread_local! {
     /// What this thread does.
@@ -112,6 +114,10 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
         return Handled::Status(500);
     };
     r.note(c"pool-name", facts.name.as_bytes());
+    if let Some(why) = &facts.out_of_service {
+        let why = format!("the pool is out of service: {why}, and reload httpd");
+        return unavailable(r, "POOL140", &facts.name, &why, OUT_OF_SERVICE_RETRY);
+    }
     if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, Frontend::now())) {
         return too_many_threads(r, &facts.name, most);
     }

@@ -9,7 +9,7 @@ use super::ServerRec;
 use crate::apr::pool::AprPool;
 use crate::ffi;
 use crate::settings::Place;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::marker::PhantomData;
 use std::os::raw::{c_char, c_int};
 use std::ptr;
@@ -233,6 +233,22 @@ pub(super) fn lossy(text: &CStr) -> String {
 pub fn module_is_loaded(name: &CStr) -> bool {
     // SAFETY: walks httpd's list of modules, which changes only between two readings of the configuration.
     !unsafe { ffi::ap_find_linked_module(name.as_ptr()) }.is_null()
+}
+
+/// Does a loaded module have a directive, or section (`<X`), of this name?
+pub fn is_known(directive: &str) -> bool {
+    let Ok(name) = CString::new(directive) else { return false };
+    // SAFETY: the head of httpd's list of modules; see `module_is_loaded`.
+    let mut at = unsafe { ffi::ap_top_module };
+    // SAFETY: NULL or a module of the list.
+    while let Some(module) = unsafe { at.as_ref() } {
+        // SAFETY: the name is NUL-terminated; the table ends with an entry without a name.
+        if !module.cmds.is_null() && !unsafe { ffi::ap_find_command(name.as_ptr(), module.cmds) }.is_null() {
+            return true;
+        }
+        at = module.next;
+    }
+    false
 }
 
 /// The file name (`mod_x.c`) of the module that is called `name` there or in LoadModule (`x_module`).

@@ -3,7 +3,7 @@
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: the records; they live in httpd's configuration pool, so
 //! each reading of the configuration starts with new ones.  Never: changes them after check_config.
 
-use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
+use super::command::{self, lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
 use super::{classes, conftree, image, mpm, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
@@ -304,6 +304,17 @@ fn frontend_ids() -> (u32, u32) {
 /// could not tell, as it has no threads itself.
 pub const DEFAULT_SERVES: &CStr = c"POOL_DEFAULT";
 
+/// Whether a request can come to a server to which nothing is assigned: a virtual host, or the main server where virtual
+/// hosts for all addresses do not take every port that httpd listens to. (A section can leave something unassigned only
+/// with `none`, which the pool `default` does not serve.)
+fn something_unassigned(main: ServerRec<'_>) -> bool {
+    let unassigned = |server: ServerRec<'_>| default_assignment(server).is_none();
+    if main.iter().filter(|server| server.is_virtual()).any(unassigned) {
+        return true;
+    }
+    unassigned(main) && !main.listens_to().into_iter().all(|port| main.iter().any(|server| server.takes_all_of(port)))
+}
+
 /// Whether the pool `default` is to serve what nothing is assigned to: frontends cannot, and the server config leaves
 /// something unassigned.
 fn default_serves(main: ServerRec<'_>) -> bool {
@@ -333,6 +344,7 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         chroot: conftree::find(&CHROOT_DIRECTIVES),
         // SAFETY: httpd's variable, written while the configuration is read, on this thread.
         core_dumps: unsafe { ffi::ap_coredumpdir_configured } != 0,
+        something_unassigned: something_unassigned(main),
     };
     let mut reading = config.reading.borrow_mut();
     let (uid, gid) = frontend_ids();
@@ -456,6 +468,11 @@ pub fn pool_env(command: &Command<'_>, name: &CStr, value: &CStr) -> Handled {
     with_builder(command, &name, |builder| builder.set_env(&name, value))
 }
 
+/// `PoolStrict`.
+pub fn pool_strict(command: &Command<'_>, on: bool) -> Handled {
+    with_builder(command, if on { "on" } else { "off" }, |builder| builder.set_strict(on))
+}
+
 /// `PoolModuleRole`.
 pub fn pool_module_role(command: &Command<'_>, module: &CStr, role: &CStr) -> Handled {
     let (module, role) = (lossy(module), lossy(role));
@@ -486,6 +503,9 @@ pub fn server_pool(command: &mut Command<'_>, args: &CStr) -> Handled {
     if let Some(at) = children.iter().position(foreign) {
         command.blame_child(at);
         let (child, args) = &children[at];
+        if !command::is_known(child) {
+            return Err(unknown(child).into());
+        }
         return Err(format!(
             "{child} {args}: cannot stand in <ServerPool {name}>, where only directives of the pool and its sub pools \
              can; move it out of the block"
@@ -533,10 +553,14 @@ fn only_if_loaded(command: &Command<'_>, owners: &[&CStr]) -> Result<bool, Strin
     if command.unknown_is_skipped() {
         return Ok(false);
     }
-    Err(format!(
-        "Invalid command '{}', perhaps misspelled or defined by a module not included in the server configuration",
-        command.name()
-    ))
+    Err(unknown(&command.name()))
+}
+
+fn unknown(directive: &str) -> String {
+    format!(
+        "Invalid command '{directive}', perhaps misspelled or defined by a module not included in the server \
+         configuration"
+    )
 }
 
 /// `SSLOptions`.

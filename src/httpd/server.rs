@@ -82,6 +82,35 @@ impl<'c> ServerRec<'c> {
         self.rec().is_virtual != 0
     }
 
+    /// Whether this virtual host takes every connection to that port that no other virtual host names (`*:port`, `*`).
+    pub fn takes_all_of(self, port: u16) -> bool {
+        let mut at = self.rec().addrs;
+        // SAFETY: null, or an entry of the server's list, which lives as long as the server.
+        while let Some(address) = unsafe { at.as_ref() } {
+            // SAFETY: null or a string of the configuration.
+            let any = matches!(unsafe { bytes(address.virthost) }, b"*" | b"_default_");
+            if any && (address.host_port == 0 || address.host_port == port) {
+                return true;
+            }
+            at = address.next;
+        }
+        false
+    }
+
+    /// The ports of all `Listen` lines that were read.
+    pub fn listens_to(self) -> Vec<u16> {
+        let mut ports = Vec::new();
+        // SAFETY: httpd's list of listeners, which changes only while the configuration is read, on this thread.
+        let mut at = unsafe { ffi::ap_listeners };
+        // SAFETY: null, or an entry of that list.
+        while let Some(listener) = unsafe { at.as_ref() } {
+            // SAFETY: null, or an address that lives as long as its listener.
+            ports.extend(unsafe { listener.bind_addr.as_ref() }.map(|address| address.port));
+            at = listener.next;
+        }
+        ports
+    }
+
     /// Arguments of httpd as it was started, `-k` left out (mpm_unix.c).
     pub fn process_argv(self) -> Vec<&'c [u8]> {
         // SAFETY: the process record lives as long as the process.

@@ -45,6 +45,8 @@ struct Block {
     user: Option<User>,
     group: Option<Group>,
     identity: Option<Identity>,
+    /// Why the pool's user or group cannot be had.
+    missing: Option<String>,
     max_processes: Option<u32>,
     min_spare: Option<u32>,
     idle_timeout: Option<Duration>,
@@ -68,6 +70,7 @@ pub struct PoolTreeBuilder {
     roles: Vec<(String, ModuleRole)>,
     unassigned: Option<usize>,
     default_borrows_user: bool,
+    strict: bool,
 }
 
 impl Default for PoolTreeBuilder {
@@ -80,6 +83,7 @@ impl Default for PoolTreeBuilder {
             roles: Vec::new(),
             unassigned: None,
             default_borrows_user: false,
+            strict: false,
         }
     }
 }
@@ -120,12 +124,20 @@ impl PoolTreeBuilder {
         };
         let block = &mut self.blocks[at];
         block.identity = match (&block.user, &block.group) {
+            _ if block.missing.is_some() => None,
             (None, None) => None,
             (None, Some(group)) => {
                 return Err(format!(
                     "PoolGroup {}: has no effect without PoolUser; add PoolUser to <ServerPool {}>",
                     group.text, block.name
                 ))
+            }
+            (Some(User { uid, gid: None, text, .. }), None) => {
+                block.missing = Some(format!(
+                    "PoolUser {text}: uid {uid} has no passwd entry that would name its group; create the user, or add \
+                     PoolGroup"
+                ));
+                None
             }
             (Some(user), group) => Some(identity(user, group.as_ref())?),
         };
@@ -150,23 +162,24 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
+    /// A user that cannot be found takes this one pool out of service, see [`PoolTreeBuilder::finish`].
     pub fn set_user(&mut self, text: &str, accounts: &dyn Accounts) -> Set {
         let said = |what: String| format!("PoolUser {text}: {what}");
         self.in_block("PoolUser", text)?;
-        let account = match values::numeric_id(text) {
+        let found = match values::numeric_id(text) {
             Some(uid) => {
                 let uid = uid.map_err(said)?;
-                let found = accounts.user_by_uid(uid).map_err(|e| unread(said, &e))?;
-                (uid, found)
+                accounts.user_by_uid(uid).map(|account| Some((uid, account)))
             }
-            None => {
-                let found = accounts.user_by_name(text).map_err(|e| unread(said, &e))?;
-                let found = found
-                    .ok_or_else(|| said("there is no such user; create it, or give a numeric id as #1234".into()))?;
-                (found.uid, Some(found))
-            }
+            None => accounts.user_by_name(text).map(|account| account.map(|account| (account.uid, Some(account)))),
         };
-        let (uid, account) = account;
+        let missing = match &found {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(said("there is no such user; create it, or give a numeric id as #1234".into())),
+            Err(e) => Some(unread(said, e)),
+        };
+        self.here().missing = missing;
+        let Ok(Some((uid, account))) = found else { return Ok(()) };
         if uid == 0 {
             return Err(said("uid 0 is refused, a pool never runs as root; name an unprivileged user".into()));
         }
@@ -184,10 +197,18 @@ impl PoolTreeBuilder {
         self.in_block("PoolGroup", text)?;
         let gid = match values::numeric_id(text) {
             Some(gid) => gid.map_err(said)?,
-            None => accounts
-                .group_by_name(text)
-                .map_err(|e| unread(said, &e))?
-                .ok_or_else(|| said("there is no such group; create it, or give a numeric id as #1234".into()))?,
+            None => match accounts.group_by_name(text) {
+                Ok(Some(gid)) => gid,
+                Ok(None) => {
+                    let what = "there is no such group; create it, or give a numeric id as #1234";
+                    self.here().missing = Some(said(what.into()));
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.here().missing = Some(unread(said, &e));
+                    return Ok(());
+                }
+            },
         };
         if gid == 0 {
             return Err(said("gid 0 is refused, it is root's group; name an unprivileged group".into()));
@@ -256,6 +277,19 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
+    /// `PoolStrict`.
+    pub fn set_strict(&mut self, on: bool) -> Set {
+        if let Some(pool) = self.open_pool() {
+            return Err(told(
+                "PoolStrict",
+                if on { "on" } else { "off" },
+                &format!("holds for every pool; move it out of <ServerPool {pool}>"),
+            ));
+        }
+        self.strict = on;
+        Ok(())
+    }
+
     /// `PoolModuleRole`; `module` is the module's own file name, `mod_x.c`.
     /// `fixed`: the role that the module has in any case.
     pub fn set_module_role(&mut self, module: &str, role: &str, fixed: Option<ModuleRole>) -> Set {
@@ -293,7 +327,7 @@ impl PoolTreeBuilder {
         };
         self.unassigned = serves_unassigned.then_some(at);
         let block = &mut self.blocks[at];
-        if block.identity.is_some() {
+        if block.identity.is_some() || block.missing.is_some() {
             return Ok(());
         }
         for (directive, id) in [("User", frontends.uid), ("Group", frontends.gid)] {
@@ -310,7 +344,8 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
-    /// The tree with defaults and inheritance worked in, and what can be said of it without looking around.
+    /// The tree with defaults and inheritance worked in, and what can be said of it without looking around. A pool whose
+    /// user or group is missing is out of service; with `PoolStrict on` that is an error.
     pub fn finish(&self) -> (PoolTree, Findings) {
         let mut findings = Findings::default();
         let mut has_sub_pools = vec![false; self.blocks.len()];
@@ -319,6 +354,16 @@ impl PoolTreeBuilder {
         }
         let mut pools: Vec<ServerPool> = Vec::with_capacity(self.blocks.len());
         for (block, groups) in self.blocks.iter().zip(has_sub_pools) {
+            if let Some(why) = &block.missing {
+                let pool = format!("<ServerPool {}> at {}", block.name, block.place);
+                if self.strict {
+                    findings.errors.push(format!("{why} ({pool}; PoolStrict on)"));
+                } else {
+                    findings.warnings.push(format!(
+                        "{why} ({pool}: it is out of service, its requests get 503 until httpd is reloaded after that)"
+                    ));
+                }
+            }
             let pool = match block.parent {
                 None => root_pool(block),
                 Some(parent) => {
@@ -355,9 +400,8 @@ fn identity(user: &User, group: Option<&Group>) -> Result<Identity, String> {
             return Err(format!("PoolUser {}: its primary group is gid 0, which is refused; add PoolGroup", user.text))
         }
         (None, Some(gid)) => gid,
-        (None, None) => {
-            return Err(format!("PoolUser {}: has no passwd entry that would name its group; add PoolGroup", user.text))
-        }
+        // The caller has looked.
+        (None, None) => return Err(format!("PoolUser {}: add PoolGroup", user.text)),
     };
     Ok(Identity { uid: user.uid, gid, user_name: user.name.clone() })
 }
@@ -372,6 +416,7 @@ fn root_pool(block: &Block) -> ServerPool {
         name: block.name.clone(),
         parent: None,
         user: None,
+        out_of_service: None,
         limits: Limits {
             max_processes: block.max_processes.unwrap_or(DEFAULT_ROOT_MAX_PROCESSES),
             min_spare: block.min_spare.unwrap_or(DEFAULT_MIN_SPARE),
@@ -412,6 +457,7 @@ fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Fin
         name: block.name.clone(),
         parent: block.parent,
         user: block.identity.clone(),
+        out_of_service: block.missing.clone(),
         limits: Limits {
             max_processes,
             min_spare: block.min_spare.unwrap_or(from.min_spare).min(max_processes),
@@ -430,7 +476,7 @@ fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Fin
 
 fn check_block(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Findings) {
     let Block { name, place, .. } = block;
-    if block.identity.is_none() && !groups {
+    if block.identity.is_none() && block.missing.is_none() && !groups {
         findings.warnings.push(format!(
             "<ServerPool {name}> at {place}: has neither PoolUser nor sub pools, so nothing can be assigned to it; add \
              PoolUser, or remove the block"

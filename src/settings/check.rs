@@ -34,6 +34,8 @@ pub struct Surroundings {
     pub chroot: Option<DirectiveAt>,
     /// `CoreDumpDirectory` is set.
     pub core_dumps: bool,
+    /// A request can come to a server to which neither a pool nor `none` is assigned.
+    pub something_unassigned: bool,
 }
 
 impl PoolTree {
@@ -83,7 +85,7 @@ impl PoolTree {
                 ));
             }
         }
-        if self.default_borrows_user {
+        if self.default_borrows_user && (around.something_unassigned || self.unassigned.is_none()) {
             findings.warnings.push(format!(
                 "<ServerPool default>: {} and runs as the frontends' own user (User, uid {}): a script could reach the \
                  frontends' files and sockets and disturb every connection; {root_first}give it a user of its own: \
@@ -117,7 +119,7 @@ impl PoolTree {
             )));
         };
         match self.get(index) {
-            Some(pool) if pool.user.is_none() => Err(said(format!(
+            Some(pool) if pool.user.is_none() && pool.out_of_service.is_none() => Err(said(format!(
                 "the pool has no PoolUser (a pool does not inherit its parent's); add PoolUser to <ServerPool {name}> \
                  at {}",
                 pool.defined_at

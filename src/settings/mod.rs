@@ -138,6 +138,8 @@ pub struct ServerPool {
     pub parent: Option<u32>,
     /// `None`: it only groups its sub pools.
     pub user: Option<Identity>,
+    /// Why no process of it can be had: its user or group is missing. It has no `user` then.
+    pub out_of_service: Option<String>,
     pub limits: Limits,
     /// The pool's environment, its parents' first; each name once.
     pub env: Vec<(String, String)>,

@@ -63,6 +63,7 @@ fn read(text: &str) -> Result<PoolTreeBuilder, String> {
             ["PoolQueueLimit", v] => builder.set_queue_limit(v),
             ["PoolEnv", name, v] => builder.set_env(name, v),
             ["PoolUmask", v] => builder.set_umask(v),
+            ["PoolStrict", v] => builder.set_strict(v == "on"),
             ["PoolModuleRole", module, role] => builder.set_module_role(module, role, None),
             _ => panic!("not a line of this test's language: {line}"),
         }?;
@@ -117,18 +118,13 @@ fn accepts() {
 #[test]
 fn refuses() {
     let table = [
-        ("PoolUser carol", "PoolUser carol: there is no such user; create it"),
-        ("PoolUser 1001", "PoolUser 1001: there is no such user; create it, or give a numeric id as #1234"),
         ("PoolUser root", "PoolUser root: uid 0 is refused"),
         ("PoolUser #0", "PoolUser #0: uid 0 is refused"),
         ("PoolUser #-1", "PoolUser #-1: not a numeric id; give #"),
         ("PoolUser #4294967295", "PoolUser #4294967295: not a numeric id; give #"),
         ("PoolUser #", "PoolUser #: not a numeric id; give #"),
-        ("PoolUser ldap", "PoolUser ldap: the system's user database cannot be read (no answer); repair it"),
         ("PoolUser ops", "PoolUser ops: its primary group is gid 0, which is refused; add PoolGroup"),
-        ("PoolUser #5000", "PoolUser #5000: has no passwd entry that would name its group; add PoolGroup"),
         ("PoolGroup www", "PoolGroup www: has no effect without PoolUser; add PoolUser"),
-        ("PoolGroup nope", "PoolGroup nope: there is no such group; create it"),
         ("PoolGroup root", "PoolGroup root: gid 0 is refused"),
         ("PoolGroup #0", "PoolGroup #0: gid 0 is refused"),
         ("PoolMaxProcesses 0", "PoolMaxProcesses 0: not a whole number from 1 to 32768; give"),
@@ -170,10 +166,51 @@ fn refuses() {
 }
 
 #[test]
+fn a_pool_without_its_user_or_group_is_out_of_service_alone() {
+    let table = [
+        ("PoolUser carol", "PoolUser carol: there is no such user; create it, or give a numeric id as #1234"),
+        ("PoolUser 1001", "PoolUser 1001: there is no such user; create it, or give a numeric id as #1234"),
+        ("PoolUser ldap", "PoolUser ldap: the system's user database cannot be read (no answer); repair it, or"),
+        ("PoolUser #5000", "PoolUser #5000: uid 5000 has no passwd entry that would name its group; create the user,"),
+        ("PoolUser alice\nPoolGroup nope", "PoolGroup nope: there is no such group; create it, or"),
+        ("PoolUser carol\nPoolGroup www", "PoolUser carol: there is no such user; create it, or"),
+    ];
+    for (lines, says) in table {
+        let text = format!("<ServerPool gone>\n{lines}\nPoolMinSpare 2\n</ServerPool>\n");
+        let text = text + "<ServerPool well>\nPoolUser bob\n</ServerPool>\n";
+        let (t, findings) = tree(&text);
+        assert_eq!(findings.errors, Vec::<String>::new(), "{lines}");
+        let [warning] = &findings.warnings[..] else { panic!("{:?}", findings.warnings) };
+        assert!(warning.starts_with(says) && warning.contains("out of service"), "{lines}: {warning}");
+        let gone = t.find("gone").and_then(|at| t.get(at)).expect("it is there");
+        assert!(gone.user.is_none() && gone.out_of_service.as_deref().is_some_and(|why| why.starts_with(says)));
+        assert_eq!(t.assignable("gone"), Ok(1), "a virtual host may name it");
+        let table = t.to_table(1, 33, Vec::new());
+        assert_eq!((table.pools[1].uid, table.pools[1].min_spare, table.pools[2].uid), (None, 0, Some(1002)));
+        for strict in [format!("PoolStrict on\n{text}"), format!("{text}PoolStrict on\n")] {
+            let (_, findings) = tree(&strict);
+            let [error] = &findings.errors[..] else { panic!("{:?}", findings.errors) };
+            assert!(error.starts_with(says) && error.contains("PoolStrict on"), "{lines}: {error}");
+        }
+    }
+    let (t, findings) = tree("<ServerPool p>\nPoolUser carol\nPoolUser alice\n</ServerPool>\n");
+    assert_eq!(
+        (findings, t.find("p").and_then(|at| t.get(at)?.user.clone()).map(|user| user.uid)),
+        (Findings::default(), Some(1001)),
+        "the last line counts"
+    );
+    let mut gone = read("<ServerPool default>\nPoolUser carol\n</ServerPool>").expect("accepted");
+    gone.complete_default(true, Identity { uid: 33, gid: 33, user_name: None }).expect("accepted");
+    let (t, _) = gone.finish();
+    assert_eq!(t.unassigned().and_then(|at| t.get(at)?.user.clone()), None, "it does not take the frontends' user");
+}
+
+#[test]
 fn refuses_what_stands_in_the_wrong_place() {
     let table = [
         ("PoolUser alice", "PoolUser alice: belongs to one pool; write it in a <ServerPool> block"),
         ("PoolGroup www", "PoolGroup www: belongs to one pool; write it in a <ServerPool> block"),
+        ("<ServerPool p>\nPoolStrict on", "PoolStrict on: holds for every pool; move it out of <ServerPool p>"),
         ("</ServerPool>", "</ServerPool>: no block is open; remove it"),
         ("PoolModuleRole mod_x.c nowhere", "PoolModuleRole mod_x.c nowhere: not a role; give frontend, worker or both"),
     ];
@@ -316,7 +353,7 @@ const TWO_POOLS: &str = "<ServerPool p>
 
 /// Frontends as uid 33, and nothing unusual.
 fn around(unprivileged: Option<(u32, u32)>) -> Surroundings {
-    Surroundings { unprivileged, frontend_uid: 33, chroot: None, core_dumps: false }
+    Surroundings { unprivileged, frontend_uid: 33, chroot: None, core_dumps: false, something_unassigned: true }
 }
 
 #[test]
@@ -480,7 +517,7 @@ fn ssl_requirements_add_up() {
 #[test]
 fn the_pool_default_is_made_or_found() {
     let www = Identity { uid: 33, gid: 33, user_name: Some("www-data".into()) };
-    let around = Surroundings { unprivileged: None, frontend_uid: 33, chroot: None, core_dumps: false };
+    let around = around(None);
     let completed = |text: &str, serves: bool| {
         let mut builder = read(text).expect("this configuration is accepted");
         builder.complete_default(serves, www.clone()).expect("an unprivileged user");

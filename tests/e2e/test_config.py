@@ -231,20 +231,39 @@ def test_nested_blocks_and_macros(conf):
     assert accepted(conf, text, modules=["macro"]) == ""
 
 
+@pytest.mark.parametrize("line, says", [
+    ("PoolUser nobody-of-that-name", "PoolUser nobody-of-that-name: there is no such user; create it"),
+    ("PoolUser 2001", "PoolUser 2001: there is no such user; create it, or give a numeric id as #1234"),
+    ("PoolUser #3999999999", "PoolUser #3999999999: uid 3999999999 has no passwd entry"),
+    ("PoolUser #2001\nPoolGroup no-such-group", "PoolGroup no-such-group: there is no such group; create it"),
+])
+def test_a_missing_user_or_group_is_warned_of_or_with_poolstrict_an_error(conf, line, says):
+    text = f"<ServerPool p>\n{line}\n</ServerPool>\n<VirtualHost *:80>\nAssignServerPool p\n</VirtualHost>\n"
+    for strict in ("", "PoolStrict off\n"):
+        said = accepted(conf, text + strict)
+        assert says in said and "out of service" in said
+    said = conf(text + "PoolStrict on\n").test()
+    assert said.returncode != 0 and says in said.stderr and "PoolStrict on" in said.stderr
+
+
+def test_a_misspelt_directive_in_a_pool_is_unknown(conf):
+    made = conf("<ServerPool p>\nPoolUser #2001\nPoolGroup #2001\nPoolMaxProceses 3\n</ServerPool>\n")
+    said = made.test()
+    assert said.returncode != 0
+    assert "Invalid command 'PoolMaxProceses', perhaps misspelled or defined by a module not included" in said.stderr
+    assert f"line {made.line_of('PoolMaxProceses')} of" in said.stderr, said.stderr
+
+
 # --- refused: each names directive, value and remedy ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "line, value, remedy",
     [
-        ("PoolUser nobody-of-that-name", "nobody-of-that-name: there is no such user", "create it"),
-        ("PoolUser 2001", "2001: there is no such user", "#1234"),
         ("PoolUser root", "root: uid 0 is refused", "name an unprivileged user"),
         ("PoolUser #0", "#0: uid 0 is refused", "name an unprivileged user"),
         ("PoolUser #-1", "#-1: not a numeric id", "give #"),
         ("PoolUser #4294967296", "#4294967296: not a numeric id", "give #"),
-        ("PoolUser #3999999999", "#3999999999: has no passwd entry", "add PoolGroup"),
-        ("PoolGroup no-such-group", "no-such-group: there is no such group", "create it"),
         ("PoolGroup root", "root: gid 0 is refused", "name an unprivileged group"),
         ("PoolGroup #0", "#0: gid 0 is refused", "name an unprivileged group"),
         ("PoolGroup #2001", "#2001: has no effect without PoolUser", "add PoolUser"),

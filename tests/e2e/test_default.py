@@ -219,3 +219,24 @@ def test_a_default_that_would_be_root_is_refused(conf):
     said = conf("Group #0\n", modules=["php"]).test()
     assert said.returncode != 0
     assert "Group #0: the pool default" in said.stderr and "declare <ServerPool default> with PoolUser" in said.stderr
+
+
+def test_nobody_warns_of_a_pool_that_no_request_can_reach(conf):  # noqa: F811
+    pool = f"<ServerPool alice>\nPoolUser #{ALICE}\nPoolGroup #{ALICE}\n</ServerPool>\n"
+    host = "<VirtualHost {}>\nServerName {}.test\n{}\n</VirtualHost>\n"
+    assigned = "AssignServerPool alice"
+    php = f"LoadModule php_module {sorted(MODULE_DIR.glob('libphp*.so'))[0]}\n"
+
+    def warns(*hosts):
+        made = conf(php + pool + "".join(host.format(*h) for h in hosts))
+        made.file.write_text(made.file.read_text().replace("@PORT@", str(made.port)))
+        said = made.test()
+        assert said.returncode == 0, said.stderr
+        return "<ServerPool default>: serves" in said.stderr
+
+    assert not warns(("*:@PORT@", "a", assigned), ("*:@PORT@", "b", "AssignServerPool none"))
+    assert not warns(("*", "a", assigned))
+    assert not warns(("_default_:*", "a", assigned))
+    assert warns(("*:@PORT@", "a", assigned), ("*:@PORT@", "b", ""))
+    assert warns(("127.0.0.2:@PORT@", "a", assigned)), "the main server is left for other addresses"
+    assert warns(("*:1", "a", assigned)), "and for other ports"

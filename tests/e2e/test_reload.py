@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness import (ALICE, BOB, CAROL, Broken, Later, Site, descendants, eventually, fds_of, in_threads, module_so,
+from harness import (ALICE, BOB, CAROL, H2, Broken, Later, Site, descendants, eventually, fds_of, in_threads, module_so,
                      read_process)
 from pages import at_once, usual_pages
 
@@ -533,3 +533,27 @@ def test_naming_another_module_file_and_reloading_goes_on_serving(httpd):
         for name in ("alice", "bob"):
             eventually(lambda: server.get("/who.php", name).status == 200, 8)
     assert "Syntax error" not in server.error_log() + server.log("console.log")
+
+
+def test_a_customer_who_is_gone_stops_nobody(httpd):
+    """His user was deleted: start and reload work, his site says so, the others serve. Once he is back, a reload helps."""
+    gone = Site("alice", ALICE, declared=False)
+    block = "<ServerPool alice>\n{}\nPoolMinSpare 1\n</ServerPool>\n"
+    sites = [gone, Site("bob", BOB)]
+    server = httpd(sites=sites, conf="@GONE@", define={"GONE": block.format("PoolUser gone-customer")})
+    for site in sites:
+        site.write("who.php", "<?php echo posix_geteuid();")
+    server.start()
+    for round in (1, 2):
+        with H2(server, tls=True) as c:
+            answers = [server.get("/who.php", "alice"), server.get("/", "alice"), c.get("/who.php")]
+        for answer in answers:
+            assert answer.status == 503 and answer.get("Retry-After") == "300"
+        assert server.get("/who.php", "bob").text == str(BOB)
+        said = r"POOL140: .*pool alice.*503: the pool is out of service: PoolUser gone-customer: there is no such user"
+        eventually(lambda: server.count_log(said) == 3 * round)
+        assert server.count_log(r"its processes fail to start") == 0
+        server.graceful()
+    server.define["GONE"] = block.format(f"PoolUser #{ALICE}\nPoolGroup #{ALICE}")
+    server.graceful()
+    eventually(lambda: server.get("/who.php", "alice").text == str(ALICE))
