@@ -1,13 +1,16 @@
 //! The frontend's channel to the controller, and the helper thread that listens on it.
 //!
 //! Runs in: frontend; any thread sends, the helper thread receives.  Trusts: the controller.
-//! Owns: the channel.  Never: blocks a request thread for long.
+//! Owns: the channel, and what the controller has not taken yet.  Never: waits for the controller on a request's thread.
 
 use crate::sys::socket::{self, Blocking, Received};
+use crate::sys::wait;
 use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, CONTROL_VERSION};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How often the helper thread looks after idle leases.
@@ -26,13 +29,31 @@ pub struct Channel {
     connector: OwnedFd,
     identity: Identity,
     current: RwLock<Option<Arc<OwnedFd>>>,
+    /// Messages that the channel did not take, in their order. While there are some, every other one goes behind them.
+    outgoing: Mutex<VecDeque<Outgoing>>,
+    /// There are some. Changes under that lock; read without, as there are none nearly always.
+    is_behind: AtomicBool,
     /// Held while a new channel is made. Messages need no such order: each stands for itself.
     connecting: Mutex<()>,
 }
 
+/// A message that the helper thread sends when the controller reads again.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    fd: Option<OwnedFd>,
+}
+
 impl Channel {
     pub fn new(connector: OwnedFd, identity: Identity) -> Self {
-        Self { connector, identity, current: RwLock::new(None), connecting: Mutex::new(()) }
+        Self {
+            connector,
+            identity,
+            current: RwLock::new(None),
+            outgoing: Mutex::default(),
+            is_behind: AtomicBool::new(false),
+            connecting: Mutex::new(()),
+        }
     }
 
     /// Says hello to the controller.
@@ -40,7 +61,6 @@ impl Channel {
         let _one = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
         let (ours, theirs) = socket::seqpacket_pair()?;
         socket::receive_timeout(ours.as_fd(), TICK)?;
-        socket::send_timeout(ours.as_fd(), Duration::from_secs(5))?;
         let hello = Hello {
             version: CONTROL_VERSION,
             build_id: self.identity.build_id,
@@ -60,9 +80,17 @@ impl Channel {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Forgets a channel whose controller is gone.
-    pub fn disconnect(&self) {
+    /// Forgets a channel whose controller is gone. Returns the sockets that it did not take: what a worker has sent may lie
+    /// in them.
+    pub fn disconnect(&self) -> Vec<OwnedFd> {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut outgoing = self.outgoing();
+        self.is_behind.store(false, Ordering::Relaxed);
+        outgoing.drain(..).filter_map(|message| message.fd).collect()
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a message; false when there is no controller now.
@@ -90,14 +118,52 @@ impl Channel {
 
     fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
         let Some(channel) = self.current() else { return false };
-        // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
-        socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes).is_ok()
+        let bytes = message.encode();
+        if !self.is_behind.load(Ordering::Relaxed) {
+            match socket::send(channel.as_fd(), &bytes, fds, Blocking::No) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
+                sent => return sent.is_ok(),
+            }
+        }
+        let Ok(fd) = fds.first().map(|fd| fd.try_clone_to_owned()).transpose() else { return false };
+        let mut outgoing = self.outgoing();
+        self.is_behind.store(true, Ordering::Relaxed);
+        outgoing.push_back(Outgoing { bytes, fd });
+        true
+    }
+
+    /// Helper thread: sends what waits, as far as the channel takes it; says whether that was all.
+    fn flush(&self, channel: &OwnedFd) -> bool {
+        loop {
+            let mut outgoing = self.outgoing();
+            let Some(first) = outgoing.front() else {
+                self.is_behind.store(false, Ordering::Relaxed);
+                return true;
+            };
+            let fds: Vec<BorrowedFd<'_>> = first.fd.iter().map(AsFd::as_fd).collect();
+            match socket::send(channel.as_fd(), &first.bytes, &fds, Blocking::No) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+                // The next look at the channel finds its end.
+                Err(_) => return true,
+                Ok(()) => {}
+            }
+            drop(fds);
+            // The message has a copy of the descriptor: to close this one frees nothing.
+            outgoing.pop_front();
+        }
     }
 
     /// Helper thread: the next message. `None` after a tick without one.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<Option<Received>> {
         let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
-        match socket::receive(channel.as_fd(), buf, Blocking::Yes) {
+        let blocking = if !self.is_behind.load(Ordering::Relaxed) || self.flush(&channel) {
+            Blocking::Yes
+        } else {
+            wait::readable_or_writable(channel.as_fd(), true, None, TICK)?;
+            Blocking::No
+        };
+        match socket::receive(channel.as_fd(), buf, blocking) {
             Ok(received) if received.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) => Ok(Some(received)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),

@@ -16,10 +16,10 @@ use crate::wire::control::{
     Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
 };
 use crate::wire::frame::Exchange;
-use queue::{Answer, Waiter};
+use queue::{Answer, Turn, Waiter};
 pub use queue::{Unserved, Waiting};
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -80,7 +80,11 @@ struct PoolDesk {
     out: HashMap<(u32, LeaseId), Out>,
     turns: Turns,
     /// Requests without a lease, the oldest first.
-    waiting: VecDeque<Arc<Waiter>>,
+    waiting: BTreeMap<Turn, Arc<Waiter>>,
+    /// Those of them for which no Want was sent yet.
+    unasked: BTreeMap<Turn, Arc<Waiter>>,
+    /// Requests that have waited so far.
+    numbers: u64,
 }
 
 /// A lease that a request has.
@@ -99,10 +103,17 @@ impl PoolDesk {
     /// A request that came then waits from now on, behind all that came before.
     fn enqueue(&mut self, pool: u32, arrived: Arrival, now: Micros) -> Arc<Waiter> {
         let asks_at = self.turns.asks_at(arrived, self.out.values().map(|out| out.since).max(), now);
-        let waiter = Waiter::new(pool, arrived, asks_at);
-        let at = self.waiting.iter().rposition(|other| other.arrived <= arrived).map_or(0, |at| at + 1);
-        self.waiting.insert(at, Arc::clone(&waiter));
+        self.numbers += 1;
+        let waiter = Waiter::new(pool, Turn { arrived, number: self.numbers }, asks_at);
+        self.waiting.insert(waiter.turn, Arc::clone(&waiter));
+        self.unasked.insert(waiter.turn, Arc::clone(&waiter));
         waiter
+    }
+
+    /// It waits no more.
+    fn dequeue(&mut self, waiter: &Waiter) {
+        self.waiting.remove(&waiter.turn);
+        self.unasked.remove(&waiter.turn);
     }
 
     /// The controller's word on who waits. Gives out what is not to stay here.
@@ -206,7 +217,8 @@ impl Desk {
         loop {
             let now = clock::micros();
             let Some(mut desk) = self.pool(pool) else {
-                return Err(Waiting::new(self, Waiter::new(pool, arrived, now), patience));
+                let waiter = Waiter::new(pool, Turn { arrived, number: 0 }, now);
+                return Err(Waiting::new(self, waiter, patience));
             };
             let Some(lease) = desk.take_idle(thread::processor()) else {
                 // Under the same lock: a lease that comes back from now on finds the waiter.
@@ -271,14 +283,14 @@ impl Desk {
             }
         }
         let mut leased = Leased { lease, cold: false, granted: false };
-        while let Some(waiter) = pool.waiting.front().cloned() {
-            if !pool.turns.is_next(waiter.arrived) {
+        while let Some(waiter) = pool.waiting.first_key_value().map(|(_, waiter)| Arc::clone(waiter)) {
+            if !pool.turns.is_next(waiter.turn.arrived) {
                 drop(pool);
                 // It may have counted on this lease.
                 self.send_wants(&waiter);
                 return self.give_back(&leased.lease);
             }
-            pool.waiting.pop_front();
+            pool.dequeue(&waiter);
             pool.give_out(&leased.lease, now);
             match waiter.answer(Answer::Granted(leased)) {
                 Err(Answer::Granted(back)) => leased = back,
@@ -300,22 +312,23 @@ impl Desk {
 
     /// Sends the Want of a request, and before it those of all requests of this process that came earlier.
     fn send_wants(&self, last: &Arc<Waiter>) {
-        let Some(pool) = self.pool(last.pool) else { return };
+        let Some(mut pool) = self.pool(last.pool) else { return };
         let mut new = Vec::new();
-        // Under this lock all of them wait still: who goes finds its Want, and withdraws it.
-        for waiter in pool.waiting.iter().take_while(|waiter| waiter.arrived <= last.arrived) {
+        // Under this lock all of them wait still. One that gives up later finds its Want, and withdraws it.
+        while let Some(entry) = pool.unasked.first_entry().filter(|entry| *entry.key() <= last.turn) {
+            let waiter = entry.remove();
             let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed));
             if waiter.want.set(want).is_ok() {
-                lock(&self.wants).insert(want, Arc::clone(waiter));
-                new.push((want, waiter.arrived));
+                lock(&self.wants).insert(want, Arc::clone(&waiter));
+                new.push((want, waiter));
             }
         }
         drop(pool);
-        for (want, arrived) in new {
+        for (want, waiter) in new {
             // Not sent: the helper thread sends every open Want again when it has a controller.
-            self.channel.send(&FrontendMessage::Want { want, pool: last.pool, arrived });
-            // Withdrawn meanwhile: that Cancel may have been sent before it, and would find nothing.
-            if !lock(&self.wants).contains_key(&want) {
+            self.channel.send(&FrontendMessage::Want { want, pool: last.pool, arrived: waiter.turn.arrived });
+            // Its Cancel may have been sent before its Want, and would find nothing.
+            if waiter.is_withdrawn() {
                 self.channel.send(&FrontendMessage::Cancel { want });
             }
         }
@@ -375,7 +388,7 @@ impl Desk {
         let socket = Arc::new(socket);
         let era = self.era.load(Ordering::Relaxed);
         let now = clock::micros();
-        let waiter = lock(&self.wants).get(&want).cloned();
+        let waiter = lock(&self.wants).remove(&want);
         // Each lending counts from another number, so that frames of an earlier one are recognised.
         let exchange = Exchange(lend.0.wrapping_shl(16) | 1);
         let lease = Lease {
@@ -403,7 +416,7 @@ impl Desk {
     }
 
     fn refuse(&self, want: WantId, why: NoLease) {
-        let waiter = lock(&self.wants).get(&want).cloned();
+        let waiter = lock(&self.wants).remove(&want);
         if let Some(waiter) = waiter {
             // One that waits no more does not need it.
             if waiter.answer(Answer::Refused(why)).is_ok() {
@@ -500,7 +513,7 @@ impl Desk {
 
     /// There is a controller again: every Want that has no answer is sent to it.
     pub fn want_again(&self) {
-        let mut open: Vec<_> = lock(&self.wants).iter().map(|(id, w)| (w.arrived, *id, w.pool)).collect();
+        let mut open: Vec<_> = lock(&self.wants).iter().map(|(id, w)| (w.turn.arrived, *id, w.pool)).collect();
         open.sort_unstable_by_key(|(arrived, ..)| *arrived);
         for (arrived, want, pool) in open {
             self.channel.send(&FrontendMessage::Want { want, pool, arrived });

@@ -65,6 +65,9 @@ struct PoolFacts {
     parked: AtomicU32,
 }
 
+/// For the closer: the root pool has no processes, so descriptors of several pools may be closed in its name.
+const OF_ANY_POOL: u32 = 0;
+
 static FRONTEND: OnceCell<Frontend> = OnceCell::new();
 
 /// What [`start`] needs.
@@ -164,7 +167,8 @@ impl Frontend {
 
     /// The controller has died; httpd's parent starts another one, which listens at the same place.
     fn reconnect(&self) {
-        self.desk.channel.disconnect();
+        let unsent = self.desk.channel.disconnect();
+        closer::discard(OF_ANY_POOL, unsent);
         let in_flight = self.desk.controller_lost();
         let name = |pool: u32| usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map(|p| p.name.clone());
         let in_flight = in_flight.into_iter().filter_map(|(pid, p)| Some(InFlight { pid, pool: name(p)? })).collect();

@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -728,3 +729,40 @@ def test_mod_status_counts_the_time_that_a_request_was_parked(httpd):
     assert 8000 <= total() - before < 14000
     rows = [re.sub("<[^>]*>", " ", row).split() for row in re.findall("<tr><td><b>.*?</tr>", status(), re.S)]
     assert rows and all(0 <= int(of_all) < 16000 for _, _, _, _, _, _, _, of_all, *_ in rows), rows
+
+
+def test_a_controller_that_does_not_read_holds_no_thread(httpd):
+    """500 requests ask it for workers, more messages than its socket takes; who needs nothing of it is served."""
+    server = make(httpd, "PoolQueueLimit 1000")
+    assert server.get("/who.php", "bob").status == 200  # its worker stays here for a second
+    controller = server.processes("controller")[0].pid
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        with Crowd(server, 500, "/who.php") as crowd:
+            time.sleep(0.3)
+            for _ in range(5):
+                start = time.monotonic()
+                assert server.get("/text.txt", "plain").text == "text"
+                assert time.monotonic() - start < 2
+            os.kill(controller, signal.SIGCONT)
+            for s in crowd.clients:
+                assert s.recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        os.kill(controller, signal.SIGCONT)
+
+
+def test_an_answered_want_is_not_cancelled(httpd):
+    """What a request says to the controller from its cold pool: that it wants a worker."""
+    server = make(httpd, "PoolIdleTimeout 60s")
+    frontend = server.processes("frontend")[0].pid
+    for request in range(2):
+        trace = server.root / f"trace{request}"
+        with subprocess.Popen(["strace", "-f", "-qq", "-e", "trace=sendmsg", "-xx", "-s", "8", "-o", str(trace), "-p", str(frontend)],
+                              stderr=subprocess.PIPE) as strace:
+            eventually(lambda: read_process(frontend).status["TracerPid"] != "0")
+            assert server.get("/who.php", "alice" if request == 0 else "bob").status == 200
+            time.sleep(1.5)
+            strace.send_signal(signal.SIGINT)
+        # The first byte says what a message of the frontend is: Want 1, Cancel 2, Return 3.
+        said = re.findall(r'iov_base="\\x0([1-9])\\x00', trace.read_text())
+        assert "1" in said and "2" not in said, trace.read_text()

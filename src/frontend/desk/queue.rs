@@ -9,6 +9,7 @@ use crate::policy::turns::Micros;
 use crate::sys::clock;
 use crate::wire::control::{Arrival, FrontendMessage, Refusal, Returned, WantId};
 use once_cell::sync::OnceCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,14 +37,23 @@ pub(super) enum Answer {
     Withdrawn,
 }
 
+/// Whose turn comes first: who came first, and of those who came at the same time who got here first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn {
+    pub arrived: Arrival,
+    pub number: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub pool: u32,
-    pub arrived: Arrival,
+    pub turn: Turn,
     /// When its Want is sent, if no lease has come free here by then.
     asks_at: Micros,
     /// Its Want, once that is sent.
     pub want: OnceCell<WantId>,
+    /// It has withdrawn its Want before that was answered.
+    withdrawn: AtomicBool,
     answer: Mutex<Answer>,
     answered: Condvar,
     /// Its request is parked.
@@ -51,12 +61,13 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    pub fn new(pool: u32, arrived: Arrival, asks_at: Micros) -> Arc<Self> {
+    pub fn new(pool: u32, turn: Turn, asks_at: Micros) -> Arc<Self> {
         Arc::new(Self {
             pool,
-            arrived,
+            turn,
             asks_at,
             want: OnceCell::new(),
+            withdrawn: AtomicBool::new(false),
             answer: Mutex::new(Answer::Open),
             answered: Condvar::new(),
             ticket: OnceCell::new(),
@@ -72,6 +83,10 @@ impl Waiter {
         *answer = with;
         self.answered.notify_one();
         Ok(())
+    }
+
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Acquire)
     }
 
     /// It has its answer: its request goes on, if it is parked. Not under a lock of the desk's.
@@ -172,11 +187,13 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let answer = std::mem::replace(&mut *lock(&self.waiter.answer), Answer::Withdrawn);
         if let Some(mut pool) = self.desk.pool(self.waiter.pool) {
-            pool.waiting.retain(|other| !Arc::ptr_eq(other, &self.waiter));
+            pool.dequeue(&self.waiter);
         }
         if let Some(want) = self.waiter.want.get() {
             // Still there: the controller has not answered it.
-            if lock(&self.desk.wants).remove(want).is_some() {
+            let open = lock(&self.desk.wants).remove(want).is_some();
+            if open {
+                self.waiter.withdrawn.store(true, Ordering::Release);
                 self.desk.channel.send(&FrontendMessage::Cancel { want: *want });
             }
         }
