@@ -29,6 +29,7 @@ def server(shared_httpd):
             SetHandler reflector
         </Location>
         LogLevel log_debug:info
+        ErrorLogFormat "[%{u}t] [%-m:%l] [pid %P:tid %{g}T] %7F: %E: [client\\ %a] [%w] %M"
         <Location /text.txt>
             LogMessage "served %{REQUEST_URI}"
         </Location>
@@ -120,7 +121,7 @@ def test_broken_chunks_of_a_script_are_seen_to_be_broken(server, script):
 @pytest.mark.pool_only
 def test_what_a_logger_logs_is_the_requests_own_line(server):
     """Modules that work in a pool log at the end of a request, too: mod_log_debug, ModSecurity's phase 5."""
-    line = r"\[log_debug:info\] .*\[client 127\.0\.0\.1:\d+\] served /text\.txt$"
+    line = r"\[log_debug:info\] .*\[client 127\.0\.0\.1:\d+\] \[pool alice pid \d+\] served /text\.txt"
     before = server.count_log(line)
     for n in range(3):
         assert server.get("/text.txt").status == 200
