@@ -22,9 +22,10 @@ void pool_shim_log_startup(int level, apr_status_t status, const char *text)
     ap_log_error(APLOG_MARK, level | APLOG_STARTUP, status, NULL, "%s", text);
 }
 
-void pool_shim_log_request_as(int module_index, int level, const request_rec *r, const char *text)
+void pool_shim_log_request_as(const char *file, int line, int module_index, int level, apr_status_t status,
+                              const request_rec *r, const char *text)
 {
-    ap_log_rerror_(NULL, 0, module_index, level, 0, r, "%s", text);
+    ap_log_rerror_(file, line, module_index, level, status, r, "%s", text);
 }
 
 void pool_shim_log_server_as(int module_index, int level, const server_rec *s, const char *text)

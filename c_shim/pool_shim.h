@@ -20,7 +20,8 @@ void pool_shim_log_server(int level, apr_status_t status, const server_rec *s, c
 void pool_shim_log_request(int level, apr_status_t status, const request_rec *r, const char *text);
 void pool_shim_log_startup(int level, apr_status_t status, const char *text);
 /* As the named module would: what counts is that module's LogLevel. */
-void pool_shim_log_request_as(int module_index, int level, const request_rec *r, const char *text);
+void pool_shim_log_request_as(const char *file, int line, int module_index, int level, apr_status_t status,
+                              const request_rec *r, const char *text);
 void pool_shim_log_server_as(int module_index, int level, const server_rec *s, const char *text);
 int pool_shim_request_loglevel(const request_rec *r);
 

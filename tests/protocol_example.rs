@@ -93,7 +93,7 @@ fn the_response_of_the_example_is_what_the_encoder_makes() {
 
 #[test]
 fn each_limit_in_the_document_has_the_value_of_its_constant() {
-    let constants: [(&str, u64); 35] = [
+    let constants: [(&str, u64); 36] = [
         ("FLAG_MORE", frame::FLAG_MORE.into()),
         ("FLAG_FLUSH", frame::FLAG_FLUSH.into()),
         ("FLAG_LAST", frame::FLAG_LAST.into()),
@@ -112,6 +112,7 @@ fn each_limit_in_the_document_has_the_value_of_its_constant() {
         ("MAX_RESPONSE_HEAD", frame::MAX_RESPONSE_HEAD as u64),
         ("MAX_INTERIM", frame::MAX_INTERIM.into()),
         ("MAX_LOG_TEXT", frame::MAX_LOG_TEXT as u64),
+        ("MAX_LOG_SOURCE", frame::MAX_LOG_SOURCE as u64),
         ("MAX_FIELDS", response::MAX_FIELDS as u64),
         ("MAX_META_PAIRS", response::MAX_META_PAIRS as u64),
         ("MAX_FDS", MAX_FDS as u64),

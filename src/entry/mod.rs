@@ -8,12 +8,13 @@ mod mpm_hooks;
 mod seed_hooks;
 pub mod worker_hooks;
 
+use crate::apr::{pool::bytes, AprPool};
 use crate::controller::{self, ControllerStart};
 use crate::ffi::{
     self,
     guard::{guard, guard_or_abort},
 };
-use crate::httpd::{config, image, mpm, ServerRec};
+use crate::httpd::{config, errorlog, image, log, mpm, ServerRec};
 use crate::sys::{fork, launch};
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
@@ -58,13 +59,15 @@ fn own_image() -> Image {
     }
 }
 
-unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
+unsafe extern "C" fn register_hooks(pconf: *mut ffi::apr_pool_t) {
     let middle = ffi::APR_HOOK_MIDDLE as c_int;
     guard_or_abort(|| {
         let image = own_image();
         if image == Image::Controller {
             control();
         }
+        // SAFETY: httpd passes the pool of the configuration that it is about to read; the function stays mapped (nodelete).
+        unsafe { errorlog::register_item(AprPool::from_raw(pconf), errorlog_item) };
         // SAFETY: httpd is single-threaded while it loads modules; the hook stays mapped (nodelete).
         unsafe { ffi::ap_hook_check_config(Some(check_config), ptr::null(), ptr::null(), middle) };
         if mpm::adopt() {
@@ -75,6 +78,21 @@ unsafe extern "C" fn register_hooks(_pconf: *mut ffi::apr_pool_t) {
             Image::Server | Image::Controller => frontend_hooks::register(),
         }
     });
+}
+
+/// The item of `ErrorLogFormat`.
+unsafe extern "C" fn errorlog_item(
+    _info: *const ffi::ap_errorlog_info,
+    argument: *const c_char,
+    buf: *mut c_char,
+    len: c_int,
+) -> c_int {
+    guard(0, || {
+        // SAFETY: null or a string of the configuration.
+        let item = errorlog::item_text(unsafe { bytes(argument) });
+        // SAFETY: httpd passes a buffer of this length.
+        item.map_or(0, |item| unsafe { errorlog::put_item(&item, buf, len) })
+    })
 }
 
 /// This image is the controller: httpd has loaded this one module, and gets no further.
@@ -128,8 +146,12 @@ unsafe extern "C" fn check_config(
     _ptemp: *mut ffi::apr_pool_t,
     main: *mut ffi::server_rec,
 ) -> c_int {
-    // SAFETY: httpd calls the hook with its main server.
-    let checked = guard(false, || config::check_config(unsafe { ServerRec::from_raw(main) }));
+    let checked = guard(false, || {
+        // SAFETY: httpd calls the hook with its main server.
+        let main = unsafe { ServerRec::from_raw(main) };
+        let items = errorlog::check_items(main).map_err(|what| log::startup(log::Level::Emerg, what));
+        config::check_config(main) && items.is_ok()
+    });
     if checked {
         ffi::HOOK_OK
     } else {

@@ -6,6 +6,7 @@
 //! An error log may be a pipe to a slow program, or a file on a slow file system: who writes to it waits.
 
 use super::{Frontend, FRONTEND};
+use crate::httpd::errorlog::{self, Writer};
 use crate::httpd::{hooks, log};
 use crate::sys::thread;
 use crate::wire::plain_log::PlainLine;
@@ -82,15 +83,17 @@ impl Frontend {
     fn write_error_lines(&self, pool: u32) {
         let name = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
         let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+        // Such a line has no client of its own: with nothing in front of it, `[client 192.0.2.1:1] user x: password mismatch`
+        // would be what httpd writes about that client.
+        let is_named = errorlog::format_names_pool(server);
         while let Some((line, dropped)) = self.errors.next(pool) {
-            let front = format!("[pool {name} pid {}] ", line.pid);
-            match PlainLine::decode(&line.text) {
-                Some(line) => {
-                    let module = hooks::module_index_of(line.module);
-                    log::server_as(module, line.level, server, [front.as_bytes(), line.text].concat());
-                }
-                None => log::server(log::Level::Error, server, [front.as_bytes(), &line.text].concat()),
-            }
+            let writer = Writer { pool: name, pid: line.pid };
+            let front = if is_named { "stderr: ".into() } else { format!("[pool {name} pid {}] ", line.pid) };
+            let (module, level, text) = match PlainLine::decode(&line.text) {
+                Some(told) => (hooks::module_index_of(told.module), told.level, told.text),
+                None => (hooks::module_index(c"mod_pool.c"), log::Level::Error as u8, line.text.as_slice()),
+            };
+            log::server_as(&writer, server, module, level, [front.as_bytes(), text].concat());
             if dropped > 0 {
                 let told = format!("[pool {name}] {dropped} lines dropped: the log is written too slowly");
                 log::server(log::Level::Error, server, told);

@@ -9,7 +9,7 @@
 use super::codec::{Malformed, Put, Reader};
 
 /// Version of the data protocol; the first byte of every request.
-pub const DATA_VERSION: u8 = 2;
+pub const DATA_VERSION: u8 = 3;
 /// Bytes of a frame's head: kind, flags, two bytes of zero, exchange, length.
 pub const FRAME_HEAD_LEN: usize = 12;
 /// No message is larger, in bytes; a larger one is a violation. It fits the kernel's default socket buffer (212,992
@@ -26,6 +26,8 @@ pub const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 pub const MAX_INTERIM: u32 = 32;
 /// Most bytes of one log text.
 pub const MAX_LOG_TEXT: usize = 8 * 1024;
+/// Most bytes of the name of a source file that a log line comes from.
+pub const MAX_LOG_SOURCE: usize = 128;
 
 /// What a frame is. Numbers below 16 go to the worker, the others to the frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 //! Never: does I/O, panics on any input.
 
 use super::codec::{Malformed, Put, Reader};
-use super::frame::{Pairs, MAX_LOG_TEXT};
+use super::frame::{Pairs, MAX_LOG_SOURCE, MAX_LOG_TEXT};
 
 /// Most fields in a response head, or in an interim response.
 pub const MAX_FIELDS: usize = 500;
@@ -231,26 +231,47 @@ pub struct LogLine<'a> {
     pub level: u8,
     /// Source file name of the module that speaks (`mod_php.c`), or empty.
     pub module: &'a [u8],
+    /// The APR status that it is about; 0 for none.
+    pub status: i32,
+    /// Source file that the line comes from, or empty. httpd prints it as it is: no byte of it needs an escape.
+    pub source: &'a [u8],
+    /// Line of that file.
+    pub source_line: u32,
     pub text: &'a [u8],
 }
 
 impl<'a> LogLine<'a> {
-    /// Text beyond [`MAX_LOG_TEXT`] bytes is cut off.
+    /// Text beyond [`MAX_LOG_TEXT`] bytes is cut off, an unusual name of a source file is left out.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(self.level);
         out.put_short(self.module);
+        out.put_i32(self.status);
+        out.put_short(if is_source(self.source) { self.source } else { b"" });
+        out.put_u32(self.source_line);
         out.put_short(&self.text[..self.text.len().min(MAX_LOG_TEXT)]);
     }
 
     pub fn decode(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(payload);
-        let line = Self { level: r.u8()?, module: c_string(&mut r)?, text: c_string(&mut r)? };
+        let line = Self {
+            level: r.u8()?,
+            module: c_string(&mut r)?,
+            status: r.i32()?,
+            source: c_string(&mut r)?,
+            source_line: r.u32()?,
+            text: c_string(&mut r)?,
+        };
         r.finish()?;
-        if line.level > 15 || line.text.len() > MAX_LOG_TEXT {
+        if line.level > 15 || line.text.len() > MAX_LOG_TEXT || !is_source(line.source) {
             return Err(Malformed::Field("log line"));
         }
         Ok(line)
     }
+}
+
+/// Whether it may stand in a log line as the name of a source file.
+fn is_source(name: &[u8]) -> bool {
+    name.len() <= MAX_LOG_SOURCE && name.iter().all(|b| b.is_ascii_alphanumeric() || b"_.-+/".contains(b))
 }
 
 /// Why a worker gives an exchange up.
@@ -388,11 +409,36 @@ mod tests {
 
     #[test]
     fn a_log_line_keeps_to_its_limits() {
-        let mut out = Vec::new();
-        LogLine { level: 3, module: b"mod_php.c", text: &[b'x'; MAX_LOG_TEXT + 9] }.encode(&mut out);
+        let line =
+            LogLine { level: 3, module: b"mod_php.c", status: 13, source: b"a/x.cc", source_line: 7, text: b"t" };
+        let encoded = |line: LogLine<'_>| {
+            let mut out: Vec<u8> = Vec::new();
+            line.encode(&mut out);
+            out
+        };
+        let out = encoded(line);
+        assert_eq!(LogLine::decode(&out), Ok(line));
+        let out = encoded(LogLine { text: &[b'x'; MAX_LOG_TEXT + 9], ..line });
         assert_eq!(LogLine::decode(&out).map(|l| l.text.len()), Ok(MAX_LOG_TEXT));
-        let mut out = Vec::new();
-        LogLine { level: 16, module: b"", text: b"" }.encode(&mut out);
-        assert!(LogLine::decode(&out).is_err());
+        assert!(LogLine::decode(&encoded(LogLine { level: 16, ..line })).is_err());
+    }
+
+    #[test]
+    fn the_name_of_a_source_file_forges_nothing() {
+        let mut good: Vec<u8> = Vec::new();
+        let line = LogLine { level: 3, module: b"", status: 0, source: b"abc.c", source_line: 7, text: b"" };
+        line.encode(&mut good);
+        let at = good.windows(5).position(|w| w == b"abc.c").expect("encoded");
+        for byte in 0..=255u8 {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            let fits = byte.is_ascii_alphanumeric() || b"_.-+/".contains(&byte);
+            assert_eq!(LogLine::decode(&bytes).is_ok(), fits, "{byte}");
+        }
+        for unusual in [&b"] [client 9.9.9.9:1"[..], &[b'x'; MAX_LOG_SOURCE + 1]] {
+            let mut out = Vec::new();
+            LogLine { source: unusual, ..line }.encode(&mut out);
+            assert_eq!(LogLine::decode(&out).map(|l| l.source), Ok(&b""[..]));
+        }
     }
 }

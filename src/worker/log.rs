@@ -17,9 +17,6 @@ const MAX_LINES: u32 = 1000;
 /// httpd's error_log hook.
 pub fn error_line(event: LogEvent<'_>) {
     let mut text = unescape(event.text);
-    if event.status != 0 {
-        text.splice(0..0, format!("{}: ", errorlog::status_text(event.status)).into_bytes());
-    }
     let handled = with(|worker| {
         if !worker.busy.get() || worker.response.finished.get() || worker.gone.get() {
             return false;
@@ -36,7 +33,14 @@ pub fn error_line(event: LogEvent<'_>) {
             text = b"too many lines in one request; the others are dropped".to_vec();
         }
         let Ok(mut outbox) = worker.outbox.try_borrow_mut() else { return false };
-        let line = LogLine { level: event.level, module: event.module, text: &text };
+        let line = LogLine {
+            level: event.level,
+            module: event.module,
+            status: event.status,
+            source: event.source,
+            source_line: event.source_line,
+            text: &text,
+        };
         // At once, as httpd itself does: what a script says last before it dies or hangs is what one looks for.
         let result = outbox.at_once(worker.lease(), FrameKind::Log, |out| line.encode(out));
         drop(outbox);
@@ -48,6 +52,9 @@ pub fn error_line(event: LogEvent<'_>) {
     if handled != Some(true) && event.has_server {
         // At the start and between requests: standard error is the controller's pipe, which takes whole lines. Nobody is left to
         // tell when it fails. Lines of no server are there already: httpd writes them itself.
+        if event.status != 0 {
+            text.splice(0..0, format!("{}: ", errorlog::status_text(event.status)).into_bytes());
+        }
         text.retain(|b| *b != b'\n');
         text.truncate(1000);
         let mut line = PlainLine { level: event.level, module: event.module, text: &text }.encode();

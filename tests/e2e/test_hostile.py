@@ -319,6 +319,9 @@ BAD_MESSAGES = {
     "pair-count-beyond": w.frame(w.HEAD, b"\0\xc8\0\0\xff\xff"),
     "abort-unknown": w.abort(77),
     "log-level": w.log("x", level=99),
+    "log-source": w.log("x", level=7, source="x.c] [client 198.51.100.99:1", line=1),
+    "log-source-line-break": w.log("x", source="x.c\n", line=1),
+    "log-source-length": w.log("x", source="x" * 129, line=1),
     "meta-three-times": w.meta() * 3,
     "meta-twice-in-garbage": w.frame(w.META, b"\xff" * 50),
 }

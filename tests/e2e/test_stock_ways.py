@@ -29,6 +29,7 @@ def server(shared_httpd):
             SetHandler reflector
         </Location>
         LogLevel log_debug:info
+        ErrorLogFormat "[%{u}t] [%-m:%l] [pid %P:tid %{g}T] %7F: %E: [client\\ %a] [%w] %M"
         <Location /text.txt>
             LogMessage "served %{REQUEST_URI}"
         </Location>

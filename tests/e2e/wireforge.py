@@ -54,8 +54,9 @@ def end(*trailers, processor=0, **kw):
     return frame(END, struct.pack(">H", processor) + pairs(*trailers), **kw)
 
 
-def log(text, level=3, module="mod_php.c", **kw):
-    return frame(LOG, bytes([level]) + short(module) + short(text), **kw)
+def log(text, level=3, module="mod_php.c", status=0, source="", line=0, **kw):
+    return frame(LOG, bytes([level]) + short(module) + struct.pack(">i", status) + short(source) + struct.pack(">I", line)
+                 + short(text), **kw)
 
 
 def abort(reason=3, text="", **kw):

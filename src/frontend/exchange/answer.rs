@@ -6,7 +6,9 @@
 use super::outcome::Stop;
 use super::upload::Upload;
 use super::{request, Run};
-use crate::httpd::{hooks, log};
+use crate::httpd::errorlog::Writer;
+use crate::httpd::hooks;
+use crate::httpd::log::{self, ForeignLine};
 use crate::sys::file;
 use crate::wire::frame::{frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_INTERIM, MAX_RESPONSE_HEAD};
 use crate::wire::response::{
@@ -287,9 +289,16 @@ impl Run<'_> {
             return Ok(());
         }
         let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
-        let mut text = format!("[pool {} pid {}] ", self.pool_name, self.lease.pid).into_bytes();
-        text.extend_from_slice(line.text);
-        log::request_as(module, line.level, self.r, text);
+        let writer = Writer { pool: self.pool_name, pid: self.lease.pid };
+        let line = ForeignLine {
+            level: line.level,
+            module_index: module,
+            status: line.status,
+            source: line.source,
+            source_line: line.source_line,
+            text: line.text,
+        };
+        log::request_as(&writer, self.r, &line);
         Ok(())
     }
 
