@@ -4,7 +4,7 @@
 //! Owns: the channel.  Never: blocks a request thread for long.
 
 use crate::sys::socket::{self, Blocking, Received};
-use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, CONTROL_VERSION};
+use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, ANOTHER_CONTROLLER, CONTROL_VERSION};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -94,12 +94,22 @@ impl Channel {
         socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes).is_ok()
     }
 
-    /// Helper thread: the next message. `None` after a tick without one.
+    /// Whether the parent has said since that another controller has taken over. One that cannot be killed closes no channel.
+    fn is_replaced(&self) -> bool {
+        let mut buf = [0; ANOTHER_CONTROLLER.len()];
+        let received = socket::receive(self.connector.as_fd(), &mut buf, Blocking::No);
+        received.is_ok_and(|received| buf.get(..received.len) == Some(ANOTHER_CONTROLLER))
+    }
+
+    /// Helper thread: the next message. `None` after a tick without one; an error when the controller is gone.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<Option<Received>> {
         let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
         match socket::receive(channel.as_fd(), buf, Blocking::Yes) {
             Ok(received) if received.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) => Ok(Some(received)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.is_replaced() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e),
         }

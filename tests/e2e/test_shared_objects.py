@@ -6,13 +6,15 @@ the controller must work.
 
 import os
 import re
+import signal
 import socket
 import time
 
 import pytest
 
-from harness import ALICE, BOB, Site, eventually, gone, has_module
-from pages import FFI, WHO_PHP
+from harness import ALICE, BOB, Later, Site, eventually, gone, read_process
+from harness.stuck import held_pipe, read_for_ever
+from pages import FFI, SLEEP_PHP, WHO_PHP
 
 SPLICE = {"x86_64": 275, "aarch64": 76}
 
@@ -245,3 +247,88 @@ def test_standard_error_is_opened_by_its_path_where_httpd_is_not_root(httpd):
         assert run(server, command).split()[0] == "0"
     server.wait_for_log("by path")
     server.wait_for_log("by number")
+
+
+# --- a controller that waits all the same ------------------------------------------------------------
+
+
+def controller_of(server):
+    [controller] = server.processes("controller")
+    return controller.pid
+
+
+def is_stuck(pid):
+    process = read_process(pid)
+    return process is not None and process.state == "D"
+
+
+@pytest.fixture
+def two_sites(httpd):
+    sites = [Site("alice", ALICE, conf=FFI), Site("bob", BOB)]
+    server = httpd(sites=sites, conf="Timeout 100\n")
+    for site in sites:
+        fill(site)
+        site.write("sleep.php", SLEEP_PHP)
+    return server.start()
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(150)
+def test_another_controller_takes_over_from_one_that_cannot_be_killed(two_sites):
+    server = two_sites
+    kept = int(server.get("/pid.php", "bob").text)
+    long = Later(server.get, "/sleep.php?s=60", "alice", timeout=100)
+    eventually(lambda: server.workers("alice"), 5)
+    [busy] = [p.pid for p in server.workers("alice")]
+    controller = controller_of(server)
+    before = {p.pid for p in server.processes() if p.role in ("seed", "zygote", "worker")}
+    frontends = {p.pid for p in server.processes("frontend")}
+    with held_pipe() as pipe:
+        read_for_ever(controller, pipe)
+        line = server.wait_for_log(r"POOL132: the controller (\d+) does not end", timeout=60)
+        assert int(line[1]) == controller and is_stuck(controller)
+        assert server.count_log("POOL120") == 1 and server.count_log("POOL109") == 0
+        # Frontends turn to the new one by themselves.
+        answer = server.get("/pid.php", "bob", timeout=20)
+        assert answer.status == 200 and int(answer.text) not in before
+        assert frontends == {p.pid for p in server.processes("frontend")}
+        # What the old one has started ends, but for what somebody still needs.
+        eventually(lambda: gone(*(before - {busy})), 25, what="what was left behind ends")
+        assert kept in before and not gone(busy)
+        assert long.result(60).status == 200
+        eventually(lambda: gone(busy), 15, what="and the last")
+        assert is_stuck(controller)
+    # It can die now, and that is no new death.
+    eventually(lambda: gone(controller), 5)
+    assert server.get("/pid.php", "bob").status == 200
+    assert server.count_log("POOL109") == 0 and len(server.processes("controller")) == 1
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("noticed", [True, False])
+def test_stop_ends_all_but_a_controller_that_cannot_be_killed(two_sites, noticed):
+    server = two_sites
+    alice = server.sites["alice"]
+    alice.write("daemon.php", "<?php exec('setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $!', $o); echo $o[0];")
+    controller = controller_of(server)
+    with held_pipe() as pipe:
+        for site in ("alice", "bob"):
+            assert server.get("/pid.php", site).status == 200
+        daemon = int(server.get("/daemon.php").text)
+        read_for_ever(controller, pipe)
+        if noticed:
+            server.wait_for_log("POOL132", timeout=60)
+            assert server.get("/pid.php", "bob", timeout=20).status == 200
+        else:
+            assert not gone(daemon)
+        others = [p.pid for p in server.processes() if p.pid != controller]
+        assert len([p for p in server.processes("controller")]) == (2 if noticed else 1)
+        server.signal(signal.SIGTERM)
+        server.wait_for_end()
+        assert gone(daemon, *others)
+        assert is_stuck(controller)
+        line = server.wait_for_log(r"POOL133: the controller (\d+) does not end")
+        assert int(line[1]) == controller
+    eventually(lambda: gone(controller), 5)
+    server.stop()
