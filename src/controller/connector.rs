@@ -170,6 +170,10 @@ impl Controller {
             ParentMessage::Ping | ParentMessage::Begin { .. } => {}
             ParentMessage::Discard => self.discard(None, fds),
             ParentMessage::Syslog { facility, ref ident } => syslog::use_from_now_on(facility, ident),
+            ParentMessage::LeftBehind { pid } => {
+                // The parent has not reaped it, or it is gone and has left all to the heir.
+                self.left_behind.extend(PidFd::open(pid));
+            }
         }
     }
 
@@ -269,7 +273,8 @@ impl Controller {
     }
 
     /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to the heir as all
-    /// does that such a controller has started: others of that user are not ours to end.
+    /// does that such a controller has started, or is still the child of one that does not end: others of that user are
+    /// not ours to end.
     fn foreign_worker(&mut self, pid: u32, pool: String) {
         if self.pids.contains(&pid) || self.foreign.contains_key(&pid) || process::is_own_child(pid) {
             return;
@@ -284,7 +289,7 @@ impl Controller {
             return;
         };
         let fits = process::uids_of(pid).is_ok_and(|real| uids.iter().any(|uid| real == [*uid; 4]));
-        if !fits || self.heir().is_none_or(|heir| process::parent_of(pid) != Some(heir)) {
+        if !fits || !process::parent_of(pid).is_some_and(|parent| self.inherits_from(parent)) {
             return;
         }
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {

@@ -119,6 +119,8 @@ struct Controller {
     parent: PidFd,
     /// To whom the processes of a controller fall that dies: httpd's parent, or the keeper.
     heir: u32,
+    /// Controllers before this one that were killed and do not end. What they have started is ours to end.
+    left_behind: Vec<PidFd>,
     root: bool,
     descriptors: Option<DescriptorLimit>,
     signal: TermSignal,
@@ -186,6 +188,7 @@ impl Controller {
             start,
             parent,
             heir: launch::parent_pid(),
+            left_behind: Vec::new(),
             root: process::is_root(),
             descriptors,
             signal,

@@ -145,8 +145,8 @@ impl Controller {
         };
         let adopted: Vec<u32> =
             process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
+        let mut found = self.end_left_behind();
         let mut pools = None;
-        let mut found = false;
         for pid in adopted {
             // First the pidfd, then the look: the number cannot change hands between them and the signal.
             let Ok(process) = PidFd::open(pid) else {
@@ -157,6 +157,33 @@ impl Controller {
                 process.kill();
                 found = true;
                 self.orphans.note(pid, pool_of(pid, pools));
+            }
+        }
+        found
+    }
+
+    /// Whether a process that a controller before this one has started is a child of this one.
+    pub(super) fn inherits_from(&self, parent: u32) -> bool {
+        let Some(heir) = self.heir() else { return false };
+        parent == heir || self.left_behind.iter().any(|left| left.pid() == parent && !left.has_ended())
+    }
+
+    /// Ends what controllers have started that do not end themselves: seeds, zygotes, closers, workers that nobody needs. Returns
+    /// whether there was any.
+    fn end_left_behind(&mut self) -> bool {
+        self.left_behind.retain(|left| !left.has_ended());
+        let mut found = false;
+        for parent in self.left_behind.iter().map(PidFd::pid) {
+            for pid in process::children_of(parent) {
+                let Ok(process) = PidFd::open(pid) else {
+                    continue;
+                };
+                let needed = |pid: u32| self.foreign.contains_key(&pid);
+                let needed = needed(pid) || process::session_of(pid).is_some_and(needed);
+                if process::parent_of(pid) == Some(parent) && !needed && !process.has_ended() {
+                    process.kill();
+                    found = true;
+                }
             }
         }
         found

@@ -1,14 +1,17 @@
 //! What the processes of pools write to their standard error: split into lines, limited, sent on to a frontend.
 //!
-//! Runs in: controller.  Trusts: nothing in the lines.  Owns: the read ends of these pipes.
-//! Never: waits for a reader, lets one pool use more than its share, passes a control byte on.
+//! It is a stream socket, not a pipe: a tenant can hold a pipe's mutex (splice(2)), and who reads or closes the pipe waits
+//! for him. What comes as a descriptor is left in it, and closed elsewhere.
+//!
+//! Runs in: controller.  Trusts: nothing in the lines.  Owns: the read ends of these sockets.
+//! Never: waits for a reader or a writer, lets one pool use more than its share, passes a control byte on.
 
 use super::{log, Controller, Source, Watched};
 use crate::policy::{Millis, PoolKey};
-use crate::sys::{descriptor, launch};
+use crate::sys::{descriptor, launch, socket};
 use crate::wire::control::{ControllerMessage, MAX_LOG_LINE};
 use crate::wire::plain_log::PlainLine;
-use std::collections::HashMap;
+use std::collections::{hash_map::Entry, HashMap};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -20,12 +23,15 @@ const PERIOD: Millis = 1_000;
 /// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
 /// controller busy.
 const READ_ALLOWANCE: usize = 4 << 20;
-/// Bytes read from one pipe before others get their turn: what the pipe itself holds by default.
+/// Bytes read from one socket before others get their turn: what the socket itself holds by default, and a write more.
 const READ: usize = 4096;
-const READS: usize = 16;
+const READS: usize = 24;
+/// Of each pool, one line about a descriptor is logged in this time.
+const NOTE_INTERVAL: Millis = 60_000;
 
+/// The standard error of one process.
 #[derive(Debug)]
-struct Pipe {
+struct Errors {
     fd: Watched<OwnedFd>,
     key: PoolKey,
     /// 0 until the process is known.
@@ -41,7 +47,7 @@ struct Budget {
     bytes: usize,
     read: usize,
     dropped: u64,
-    /// Pipes that are not watched until the period ends.
+    /// Those that are not watched until the period ends.
     paused: Vec<u64>,
 }
 
@@ -59,17 +65,19 @@ impl Budget {
     }
 }
 
-/// All such pipes, and what each pool has written in this period.
+/// All of them, and what each pool has written in this period.
 #[derive(Debug, Default)]
 pub(super) struct PoolErrors {
-    pipes: HashMap<u64, Pipe>,
+    open: HashMap<u64, Errors>,
     budgets: HashMap<PoolKey, Budget>,
+    /// When it was last said of which pool that a descriptor came.
+    noted: HashMap<PoolKey, Millis>,
 }
 
 impl PoolErrors {
     pub(super) fn set_pid(&mut self, number: u64, pid: u32) {
-        if let Some(pipe) = self.pipes.get_mut(&number) {
-            pipe.pid = pid;
+        if let Some(errors) = self.open.get_mut(&number) {
+            errors.pid = pid;
         }
     }
 
@@ -79,7 +87,7 @@ impl PoolErrors {
     }
 }
 
-impl Pipe {
+impl Errors {
     /// Takes bytes in and gives out whole lines, of at most [`MAX_LOG_LINE`] bytes each after escaping.
     fn take(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut lines = Vec::new();
@@ -111,25 +119,40 @@ impl Pipe {
 }
 
 impl Controller {
-    /// Watches the standard error of a process of a pool. Returns the pipe's number.
+    /// The standard error of a process to be: our end, and its own. Where we are not root the process is of our own user,
+    /// who may end us anyway: it is a pipe there, which may be opened by its path (`/dev/stderr`), as under stock httpd.
+    pub(super) fn errors_pair(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        if self.root {
+            socket::one_way()
+        } else {
+            descriptor::pipe()
+        }
+    }
+
+    /// Watches the standard error of a process of a pool. Returns its number.
     pub(super) fn add_pool_errors(&mut self, fd: OwnedFd, key: PoolKey) -> io::Result<u64> {
         let number = self.number();
         let token = self.watch(fd.as_fd(), Source::PoolErrors(number))?;
         let fd = Watched { token, what: fd };
-        self.errors.pipes.insert(number, Pipe { fd, key, pid: 0, line: Vec::new(), skipping: false });
+        self.errors.open.insert(number, Errors { fd, key, pid: 0, line: Vec::new(), skipping: false });
         Ok(number)
     }
 
     pub(super) fn read_pool_errors(&mut self, number: u64) {
         let mut buf = [0; READ];
         for _ in 0..READS {
-            let Some(pipe) = self.errors.pipes.get_mut(&number) else {
+            let Some(errors) = self.errors.open.get_mut(&number) else {
                 return;
             };
-            match descriptor::read(&pipe.fd.what, &mut buf) {
+            let read = if self.root {
+                socket::receive_stream(errors.fd.what.as_fd(), &mut buf)
+            } else {
+                descriptor::read(&errors.fd.what, &mut buf)
+            };
+            match read {
                 Ok(n @ 1..) => {
-                    let lines = pipe.take(buf.get(..n).unwrap_or_default());
-                    let (key, pid) = (pipe.key, pipe.pid);
+                    let lines = errors.take(buf.get(..n).unwrap_or_default());
+                    let (key, pid) = (errors.key, errors.pid);
                     let too_much = self.note_read(key, n);
                     for line in lines {
                         self.pool_line(key, pid, line);
@@ -139,8 +162,26 @@ impl Controller {
                     }
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+                Err(e) if e.kind() == ErrorKind::InvalidData => {
+                    let (key, pid) = (errors.key, errors.pid);
+                    self.note_descriptor(key, pid);
+                    return self.close_pool_errors(number);
+                }
                 Ok(_) | Err(_) => return self.close_pool_errors(number),
             }
+        }
+    }
+
+    fn note_descriptor(&mut self, key: PoolKey, pid: u32) {
+        let now = self.now();
+        self.errors.noted.retain(|_, at| now < *at + NOTE_INTERVAL);
+        if let Entry::Vacant(place) = self.errors.noted.entry(key) {
+            place.insert(now);
+            let pool = self.pool_name(key);
+            log::error(&format!(
+                "mod_pool: POOL131: pool {pool}: process {pid} has sent a descriptor by its standard error, of which no \
+                 more is read"
+            ));
         }
     }
 
@@ -153,35 +194,38 @@ impl Controller {
     }
 
     fn pause_pool_errors(&mut self, number: u64) {
-        let Some(pipe) = self.errors.pipes.get(&number) else {
+        let Some(errors) = self.errors.open.get(&number) else {
             return;
         };
-        if let Some(budget) = self.errors.budgets.get_mut(&pipe.key) {
-            self.poller.remove(&pipe.fd.what);
+        if let Some(budget) = self.errors.budgets.get_mut(&errors.key) {
+            self.poller.remove(&errors.fd.what);
             budget.paused.push(number);
         }
     }
 
     fn resume_pool_errors(&mut self, number: u64) {
-        if let Some(pipe) = self.errors.pipes.get(&number) {
+        if let Some(errors) = self.errors.open.get(&number) {
             // It fails for a pipe that was never paused only.
-            let _ = self.poller.add(&pipe.fd.what, pipe.fd.token);
+            let _ = self.poller.add(&errors.fd.what, errors.fd.token);
         }
     }
 
-    /// The process is gone: what it wrote last is read, then the pipe is closed, whoever else may hold its other end.
+    /// The process is gone: what it wrote last is read, then this end is closed, whoever else may hold the other.
     pub(super) fn finish_pool_errors(&mut self, number: u64) {
         self.read_pool_errors(number);
         self.close_pool_errors(number);
     }
 
     fn close_pool_errors(&mut self, number: u64) {
-        let Some(pipe) = self.errors.pipes.remove(&number) else {
+        let Some(errors) = self.errors.open.remove(&number) else {
             return;
         };
-        self.unwatch(pipe.fd.token, &pipe.fd.what);
-        if !pipe.line.is_empty() && !pipe.skipping {
-            self.pool_line(pipe.key, pipe.pid, pipe.escaped());
+        self.unwatch(errors.fd.token, &errors.fd.what);
+        if !errors.line.is_empty() && !errors.skipping {
+            self.pool_line(errors.key, errors.pid, errors.escaped());
+        }
+        if self.root {
+            self.end(Some(errors.key), errors.fd.what);
         }
     }
 
@@ -242,19 +286,18 @@ impl Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::socket;
 
-    fn pipe() -> Pipe {
-        let (what, _) = socket::seqpacket_pair().expect("any descriptor");
+    fn errors() -> Errors {
+        let (what, _) = socket::one_way().expect("any descriptor");
         let key = PoolKey { generation: 1, pool: 1 };
-        Pipe { fd: Watched { token: 0, what }, key, pid: 1, line: Vec::new(), skipping: false }
+        Errors { fd: Watched { token: 0, what }, key, pid: 1, line: Vec::new(), skipping: false }
     }
 
     #[test]
     fn bytes_become_lines_whatever_the_pieces() {
-        let mut pipe = pipe();
-        assert_eq!(pipe.take(b"one\ntw"), vec![b"one".to_vec()]);
-        assert_eq!(pipe.take(b"o\n\n\x1b\n"), vec![b"two".to_vec(), b"\\x1b".to_vec()]);
+        let mut errors = errors();
+        assert_eq!(errors.take(b"one\ntw"), vec![b"one".to_vec()]);
+        assert_eq!(errors.take(b"o\n\n\x1b\n"), vec![b"two".to_vec(), b"\\x1b".to_vec()]);
     }
 
     #[test]
@@ -268,10 +311,10 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_cut_once() {
-        let mut pipe = pipe();
-        let lines = pipe.take(&[b'x'; 3 * MAX_LOG_LINE]);
+        let mut errors = errors();
+        let lines = errors.take(&[b'x'; 3 * MAX_LOG_LINE]);
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0].len(), MAX_LOG_LINE);
-        assert_eq!(pipe.take(b"rest\nnext\n"), vec![b"next".to_vec()]);
+        assert_eq!(errors.take(b"rest\nnext\n"), vec![b"next".to_vec()]);
     }
 }

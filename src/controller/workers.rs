@@ -72,7 +72,7 @@ impl Controller {
         socket::buffer_size(data.as_fd(), DATA_BUFFER)?;
         socket::buffer_size(theirs.as_fd(), DATA_BUFFER)?;
         let identity = Some(descriptor::identity(&data)?);
-        let (errors, errors_write) = descriptor::pipe()?;
+        let (errors, errors_write) = self.errors_pair()?;
         let request = u32::try_from(self.number() & u64::from(u32::MAX)).unwrap_or(0);
         let z = self.zygotes.get_mut(&zygote).ok_or(ErrorKind::NotConnected)?;
         let channel = z.channel.as_ref().ok_or(ErrorKind::NotConnected)?;

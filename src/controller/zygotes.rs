@@ -6,7 +6,7 @@
 use super::{hear_tenant, log, Controller, Heard, Source, Watched};
 use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
 use crate::sys::process::PidFd;
-use crate::sys::{descriptor, shortage, socket};
+use crate::sys::{shortage, socket};
 use crate::wire::control::{LeaseId, ZygoteReport};
 use std::collections::HashMap;
 use std::io;
@@ -75,7 +75,7 @@ impl Controller {
         self.held_back(key)?;
         self.has_descriptors()?;
         let (channel, theirs) = socket::seqpacket_pair()?;
-        let (errors, errors_write) = descriptor::pipe()?;
+        let (errors, errors_write) = self.errors_pair()?;
         let errors = self.add_pool_errors(errors, key)?;
         let token = self.watch(channel.as_fd(), Source::ZygoteChannel(id))?;
         if let Some(zygote) = self.zygotes.get_mut(&id) {

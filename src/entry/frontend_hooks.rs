@@ -124,6 +124,10 @@ unsafe extern "C" fn post_config(
         }
         // SAFETY: both functions stay mapped; the pools live as long as what is registered in them.
         unsafe { supervise::watch(parent::controller(), pconf, controller_changed) };
+        for pid in parent::left_behind() {
+            // SAFETY: as before.
+            unsafe { supervise::watch_again(Some(pid), controller_changed) };
+        }
         // SAFETY: as before.
         unsafe { supervise::at_exit(main.process_pool(), stop) };
         HOOK_OK
@@ -138,6 +142,10 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
         if reason != ffi::APR_OC_REASON_DEATH.cast_signed() && reason != ffi::APR_OC_REASON_LOST.cast_signed() {
             return;
         }
+        // SAFETY: as before; the record is in the configuration's pool.
+        if parent::has_ended_at_last(unsafe { supervise::watched(data) }) {
+            return;
+        }
         log::main_server(log::Level::Error, "POOL109: the controller has died; another one is started");
         match parent::controller_died() {
             // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
@@ -149,7 +157,12 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
 
 unsafe extern "C" fn stop(_data: *mut c_void) -> ffi::apr_status_t {
     guard(0, || {
-        parent::stop();
+        for pid in parent::stop() {
+            let text = format!(
+                "POOL133: the controller {pid} does not end, though it was killed: it is left; what it has started is ended"
+            );
+            log::main_server(log::Level::Error, text);
+        }
         0
     })
 }
@@ -177,9 +190,24 @@ unsafe extern "C" fn monitor(_p: *mut ffi::apr_pool_t, _s: *mut ffi::server_rec)
         if let Some(silence) = parent::look_after_controller() {
             let text = format!("POOL120: the controller has read nothing for {} s: it is killed", silence.as_secs());
             log::main_server(log::Level::Error, text);
+            replace_undying();
         }
         HOOK_DECLINED
     })
+}
+
+/// The controller was killed. Where it does not end, httpd will not tell of its death.
+fn replace_undying() {
+    let Some(old) = parent::leave_undying_controller() else { return };
+    let text = format!(
+        "POOL132: the controller {old} does not end, though it was killed: it waits in the kernel; another one is started"
+    );
+    log::main_server(log::Level::Error, text);
+    match parent::start_another() {
+        // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
+        Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
+        Err(e) => log::main_server(log::Level::Emerg, format!("no other controller can be started: {e}")),
+    }
 }
 
 unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::server_rec) {

@@ -5,7 +5,7 @@
 
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::wait;
-use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, CONTROL_VERSION};
+use crate::wire::control::{ConnectorMessage, FrontendMessage, Hello, InFlight, ANOTHER_CONTROLLER, CONTROL_VERSION};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -154,7 +154,14 @@ impl Channel {
         }
     }
 
-    /// Helper thread: the next message. `None` after a tick without one.
+    /// Whether the parent has said since that another controller has taken over. One that cannot be killed closes no channel.
+    fn is_replaced(&self) -> bool {
+        let mut buf = [0; ANOTHER_CONTROLLER.len()];
+        let received = socket::receive(self.connector.as_fd(), &mut buf, Blocking::No);
+        received.is_ok_and(|received| buf.get(..received.len) == Some(ANOTHER_CONTROLLER))
+    }
+
+    /// Helper thread: the next message. `None` after a tick without one; an error when the controller is gone.
     pub fn receive(&self, buf: &mut [u8]) -> io::Result<Option<Received>> {
         let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
         let blocking = if !self.is_behind.load(Ordering::Relaxed) || self.flush(&channel) {
@@ -166,6 +173,9 @@ impl Channel {
         match socket::receive(channel.as_fd(), buf, blocking) {
             Ok(received) if received.len == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(received) => Ok(Some(received)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.is_replaced() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e),
         }

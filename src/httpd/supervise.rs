@@ -107,6 +107,15 @@ pub unsafe fn watch_again(pid: Option<u32>, changed: Changed) {
     }
 }
 
+/// The process that a callback is about.
+///
+/// # Safety
+/// `data` is the callback's.
+pub unsafe fn watched(data: *mut c_void) -> u32 {
+    // SAFETY: `data` is the registered record (watch_again), which lives as long as the registration.
+    u32::try_from(unsafe { (*data.cast::<ffi::apr_proc_t>()).pid }).unwrap_or(0)
+}
+
 /// Ends the registration that a callback was made for, where httpd leaves that to the callback.
 ///
 /// # Safety

@@ -11,8 +11,8 @@ use crate::sys::launch::{self, ChildState};
 use crate::sys::process::PidFd;
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{syslog, wait};
-use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable};
+use crate::sys::{descendants, syslog, wait};
+use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable, ANOTHER_CONTROLLER};
 use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,6 +33,10 @@ const LAST_CHANCE: Duration = Duration::from_secs(2);
 const LAST_CHANCE_STEP: Duration = Duration::from_millis(10);
 /// How long stop goes on waiting for a controller that was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a controller that was killed may take to end before another one is started beside it.
+const DEATH_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the parent ends, at stop, what a controller has started that does not end.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
 #[derive(Debug, Default)]
@@ -49,6 +53,9 @@ struct State {
     children: BTreeMap<u32, Child>,
     /// Those of which the controller was not told yet.
     unannounced: BTreeSet<u32>,
+    /// Controllers that were killed and have not ended: they wait in the kernel for something. Not reaped, so their numbers
+    /// are theirs.
+    left_behind: BTreeSet<u32>,
     /// Since when the controller has not read everything, and how often that was seen.
     silent: Option<(Instant, u32)>,
     /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
@@ -188,6 +195,39 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     Ok(state.controller)
 }
 
+/// The controller was killed: whether it has ended is for httpd to tell. `Some` where it does not end: it is left.
+pub fn leave_undying_controller() -> Option<u32> {
+    let mut state = state();
+    let pid = state.controller?;
+    let process = PidFd::open(pid).ok()?;
+    if wait::readable_within(process.as_fd(), DEATH_PATIENCE) {
+        return None;
+    }
+    state.controller = None;
+    state.left_behind.insert(pid);
+    Some(pid)
+}
+
+/// Another controller takes over from one that is left. Returns its pid.
+pub fn start_another() -> io::Result<Option<u32>> {
+    let started = controller_died()?;
+    // The one before closes no channel.
+    for child in state().children.values() {
+        let _ = socket::send(child.connector.as_fd(), ANOTHER_CONTROLLER, &[], Blocking::No);
+    }
+    Ok(started)
+}
+
+/// Those that are left.
+pub fn left_behind() -> Vec<u32> {
+    state().left_behind.iter().copied().collect()
+}
+
+/// httpd has reaped a controller: whether it is one that was left.
+pub fn has_ended_at_last(pid: u32) -> bool {
+    state().left_behind.remove(&pid)
+}
+
 /// The pid of the running controller.
 pub fn controller() -> Option<u32> {
     state().controller
@@ -261,16 +301,32 @@ pub fn look_after_controller() -> Option<Duration> {
     None
 }
 
-/// httpd ends: the controller ends every process of every pool, and is waited for.
-pub fn stop() {
+/// httpd ends: the controller ends every process of every pool, and is waited for. Returns the controllers that have not
+/// ended; what they have started has.
+pub fn stop() -> Vec<u32> {
     let mut state = state();
     // Forked children of httpd run the same exit code; only the process that started the controller may end it.
     if state.owner != launch::own_pid() {
-        return;
+        return Vec::new();
     }
     state.configurations.clear();
-    let Some(pid) = state.controller.take() else { return };
-    let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
+    if let Some(pid) = state.controller.take() {
+        let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
+        if !ends(pid) {
+            state.left_behind.insert(pid);
+        }
+    }
+    state.left_behind.retain(|pid| launch::child_state(*pid) == ChildState::Running);
+    let left: Vec<u32> = std::mem::take(&mut state.left_behind).into_iter().collect();
+    let until = Instant::now() + END_PATIENCE;
+    for pid in &left {
+        descendants::end_all(*pid, until);
+    }
+    left
+}
+
+/// Whether the controller ends, by itself or killed, in the time that it has.
+fn ends(pid: u32) -> bool {
     let patience = Instant::now() + STOP_PATIENCE;
     while launch::child_state(pid) == ChildState::Running {
         if Instant::now() >= patience {
@@ -278,10 +334,11 @@ pub fn stop() {
         }
         // Even its end may be held up, by the kernel.
         if Instant::now() >= patience + KILL_PATIENCE {
-            break;
+            return false;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 impl State {
@@ -313,6 +370,9 @@ impl State {
         if let Some(pid) = self.controller {
             let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
             self.must_be_heard(&began);
+            for left in &self.left_behind {
+                let _ = self.send(&ParentMessage::LeftBehind { pid: *left }, &[], Blocking::Yes);
+            }
         }
         self.introduce_older();
         Ok(true)

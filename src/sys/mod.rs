@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod clock;
+pub mod descendants;
 pub mod descriptor;
 pub mod discard;
 pub mod events;

@@ -19,6 +19,9 @@ const MOST_SENT: usize = 253;
 /// Most messages that [`end_is_empty`] drops: more than a response that its client has given up leaves unread.
 const MOST_DROPPED: usize = 256;
 
+/// Bytes asked for of what lies unread in a socket of [`one_way`]; the kernel doubles them (socket(7)), to what a pipe holds.
+const ONE_WAY_BUFFER: libc::c_int = 32 * 1024;
+
 /// Whether a call may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocking {
@@ -65,6 +68,28 @@ fn pair(kind: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
 /// A connected pair that keeps boundaries and reports the end of the peer; close-on-exec.
 pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     pair(libc::SOCK_SEQPACKET)
+}
+
+/// A stream that carries bytes one way, as a pipe does: the end to read, the end to write; both close-on-exec.
+///
+/// Unlike a pipe it has no lock that the writer's processes can hold (splice(2) waits with a pipe's mutex held, and
+/// whoever reads or closes the pipe then waits for it, whatever he says of waiting): a receiver takes locks of his own
+/// end only. But descriptors may come: it is read with [`receive_stream`].
+pub fn one_way() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pair(libc::SOCK_STREAM)?;
+    urgent_in_line(read.as_fd())?;
+    set_option(write.as_fd(), libc::SO_SNDBUF, &ONE_WAY_BUFFER)?;
+    // SAFETY: shutdown takes two ints and touches no memory of ours.
+    if unsafe { libc::shutdown(write.as_raw_fd(), libc::SHUT_RD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((read, write))
+}
+
+/// A byte sent with `MSG_OOB` is received like any other. Else the kernel would drop it when what lies behind it is
+/// received, and would close within that call the descriptors that came with it.
+fn urgent_in_line(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option::<libc::c_int>(fd, libc::SO_OOBINLINE, &1)
 }
 
 fn set_option<T>(fd: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {
@@ -224,8 +249,12 @@ pub fn send_parts(
 /// What lies at the head of the queue: its length, and whether something comes with it that only a control buffer
 /// could take. It stays there, descriptors are not opened.
 fn look(fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    look_at(fd, &mut [0])
+}
+
+/// As [`look`], as far as the buffer goes. In a stream it goes no farther than to the first byte with a descriptor.
+fn look_at(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let mut header: libc::msghdr = {
         // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
         unsafe { MaybeUninit::zeroed().assume_init() }
@@ -233,7 +262,7 @@ fn look(fd: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the kernel writes at most one byte to a live variable; there is no control buffer.
+    // SAFETY: the kernel writes at most iov_len bytes into `buf`; there is no control buffer.
     let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
     let len = usize::try_from(n).map_err(|_| io::Error::last_os_error())?;
     Ok((len, header.msg_flags & libc::MSG_CTRUNC != 0))
@@ -250,7 +279,22 @@ pub fn receive_bare(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> 
     }
 }
 
-fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
+/// Receives bytes of a stream of [`one_way`], without waiting; `Ok(0)` is the end. Where a descriptor comes with them,
+/// all stays where it is, and that is told as `ErrorKind::InvalidData`, as by [`receive_bare`].
+pub fn receive_stream(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    let (len, more) = look_at(fd, buf)?;
+    if more {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // Nobody else receives here: these very bytes come next, and nothing with them.
+    match buf.get_mut(..len) {
+        Some(seen @ [_, ..]) => Ok(receive(fd, seen, Blocking::No)?.len),
+        _ => Ok(0),
+    }
+}
+
+/// The type of a Unix socket; `None` for anything else.
+fn unix_type(fd: BorrowedFd<'_>) -> Option<libc::c_int> {
     let option = |name| {
         let mut value: libc::c_int = -1;
         let mut len: libc::socklen_t = 4;
@@ -258,17 +302,27 @@ fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
         unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
         value
     };
-    option(libc::SO_DOMAIN) == libc::AF_UNIX && option(libc::SO_TYPE) == libc::SOCK_SEQPACKET
+    (option(libc::SO_DOMAIN) == libc::AF_UNIX).then(|| option(libc::SO_TYPE))
 }
 
 /// Ends the connection in both directions, for every process that holds a copy of this end, drops what has arrived here
 /// without a descriptor, and tells whether nothing else is left to be received. It stays so: what the peer sends from now on fails. To close such an end frees nothing
 /// that the peer has sent, and takes no time. False for any other kind of descriptor, which is left alone.
 pub fn end_is_empty(fd: BorrowedFd<'_>) -> bool {
-    if !is_seqpacket(fd) {
-        return false;
+    match unix_type(fd) {
+        Some(libc::SOCK_SEQPACKET) => {
+            shutdown(fd);
+            drop_messages(fd)
+        }
+        Some(libc::SOCK_STREAM) => {
+            shutdown(fd);
+            urgent_in_line(fd).is_ok() && drop_bytes(fd)
+        }
+        _ => false,
     }
-    shutdown(fd);
+}
+
+fn drop_messages(fd: BorrowedFd<'_>) -> bool {
     for _ in 0..MOST_DROPPED {
         match receive_bare(fd, &mut [0]) {
             Ok(dropped) if dropped.len > 0 => {}
@@ -282,6 +336,18 @@ pub fn end_is_empty(fd: BorrowedFd<'_>) -> bool {
         return false;
     }
     look(fd).is_ok_and(|seen| seen == (0, false))
+}
+
+fn drop_bytes(fd: BorrowedFd<'_>) -> bool {
+    for _ in 0..MOST_DROPPED {
+        match receive_stream(fd, &mut [0; 4096]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Packs descriptors into a socket, in whose queue they lie: it can be sent, held and closed like any socket, and who
@@ -443,8 +509,11 @@ mod tests {
         send(b.as_fd(), b"unread", &[], Blocking::No).expect("send");
         drop(a);
         assert!(end_is_empty(b.as_fd()));
-        let (a, _b) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let (a, _b) = std::os::unix::net::UnixDatagram::pair().expect("pair");
         assert!(!end_is_empty(a.as_fd()));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let stream = std::net::TcpStream::connect(listener.local_addr().expect("its address")).expect("connect");
+        assert!(!end_is_empty(stream.as_fd()) && !end_is_empty(listener.as_fd()));
     }
 
     #[test]
@@ -500,6 +569,88 @@ mod tests {
         assert_eq!(peer_state(a.as_fd()), PeerState::Quiet);
         drop(b);
         assert_eq!(peer_state(a.as_fd()), PeerState::Gone);
+    }
+
+    /// Sends with a descriptor, as somebody does who means ill.
+    fn send_with(
+        fd: BorrowedFd<'_>,
+        bytes: &[u8],
+        flags: nix::sys::socket::MsgFlags,
+        fds: &[RawFd],
+    ) -> nix::Result<usize> {
+        let rights = [nix::sys::socket::ControlMessage::ScmRights(fds)];
+        nix::sys::socket::sendmsg::<()>(fd.as_raw_fd(), &[io::IoSlice::new(bytes)], &rights, flags, None)
+    }
+
+    #[test]
+    fn a_one_way_stream_is_read_without_waiting_and_written_like_a_pipe() {
+        let (read, write) = one_way().expect("socketpair");
+        let mut buf = [0; 8];
+        let e = receive_stream(read.as_fd(), &mut buf).expect_err("empty");
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        let mut file = std::fs::File::from(write.try_clone().expect("dup"));
+        file.write_all(b"abc").expect("write");
+        file.write_all(b"defghi").expect("write");
+        assert_eq!(receive_stream(read.as_fd(), &mut buf).expect("data"), 8);
+        assert_eq!(&buf, b"abcdefgh");
+        assert_eq!(receive_stream(read.as_fd(), &mut buf).expect("data"), 1);
+        // Nothing goes the other way.
+        assert!(send(read.as_fd(), b"x", &[], Blocking::No).is_err());
+        assert_eq!(file.read(&mut buf).expect("the end"), 0);
+        nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("fcntl");
+        let mut taken = 0;
+        while let Ok(n) = file.write(&[b'x'; 4096]) {
+            taken += n;
+        }
+        assert!((32 << 10..=128 << 10).contains(&taken), "{taken}");
+        drop((file, write));
+        while receive_stream(read.as_fd(), &mut buf).expect("data") > 0 {}
+    }
+
+    #[test]
+    fn a_descriptor_in_a_stream_is_not_received() {
+        for flags in [nix::sys::socket::MsgFlags::empty(), nix::sys::socket::MsgFlags::MSG_OOB] {
+            let (read, write) = one_way().expect("socketpair");
+            let (kept, sent) = std::os::unix::net::UnixStream::pair().expect("pair");
+            send(write.as_fd(), b"text", &[], Blocking::No).expect("send");
+            assert_eq!(send_with(write.as_fd(), b"x", flags, &[sent.as_raw_fd()]), Ok(1));
+            send(write.as_fd(), b"more", &[], Blocking::No).expect("send");
+            drop(sent);
+            let (mut got, mut buf) = (Vec::new(), [0; 64]);
+            let end = loop {
+                match receive_stream(read.as_fd(), &mut buf) {
+                    Ok(n) => got.extend_from_slice(&buf[..n]),
+                    Err(e) => break e,
+                }
+            };
+            // An urgent byte is a mark at which a look ends.
+            assert!(got.is_empty() || got == b"text", "{got:?}");
+            assert_eq!(end.kind(), io::ErrorKind::InvalidData);
+            assert_eq!(peer_state(kept.as_fd()), PeerState::Quiet, "nobody has closed what was sent");
+            assert!(!end_is_empty(read.as_fd()));
+            assert_eq!(peer_state(kept.as_fd()), PeerState::Quiet);
+            assert!(send(write.as_fd(), b"x", &[], Blocking::No).is_err(), "it has ended");
+            drop(read);
+            assert_eq!(peer_state(kept.as_fd()), PeerState::Gone);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_stream_is_empty_where_no_descriptor_lies_in_it() {
+        let (read, write) = one_way().expect("socketpair");
+        assert!(end_is_empty(one_way().expect("socketpair").0.as_fd()));
+        let written = std::fs::File::from(write.try_clone().expect("dup")).write(&[b'x'; 50_000]);
+        assert_eq!(written.expect("write"), 50_000);
+        assert!(end_is_empty(read.as_fd()));
+        assert!(send(write.as_fd(), b"x", &[], Blocking::No).is_err(), "and stays so");
+        // Who listens may have connections in its queue.
+        let listener = std::os::unix::net::UnixListener::bind_addr(&{
+            use std::os::linux::net::SocketAddrExt;
+            std::os::unix::net::SocketAddr::from_abstract_name(format!("mod_pool-{}", std::process::id()))
+                .expect("name")
+        })
+        .expect("listen");
+        assert!(!end_is_empty(listener.as_fd()));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum ParentMessage {
     /// The error log of the configuration that is told next is syslog: the controller's lines go there, under this name.
     /// Without a name they go to its standard error.
     Syslog { facility: u8, ident: Vec<u8> },
+    /// The controller with this pid was killed and does not end: what it has started is left to the one that is told.
+    LeftBehind { pid: u32 },
 }
 
 /// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
@@ -68,6 +70,11 @@ const PING: u8 = 6;
 const DISCARD: u8 = 7;
 const BEGIN: u8 = 8;
 const SYSLOG: u8 = 9;
+const LEFT_BEHIND: u8 = 10;
+
+/// The one message that goes the other way on a child's connector: the parent has started another controller, and the
+/// one before, which does not end, closes no channel.
+pub const ANOTHER_CONTROLLER: &[u8] = &[11];
 
 impl ConnectorMessage {
     /// The message as bytes.
@@ -118,6 +125,10 @@ impl ParentMessage {
                 out.put_u8(*facility);
                 out.put_short(ident);
             }
+            Self::LeftBehind { pid } => {
+                out.put_u8(LEFT_BEHIND);
+                out.put_u32(*pid);
+            }
         }
         out
     }
@@ -134,6 +145,7 @@ impl ParentMessage {
                 DISCARD => Self::Discard,
                 BEGIN => Self::Begin { pid: field::pid(r)? },
                 SYSLOG => Self::Syslog { facility: r.u8()?, ident: r.short()?.to_vec() },
+                LEFT_BEHIND => Self::LeftBehind { pid: field::pid(r)? },
                 _ => return Err(Malformed::Field("kind")),
             })
         })

@@ -13,7 +13,7 @@ mod frontend;
 mod seed;
 mod table;
 
-pub use connector::{ConnectorMessage, Hello, InFlight, ParentMessage};
+pub use connector::{ConnectorMessage, Hello, InFlight, ParentMessage, ANOTHER_CONTROLLER};
 pub use frontend::{
     Arrival, ControllerMessage, FrontendMessage, LeaseId, LendCount, Queued, Refusal, Returned, WantId,
 };

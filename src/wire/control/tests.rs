@@ -93,6 +93,7 @@ fn parent_messages() {
         ParentMessage::Discard,
         ParentMessage::Begin { pid: 4711 },
         ParentMessage::Syslog { facility: 23, ident: b"httpd".to_vec() },
+        ParentMessage::LeftBehind { pid: 4711 },
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);
