@@ -93,7 +93,7 @@ fn the_response_of_the_example_is_what_the_encoder_makes() {
 
 #[test]
 fn each_limit_in_the_document_has_the_value_of_its_constant() {
-    let constants: [(&str, u64); 36] = [
+    let constants: [(&str, u64); 39] = [
         ("FLAG_MORE", frame::FLAG_MORE.into()),
         ("FLAG_FLUSH", frame::FLAG_FLUSH.into()),
         ("FLAG_LAST", frame::FLAG_LAST.into()),
@@ -111,6 +111,9 @@ fn each_limit_in_the_document_has_the_value_of_its_constant() {
         ("MAX_REQUEST_HEAD", frame::MAX_REQUEST_HEAD as u64),
         ("MAX_RESPONSE_HEAD", frame::MAX_RESPONSE_HEAD as u64),
         ("MAX_INTERIM", frame::MAX_INTERIM.into()),
+        ("MAX_METAS", frame::MAX_METAS.into()),
+        ("MAX_LOG_LINES", frame::MAX_LOG_LINES.into()),
+        ("MAX_RESPONSE_LENGTH", frame::MAX_RESPONSE_LENGTH),
         ("MAX_LOG_TEXT", frame::MAX_LOG_TEXT as u64),
         ("MAX_LOG_SOURCE", frame::MAX_LOG_SOURCE as u64),
         ("MAX_FIELDS", response::MAX_FIELDS as u64),

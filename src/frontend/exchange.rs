@@ -17,8 +17,8 @@ use crate::sys::events::{self, Interest};
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::wait;
 use crate::wire::control::Returned;
+use crate::wire::exchange::{ResponseChecker, Stage};
 use crate::wire::frame::{Exchange, MAX_DATA, MAX_MESSAGE};
-use answer::Stage;
 pub use delivery::{Delivery, Undelivered};
 pub use outcome::Outcome;
 use outcome::{is_unread, Stop};
@@ -107,27 +107,17 @@ pub struct Run<'r> {
     part_end: PartEnd,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
-    stage: Stage,
+    checker: ResponseChecker,
     heard: bool,
     /// The worker has ended, and left something unread.
     reset: bool,
-    head: Vec<u8>,
-    /// What the loggers shall know; they are told at the end of the response.
-    meta: Vec<u8>,
-    meta_complete: bool,
-    metas: u32,
-    interim: u32,
     files: u32,
     began: Instant,
     /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
     progress: Instant,
     progressed: bool,
-    log_lines: u32,
     /// Descriptors that the worker has sent and nobody wants.
     doomed: Vec<OwnedFd>,
-    /// Bytes the response may still have.
-    remaining: Option<u64>,
-    bodiless: bool,
 }
 
 fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
@@ -142,6 +132,7 @@ fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
 impl<'r> Run<'r> {
     pub fn new(parties: Parties<'r>, lease: Lease) -> Self {
         let Parties { r, server, pool_name, logged, parks } = parties;
+        let checker = ResponseChecker::new(lease.exchange, r.method() == b"HEAD");
         Self {
             r,
             lease,
@@ -162,22 +153,14 @@ impl<'r> Run<'r> {
             first_kept: false,
             part_end: PartEnd::Open,
             messages: 0,
-            stage: Stage::Waiting,
+            checker,
             heard: false,
             reset: false,
-            head: Vec::new(),
-            meta: Vec::new(),
-            meta_complete: false,
-            metas: 0,
-            interim: 0,
             files: 0,
             began: Instant::now(),
             progress: Instant::now(),
             progressed: false,
-            log_lines: 0,
             doomed: Vec::new(),
-            remaining: None,
-            bodiless: false,
         }
     }
 
@@ -285,7 +268,7 @@ impl<'r> Run<'r> {
         let mut turns = 0_u64;
         loop {
             turns += 1;
-            if let Stage::Complete { last } = self.stage {
+            if let Stage::Complete { last } = self.checker.stage() {
                 return Ok(last);
             }
             if !self.out.is_through() || (self.parks && turns > MOST_TURNS && self.waits()) {

@@ -86,7 +86,7 @@ impl<'r> Client<'r> {
         }
         match headers.get(c"Content-Length") {
             None => BodyLength::None,
-            Some(text) => match std::str::from_utf8(text).ok().and_then(|t| t.trim().parse().ok()) {
+            Some(text) => match super::response::parse_length(text.trim_ascii()) {
                 // httpd's own input filter answers a length it does not like; it is asked as for an unknown one.
                 None => BodyLength::Chunked,
                 Some(0) => BodyLength::None,

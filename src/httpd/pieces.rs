@@ -135,12 +135,13 @@ impl Kept {
 /// # Safety
 /// `brigade` is live, and nobody changes it meanwhile.
 unsafe fn bytes_in_memory(brigade: *mut ffi::apr_bucket_brigade) -> usize {
-    let mut bytes = 0;
+    let mut bytes: usize = 0;
     // SAFETY: the caller's promise; null is the end.
     unsafe {
         let mut at = ffi::pool_shim_brigade_first(brigade);
         while !at.is_null() && ffi::pool_shim_bucket_kind(at).cast_unsigned() != ffi::POOL_BUCKET_FILE {
-            bytes += (*at).length;
+            // The length of a pipe's bucket is not known: the greatest number stands for it.
+            bytes = bytes.saturating_add((*at).length);
             at = ffi::pool_shim_bucket_next(brigade, at);
         }
     }

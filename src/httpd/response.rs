@@ -253,12 +253,12 @@ pub fn content_length(r: RequestRec<'_>) -> Option<u64> {
     None
 }
 
-/// Digits only, as RFC 9110 has it.
+/// Digits only, as RFC 9110 has it, and no more than an `apr_off_t` holds: a frontend takes no other.
 pub fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    std::str::from_utf8(value).ok()?.parse().ok().filter(|n| i64::try_from(*n).is_ok())
 }
 
 /// Throws a bad response away. The first time the caller is to answer 500 by `ap_die`; the second time, when the

@@ -24,6 +24,12 @@ pub const MAX_REQUEST_HEAD: usize = 1024 * 1024;
 pub const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 /// Most interim (1xx) responses in one exchange.
 pub const MAX_INTERIM: u32 = 32;
+/// META in one exchange: with the beginning of a response, and at its end.
+pub const MAX_METAS: u32 = 2;
+/// Most log lines of one exchange that reach the error log; the last one says so.
+pub const MAX_LOG_LINES: u32 = 200;
+/// Most bytes of body of one response, and the highest `Content-Length`: what httpd's `apr_off_t` can say.
+pub const MAX_RESPONSE_LENGTH: u64 = i64::MAX as u64;
 /// Most bytes of one log text.
 pub const MAX_LOG_TEXT: usize = 8 * 1024;
 /// Most bytes of the name of a source file that a log line comes from.
@@ -220,6 +226,12 @@ impl<'a> Pairs<'a> {
         }
         let used = start.len() - r.rest().len();
         Ok(Self { count, bytes: &start[..used] })
+    }
+
+    /// The list at the front of `r`, which [`decode`](Self::decode) has taken before, and which is its rest.
+    pub(super) fn checked_before(r: &mut Reader<'a>) -> Self {
+        let count = r.u16().unwrap_or(0);
+        Self { count, bytes: r.rest() }
     }
 
     pub fn len(&self) -> usize {

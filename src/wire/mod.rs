@@ -7,6 +7,7 @@
 pub mod chunked;
 pub mod codec;
 pub mod control;
+pub mod exchange;
 pub mod frame;
 pub mod interim;
 pub mod plain_log;

@@ -41,6 +41,13 @@ impl<'a> ResponseHead<'a> {
         Ok(head)
     }
 
+    /// The same once more: `payload` is one that was decoded before.
+    pub(super) fn checked_before(payload: &'a [u8]) -> Self {
+        let mut r = Reader::new(payload);
+        let (status, status_line) = (r.u16().unwrap_or(0), r.short().unwrap_or_default());
+        Self { status, status_line, fields: Pairs::checked_before(&mut r) }
+    }
+
     fn decode(payload: &'a [u8], allowed: std::ops::RangeInclusive<u16>) -> Result<Self, Malformed> {
         let mut r = Reader::new(payload);
         let status = r.u16()?;
@@ -197,7 +204,7 @@ pub fn put_response_end(out: &mut Vec<u8>, processor: u16) {
 }
 
 /// The payload of END.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseEnd<'a> {
     /// The processor that the worker runs on.
     pub processor: u16,

@@ -114,6 +114,12 @@ function descriptor($c, $kind) {
         case 'write-only': file_put_contents("$dir/f", str_repeat('w', 5000)); return $c->open("$dir/f", 1, 0);
         case 'short': file_put_contents("$dir/s", 'short'); return $c->open("$dir/s", 0, 0);
         case 'good': file_put_contents("$dir/g", str_repeat('g', 5000)); return $c->open("$dir/g", 0, 0);
+        case 'huge':
+            // As long as a file can be: what its range promises, it has. It begins with what an attacker would have read.
+            $fd = $c->open("$dir/huge", 0x42, 0600); $c->ftruncate($fd, PHP_INT_MAX);
+            $start = fopen("$dir/huge", 'c');
+            fwrite($start, "XXXXX\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
+            return $c->open("$dir/huge", 0, 0);
         case 'memfd': $fd = $c->memfd_create('x', 0); $c->ftruncate($fd, 1 << 60); return $fd;
         case 'proc': return $c->open('/proc/self/status', 0, 0);
         case 'sysfs': return $c->open('/sys/kernel/mm/transparent_hugepage/enabled', 0, 0);

@@ -1,7 +1,7 @@
-//! What the worker sends: its frames, checked, and passed on to the client.
+//! What the worker sends: its frames, checked by `wire::exchange`, and passed on to the client.
 //!
 //! Runs in: frontend, the thread that has the request.  Trusts: nothing that the worker sends.
-//! Owns: how far the response is.  Never: passes on what the decoders of `wire` have not checked.
+//! Owns: what each frame does.  Never: passes on what the checker of `wire` has not seen.
 
 use super::outcome::Stop;
 use super::upload::Upload;
@@ -10,30 +10,17 @@ use crate::httpd::errorlog::Writer;
 use crate::httpd::hooks;
 use crate::httpd::log::{self, ForeignLine};
 use crate::sys::file;
-use crate::wire::frame::{frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_INTERIM, MAX_RESPONSE_HEAD};
-use crate::wire::response::{
-    is_hop_by_hop, may_be_trailer, Abort, FileRange, LogLine, Meta, ResponseEnd, ResponseHead,
-};
+use crate::wire::exchange::{canonical_length, FinalHead, Stage, Step};
+use crate::wire::frame::{frames, Frame, FLAG_FLUSH};
+use crate::wire::response::{is_hop_by_hop, may_be_trailer, FileRange, LogLine, ResponseEnd, ResponseHead};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use std::vec;
 
-/// Most log lines of one request that reach the error log; the last one says so.
-const MAX_LOG_LINES: u32 = 200;
-/// With the beginning of a response, and at its end.
-const MAX_METAS: u32 = 2;
 /// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
 /// worker could use up the descriptors of all clients otherwise.
 const MAX_OPEN_FILES: u32 = 8;
-
-/// What the response has come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    Waiting,
-    Body,
-    Complete { last: bool },
-}
 
 impl Run<'_> {
     /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
@@ -61,22 +48,14 @@ impl Run<'_> {
     fn frames(&mut self, message: &[u8], fds: &mut vec::IntoIter<OwnedFd>) -> Result<(), Stop> {
         let mut flush = false;
         let mut any = false;
-        let mut all = frames(message);
-        while let Some(frame) = all.next() {
+        let mut aborted = None;
+        for frame in frames(message) {
             let frame = frame?;
             any = true;
-            if frame.exchange != self.exchange() {
-                return Err(Stop::Violation("a frame of another exchange".into()));
-            }
-            if matches!(self.stage, Stage::Complete { .. }) {
-                return Err(Stop::Violation("a frame behind the end of the response".into()));
-            }
             flush |= frame.has(FLAG_FLUSH);
             match self.frame(&frame, fds) {
                 // The lease is used on after an honest abort: nothing else may have come with it.
-                Err(Stop::Aborted { .. }) if all.next().is_some() || fds.len() > 0 => {
-                    return Err(Stop::Violation("a frame behind the end of the response".into()));
-                }
+                Err(stop @ Stop::Aborted { .. }) => aborted = Some(stop),
                 done => done?,
             }
         }
@@ -86,7 +65,10 @@ impl Run<'_> {
         if fds.len() > 0 {
             return Err(Stop::Violation("a file descriptor that no frame speaks of".into()));
         }
-        match self.stage {
+        if let Some(stop) = aborted {
+            return Err(stop);
+        }
+        match self.checker.stage() {
             Stage::Complete { .. } => self.out.finish()?,
             Stage::Body => self.out.pass(flush)?,
             Stage::Waiting => {}
@@ -95,99 +77,64 @@ impl Run<'_> {
     }
 
     fn frame(&mut self, frame: &Frame<'_>, fds: &mut impl Iterator<Item = OwnedFd>) -> Result<(), Stop> {
-        match frame.kind {
-            FrameKind::Head => self.head(frame),
-            FrameKind::Data => self.data(frame.payload),
-            FrameKind::File => self.file(frame.payload, fds.next()),
-            FrameKind::Interim => self.interim(frame.payload),
-            FrameKind::NeedBody => self.need_body(),
-            FrameKind::Meta => self.meta(frame),
-            FrameKind::End => self.end(frame),
-            FrameKind::Log => self.log(frame.payload),
-            FrameKind::Abort => {
-                let abort = Abort::decode(frame.payload)?;
+        match self.checker.take(frame)? {
+            Step::Nothing | Step::Meta => Ok(()),
+            Step::Head(head) => {
+                self.head(&head);
+                Ok(())
+            }
+            Step::Data(bytes) => self.data(bytes),
+            Step::File(range) => self.file(range, fds.next()),
+            Step::Interim(head) => {
+                self.interim(&head, frame.payload.len());
+                Ok(())
+            }
+            Step::NeedBody => {
+                self.need_body();
+                Ok(())
+            }
+            Step::Log(line) => {
+                self.log(&line);
+                Ok(())
+            }
+            Step::LogLimit => {
+                self.note("further log lines of this request are dropped");
+                Ok(())
+            }
+            Step::End(end) => {
+                self.end(&end);
+                Ok(())
+            }
+            Step::Abort { abort, last } => {
                 let text = String::from_utf8_lossy(abort.text).into_owned();
-                Err(Stop::Aborted { reason: abort.reason, text, last: frame.has(FLAG_LAST) })
-            }
-            FrameKind::Request | FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort => {
-                Err(Stop::Violation("a frame that only a frontend sends".into()))
+                Err(Stop::Aborted { reason: abort.reason, text, last })
             }
         }
     }
 
-    fn head(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
-        if self.stage != Stage::Waiting {
-            return Err(Stop::Violation("a second response head".into()));
-        }
-        if frame.has(FLAG_MORE) || !self.head.is_empty() {
-            if self.head.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
-                return Err(Stop::Violation("a response head beyond the limit".into()));
-            }
-            self.head.extend_from_slice(frame.payload);
-            if frame.has(FLAG_MORE) {
-                return Ok(());
-            }
-            let head = std::mem::take(&mut self.head);
-            return self.apply_head(&ResponseHead::decode_final(&head)?);
-        }
-        self.apply_head(&ResponseHead::decode_final(frame.payload)?)
-    }
-
-    fn apply_head(&mut self, head: &ResponseHead<'_>) -> Result<(), Stop> {
-        let mut length = None;
-        let mut bytes = head.status_line.len();
-        for (name, value) in head.fields.iter() {
-            bytes += name.len() + value.len() + ": \r\n".len();
-            if name.eq_ignore_ascii_case(b"Content-Length") {
-                let text = std::str::from_utf8(value).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
-                let n = text.and_then(|t| t.parse::<u64>().ok());
-                let Some(n) = n.filter(|_| length.is_none()) else {
-                    return Err(Stop::Violation("a Content-Length that is no number, or two of them".into()));
-                };
-                length = Some(n);
-            }
-        }
-        self.bodiless = self.r.method() == b"HEAD" || matches!(head.status, 204 | 304);
-        self.remaining = if self.bodiless { None } else { length };
-        if self.upload == Upload::Cut || (self.upload != Upload::Complete && head.status >= 400) {
-            // The client may still send for long; after this answer nobody reads it.
+    fn head(&mut self, checked: &FinalHead<'_>) {
+        let head = checked.get();
+        let bytes = head.fields.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len());
+        let bytes = head.status_line.len() + bytes.sum::<usize>();
+        let unread = self.upload == Upload::Cut || (self.upload != Upload::Complete && head.status >= 400);
+        // The client may still send for long; after this answer nobody reads it.
+        if unread || checked.ends_connection() {
             self.out.client.close_after();
         }
-        self.out.client.set_head(head.status, head.status_line, passable(head));
+        self.out.client.set_head(head.status, head.status_line, passable(&head));
         self.out.head(bytes);
-        self.stage = Stage::Body;
         self.progressed = true;
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        self.progressed |= !bytes.is_empty();
+        self.out.data(bytes)?;
         Ok(())
     }
 
-    /// Counts bytes of the body against what the head announced.
-    fn count(&mut self, n: u64) -> Result<(), Stop> {
-        if self.stage != Stage::Body {
-            return Err(Stop::Violation("a body without a head".into()));
-        }
-        if n > 0 && self.bodiless {
-            return Err(Stop::Violation("a body where there is none".into()));
-        }
-        if let Some(left) = &mut self.remaining {
-            *left = left.checked_sub(n).ok_or(Stop::Violation("more body than its Content-Length".into()))?;
-        }
-        self.progressed |= n > 0;
-        Ok(())
-    }
-
-    fn data(&mut self, payload: &[u8]) -> Result<(), Stop> {
-        self.count(payload.len() as u64)?;
-        self.out.data(payload)?;
-        Ok(())
-    }
-
-    fn file(&mut self, payload: &[u8], fd: Option<OwnedFd>) -> Result<(), Stop> {
-        let range = FileRange::decode(payload)?;
+    fn file(&mut self, range: FileRange, fd: Option<OwnedFd>) -> Result<(), Stop> {
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
-        if let Err(stop) = self.count(range.length) {
-            self.doomed.push(fd);
-            return Err(stop);
-        }
+        self.progressed |= range.length > 0;
         let Some(size) = file::passable_size(fd.as_fd()) else {
             self.doomed.push(fd);
             return Err(Stop::Violation("a descriptor that is no plain file".into()));
@@ -202,64 +149,27 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn interim(&mut self, payload: &[u8]) -> Result<(), Stop> {
-        self.interim += 1;
-        if self.stage != Stage::Waiting || self.interim > MAX_INTERIM {
-            return Err(Stop::Violation("an interim response too late, or too many".into()));
-        }
-        let head = ResponseHead::decode_interim(payload)?;
-        if head.status == 100 {
-            return self.need_body();
-        }
+    fn interim(&mut self, head: &ResponseHead<'_>, len: usize) {
         self.progressed = true;
         // What a part of a page says stands in the middle of the page's own body. And no thread waits for a client to take
         // what it can do without.
-        if !self.r.is_subrequest() && self.out.takes_at_once(payload.len()) {
-            let fields = passable(&head).filter(|(name, _)| !name.eq_ignore_ascii_case(b"Content-Length"));
+        if !self.r.is_subrequest() && self.out.takes_at_once(len) {
+            let fields = passable(head).filter(|(name, _)| !name.eq_ignore_ascii_case(b"Content-Length"));
             self.out.client.send_interim(head.status, fields);
         }
-        Ok(())
     }
 
-    fn need_body(&mut self) -> Result<(), Stop> {
+    fn need_body(&mut self) {
         if self.upload == Upload::HeldBack {
-            if self.stage == Stage::Waiting {
+            if self.checker.stage() == Stage::Waiting {
                 self.out.client.send_continue();
             }
             self.upload = Upload::Running;
             self.progressed = true;
         }
-        Ok(())
     }
 
-    fn meta(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
-        if self.meta_complete {
-            if self.metas == MAX_METAS {
-                return Err(Stop::Violation("META too often".into()));
-            }
-            self.meta.clear();
-            self.meta_complete = false;
-        }
-        if self.meta.len() + frame.payload.len() > MAX_RESPONSE_HEAD {
-            return Err(Stop::Violation("META beyond the limit".into()));
-        }
-        self.meta.extend_from_slice(frame.payload);
-        if !frame.has(FLAG_MORE) {
-            Meta::decode(&self.meta)?;
-            self.meta_complete = true;
-            self.metas += 1;
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, frame: &Frame<'_>) -> Result<(), Stop> {
-        if self.stage != Stage::Body {
-            return Err(Stop::Violation("an end without a head".into()));
-        }
-        if self.remaining.is_some_and(|left| left > 0) {
-            return Err(Stop::Violation("less body than its Content-Length".into()));
-        }
-        let end = ResponseEnd::decode(frame.payload)?;
+    fn end(&mut self, end: &ResponseEnd<'_>) {
         for (name, value) in end.trailers.iter() {
             if may_be_trailer(name) {
                 self.out.client.set_trailer(name, value);
@@ -268,26 +178,16 @@ impl Run<'_> {
         self.tell_loggers();
         self.progressed = true;
         self.lease.processor = end.processor;
-        self.stage = Stage::Complete { last: frame.has(FLAG_LAST) };
-        Ok(())
     }
 
     /// What the worker said for the loggers gets into the request.
     pub(super) fn tell_loggers(&self) {
-        if let (true, Ok(meta)) = (self.meta_complete, Meta::decode(&self.meta)) {
+        if let Some(meta) = self.checker.meta() {
             request::apply_meta(self.r, &meta, self.logged);
         }
     }
 
-    fn log(&mut self, payload: &[u8]) -> Result<(), Stop> {
-        let line = LogLine::decode(payload)?;
-        self.log_lines += 1;
-        if self.log_lines > MAX_LOG_LINES {
-            if self.log_lines == MAX_LOG_LINES + 1 {
-                self.note("further log lines of this request are dropped");
-            }
-            return Ok(());
-        }
+    fn log(&mut self, line: &LogLine<'_>) {
         let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
         let writer = Writer { pool: self.pool_name, pid: self.lease.pid };
         let line = ForeignLine {
@@ -299,7 +199,6 @@ impl Run<'_> {
             text: line.text,
         };
         log::request_as(&writer, self.r, &line);
-        Ok(())
     }
 
     fn note(&self, text: &str) {
@@ -307,7 +206,12 @@ impl Run<'_> {
     }
 }
 
-/// The fields that go on to the client: those of one connection are the frontend's own business.
+/// The fields that go on to the client: those of one connection are the frontend's own business, and of a length
+/// everybody reads the same.
 fn passable<'f>(head: &ResponseHead<'f>) -> impl Iterator<Item = (&'f [u8], &'f [u8])> {
-    head.fields.iter().filter(|(name, _)| !is_hop_by_hop(name))
+    let canonical = |(name, value): (&'f [u8], &'f [u8])| {
+        let is_length = name.eq_ignore_ascii_case(b"Content-Length");
+        (name, if is_length { canonical_length(value) } else { value })
+    };
+    head.fields.iter().filter(|(name, _)| !is_hop_by_hop(name)).map(canonical)
 }

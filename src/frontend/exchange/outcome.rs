@@ -3,7 +3,6 @@
 //! Runs in: frontend, the thread that has the request.  Trusts: nothing that the worker sends.
 //! Owns: the words for the log.  Never: calls an exchange unread that a worker can have read.
 
-use super::answer::Stage;
 use super::delivery::Undelivered;
 use super::request;
 use super::upload::Upload;
@@ -11,6 +10,7 @@ use super::Run;
 use crate::httpd::client::ClientGone;
 use crate::wire::codec::Malformed;
 use crate::wire::control::Returned;
+use crate::wire::exchange::{Stage, Violation};
 use crate::wire::response::AbortReason;
 use std::io;
 
@@ -64,6 +64,12 @@ impl From<Malformed> for Stop {
     }
 }
 
+impl From<Violation> for Stop {
+    fn from(e: Violation) -> Self {
+        Self::Violation(e.to_string())
+    }
+}
+
 impl From<ClientGone> for Stop {
     fn from(_: ClientGone) -> Self {
         Self::ClientGone
@@ -86,12 +92,12 @@ impl Run<'_> {
     }
 
     pub(super) fn stopped(&mut self, stop: Stop) -> Outcome {
-        if self.stage == Stage::Body && !matches!(stop, Stop::Parks) {
+        if self.checker.stage() == Stage::Body && !matches!(stop, Stop::Parks) {
             self.tell_loggers();
         }
         let (status, how, why) = match stop {
             // The worker has done everything; what it did is not lost on others.
-            Stop::ClientGone => match self.stage {
+            Stop::ClientGone => match self.checker.stage() {
                 Stage::Complete { last } => return Outcome::Done { last, body_left: false },
                 _ => return Outcome::ClientGone,
             },
@@ -103,7 +109,7 @@ impl Run<'_> {
             Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.patience.as_secs())),
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
             Stop::Aborted { reason: AbortReason::NoPart, text, last }
-                if request::is_fragment(self.r) && self.stage == Stage::Waiting =>
+                if request::is_fragment(self.r) && self.checker.stage() == Stage::Waiting =>
             {
                 let status = text.parse().ok().filter(|status| (300..600).contains(status)).unwrap_or(500);
                 return Outcome::NoPart { status, last };
@@ -121,7 +127,7 @@ impl Run<'_> {
         if self.upload != Upload::Complete {
             self.out.client.close_after();
         }
-        if self.stage == Stage::Waiting {
+        if self.checker.stage() == Stage::Waiting {
             return Outcome::Answer { status, how, why };
         }
         let told = self.r.status();

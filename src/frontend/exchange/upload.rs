@@ -93,7 +93,7 @@ impl Run<'_> {
             let rest = frames.get(self.sent_bytes..).unwrap_or_default();
             let one = if rest.len() <= MAX_MESSAGE { rest } else { request::messages(rest).next().unwrap_or(rest) };
             match socket::send(self.lease.socket.as_fd(), one, &[], blocking) {
-                Ok(()) => self.messages += 1,
+                Ok(()) => self.messages = self.messages.saturating_add(1),
                 Err(e) if blocking == Blocking::No && e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(e) => return Err(e),
             }
@@ -149,7 +149,7 @@ impl Run<'_> {
     /// Takes what the client has sent of its body and appends frames for it.
     fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
         body.clear();
-        self.reads += 1;
+        self.reads = self.reads.saturating_add(1);
         let end = self.collect(body);
         self.put_part(body, end, out);
         end != PartEnd::Open || !body.is_empty()

@@ -15,10 +15,11 @@ from .installed import ALICE, BOB, CAROL, FRONTEND, HTTPD, MODULE_DIR, REPO, has
 from .processes import MemoryGroup, descendants, fds_of, gone, may_look_into, read_process
 from .server import Httpd, background
 from .sites import Site
+from .strict import BrokeOff, Endless, NotHttp, Strict
 from .tools import Later, eventually, free_port, in_threads, run
 
 __all__ = [
-    "ALICE", "BOB", "Broken", "CAROL", "FRONTEND", "H2", "HTTPD", "Httpd", "Later", "MODULE_DIR", "MemoryGroup",
-    "REPO", "Site", "background", "descendants", "eventually", "fds_of", "free_port", "gone", "has_module",
+    "ALICE", "BOB", "BrokeOff", "Broken", "CAROL", "Endless", "FRONTEND", "H2", "HTTPD", "Httpd", "Later", "MODULE_DIR", "MemoryGroup",
+    "NotHttp", "REPO", "Site", "Strict", "background", "descendants", "eventually", "fds_of", "free_port", "gone", "has_module",
     "in_threads", "make_certificate", "may_look_into", "module_so", "read_process", "run",
 ]
