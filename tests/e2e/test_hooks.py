@@ -302,6 +302,142 @@ def test_daemons_of_mod_wsgi_are_not_started_in_a_pool(httpd):
     assert len(of_alice) == 2, f"a zygote and a worker: {of_alice}"
 
 
+# -- mod_http2, mod_logio, mod_ssl --
+
+STREAM_CGI = r"""#!/bin/sh
+printf 'Content-Type: text/plain\n'
+case "$QUERY_STRING" in
+    link) printf 'Link: </pushed.txt>;rel=preload\n' ;;
+    away) printf 'Location: /env.cgi\n' ;;
+esac
+printf '\n'
+env | grep -E '(HTTP2|H2|IN_IF|SEEN)' | grep -v UNIQUE | sort
+"""
+STREAM_CONF = """
+    <Location /early>
+        H2EarlyHint Link "</hint.css>;rel=preload"
+        H2PushResource /pushed.txt
+    </Location>
+    <Location /ttfb>
+        LogIOTrackTTFB on
+    </Location>
+    <If "%{HTTP2} == 'on'">
+        SetEnv IN_IF 1
+    </If>
+    <Directory @DOCROOT@/off>
+        Require expr "%{HTTP2} == 'off'"
+    </Directory>
+    <Directory @DOCROOT@/on>
+        Require expr "%{HTTP2} == 'on'"
+    </Directory>
+"""
+
+
+def with_streams(httpd, **kind):
+    alice = Site("alice", ALICE, conf=STREAM_CONF)
+    server = httpd(sites=[alice], modules=["cgi"], conf="H2EarlyHints on\nH2Push on\n",
+                   log_format="%U|%{HTTP2}e|%{H2_STREAM_ID}e|%^FB", **kind)
+    for place in [".", "off", "on", "early", "ttfb", "rule", "ht-off"]:
+        alice.script(f"{place}/env.cgi", STREAM_CGI)
+    for place in [".", "off", "on", "ht-off"]:
+        alice.write(f"{place}/p.txt", "served")
+    alice.write("pushed.txt", "pushed")
+    alice.write("hint.css", "pushed")
+    alice.write(".htaccess", "AddHandler cgi-script .cgi\nAddOutputFilter INCLUDES .shtml\nOptions +Includes\n")
+    alice.write("ht-off/.htaccess", "Require expr \"%{HTTP2} == 'off'\"\n")
+    alice.write("rule/.htaccess", """
+        RewriteEngine on
+        RewriteCond %{ENV:HTTP2} on
+        RewriteRule env - [E=SEEN_ENV:1]
+        RewriteCond expr "%{HTTP2} == 'on'"
+        RewriteRule env - [E=SEEN_EXPR:1]
+    """)
+    alice.write("page.shtml", '<!--#echo var="HTTP2" --> <!--#include virtual="/env.cgi" -->')
+    return server.start()
+
+
+@pytest.fixture(scope="module")
+def streams(shared_httpd, kind):
+    stock = {"mpm": "event", "with_pool": False}
+    return with_streams(shared_httpd), with_streams(shared_httpd, **stock)
+
+
+def variables(text):
+    return re.sub(r"(STREAM_TAG=)\d+-\d+-", r"\1N-N-", text)
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("path", ["/env.cgi", "/env.cgi?link", "/env.cgi?away", "/rule/env.cgi", "/page.shtml", "/early/env.cgi",
+                                  "/on/env.cgi", "/on/p.txt", "/off/env.cgi", "/off/p.txt", "/ht-off/p.txt"])
+def test_http2_in_scripts_rules_and_expressions(streams, path, tls):
+    said = []
+    for server in streams:
+        with H2(server, tls=tls) as client:
+            first, second = client.get(path), client.get(path)
+        said.append([(r.status, variables(r.text) if r.status == 200 else "") for r in (first, second)])
+    assert said[0] == said[1]
+    if path == "/env.cgi":
+        assert "HTTP2=on" in said[0][0][1] and "IN_IF=1" in said[0][0][1] and "H2_STREAM_ID=3" in said[0][1][1]
+    assert said[0][0][0] == (403 if "off/" in path else 200)
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("path", ["/env.cgi", "/rule/env.cgi", "/on/p.txt", "/off/p.txt", "/ht-off/p.txt"])
+def test_http1_has_none_of_it(streams, path):
+    said = [server.request("GET", path, tls=True) for server in streams]
+    assert [r.status for r in said] == [403 if path.startswith("/on/") else 200] * 2
+    assert said[0].status == 403 or (said[0].text == said[1].text and "HTTP2" not in said[0].text)
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("path", ["/early/env.cgi", "/env.cgi?link", "/env.cgi", "/early/none"])
+def test_hints_and_pushes(streams, path):
+    said = []
+    for server in streams:
+        with H2(server, tls=True, push=True) as client:
+            stream = client.start(path)
+            found = client.wait(stream)
+            interim = [sorted((k, v) for k, v in fields if k in (":status", "link")) for fields in found.interim]
+            links = [v for k, v in found.headers if k == "link"]
+            for pushed in [s for s in client.streams if s % 2 == 0]:
+                assert client.wait(pushed).text == "pushed"
+            pushes = re.search("H2_?PUSH=(.*)", found.text) if found.status == 200 else None
+            said.append((found.status, interim, links, sorted(client.pushed), pushes and pushes.group(1)))
+    assert said[0] == said[1]
+    if path == "/early/env.cgi":
+        assert said[0][1] and said[0][3] == ["/hint.css", "/pushed.txt"] and said[0][4] == "on"
+    if path == "/env.cgi?link":
+        assert said[0][3] == ["/pushed.txt"]
+
+
+@pytest.mark.pool_only
+def test_logs_tell_stream_and_time_to_first_byte(streams):
+    for server in streams:
+        with H2(server, tls=True) as client:
+            client.get("/ttfb/env.cgi")
+            client.get("/env.cgi")
+        server.request("GET", "/ttfb/env.cgi")
+        server.wait_for_log(r"(?m)^/ttfb/env.cgi\|on\|1\|\d+$", name="access.log")
+        server.wait_for_log(r"(?m)^/env.cgi\|on\|3\|-$", name="access.log")
+        server.wait_for_log(r"(?m)^/ttfb/env.cgi\|-\|-\|\d+$", name="access.log")
+
+
+def test_strict_require(httpd):
+    """What SSLRequireSSL refuses, `Satisfy any` lets a user pass, and StrictRequire does not."""
+    alice = Site("alice", ALICE)
+    server = httpd(sites=[alice], modules=["access_compat"])
+    passwd = subprocess.run(["openssl", "passwd", "-apr1", "sesame"], capture_output=True, text=True, check=True).stdout
+    alice.write(".users", f"frank:{passwd}")
+    for place, options in [("strict", "+StrictRequire"), ("lax", "-StrictRequire")]:
+        alice.write(f"{place}/p.txt", "served")
+        alice.write(f"{place}/.htaccess", f"SSLOptions {options}\nSSLRequireSSL\nSatisfy any\nAuthType Basic\nAuthName z\n"
+                    f"AuthUserFile {alice.docroot}/.users\nRequire valid-user\n")
+    server.start()
+    said = {place: server.request("GET", f"/{place}/p.txt", headers=basic("frank")).status for place in ("strict", "lax")}
+    assert said == {"strict": 403, "lax": 200}
+
+
 # -- what configtest says --
 
 
