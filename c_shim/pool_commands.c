@@ -36,6 +36,8 @@ const char *pool_entry_ssl_require(ARGS1);
 const char *pool_entry_ssl_verify(ARGS1);
 const char *pool_entry_ssl_user_name(ARGS1);
 const char *pool_entry_php_ini_dir(ARGS1);
+const char *pool_entry_fcgid_check(ARGS1);
+const char *pool_entry_wsgi_check(ARGS1);
 
 
 /* In src/entry/mpm_hooks.rs. */
@@ -79,7 +81,7 @@ const command_rec pool_shim_commands[] = {
         "The server pool that serves the requests, or none"),
 
     /*
-     * Directives of mod_ssl and mod_php: httpd gives a directive to every module that lists it, so these handlers see
+     * Directives of other modules: httpd gives a directive to every module that lists it, so these handlers see
      * a copy. The arguments are raw, the context is the owner's: the owner alone refuses what is wrong.
      */
     AP_INIT_RAW_ARGS("SSLOptions", pool_entry_ssl_options, NULL, OR_OPTIONS, "see mod_ssl"),
@@ -89,6 +91,13 @@ const command_rec pool_shim_commands[] = {
     AP_INIT_RAW_ARGS("SSLVerifyDepth", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("SSLCipherSuite", pool_entry_ssl_verify, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
     AP_INIT_RAW_ARGS("SSLUserName", pool_entry_ssl_user_name, NULL, RSRC_CONF | OR_AUTHCFG, "see mod_ssl"),
+    AP_INIT_RAW_ARGS("FcgidAccessChecker", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("FcgidAuthenticator", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("FcgidAuthorizer", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("FastCgiAccessChecker", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("FastCgiAuthenticator", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("FastCgiAuthorizer", pool_entry_fcgid_check, NULL, ACCESS_CONF | OR_FILEINFO, "see mod_fcgid"),
+    AP_INIT_RAW_ARGS("WSGIAccessScript", pool_entry_wsgi_check, NULL, OR_AUTHCFG, "see mod_wsgi"),
     AP_INIT_RAW_ARGS("PHPIniDir", pool_entry_php_ini_dir, NULL, RSRC_CONF, "see mod_php"),
 
     /*

@@ -184,6 +184,32 @@ void *pool_shim_ssl_options_record(apr_pool_t *p, server_rec *s)
     return record;
 }
 
+const char *pool_shim_apply_directive(apr_pool_t *p, server_rec *s, const char *file, const char *name,
+                                      const char *arg)
+{
+    module *m = ap_find_linked_module(file);
+    ap_directive_t nowhere = { 0 };
+    const command_rec *cmd;
+    cmd_parms parms = { 0 };
+    const char *message;
+
+    if (!m || !m->cmds)
+        return "its module is not loaded";
+    for (cmd = m->cmds; cmd->name && strcasecmp(cmd->name, name); cmd++);
+    if (!cmd->name || (cmd->args_how != RAW_ARGS && cmd->args_how != TAKE1))
+        return "its module has no such directive";
+    parms.pool = p;
+    apr_pool_create(&parms.temp_pool, p);
+    parms.server = s;
+    parms.cmd = cmd;
+    parms.directive = &nowhere;
+    parms.limited = -1;
+    parms.override = OR_ALL | RSRC_CONF;
+    message = cmd->args_how == RAW_ARGS ? cmd->AP_RAW_ARGS(&parms, NULL, arg) : cmd->AP_TAKE1(&parms, NULL, arg);
+    apr_pool_destroy(parms.temp_pool);
+    return message;
+}
+
 apr_status_t pool_shim_thread_create(apr_thread_t **thread, apr_threadattr_t *attr, apr_thread_start_t body,
                                      void *data, apr_pool_t *p)
 {

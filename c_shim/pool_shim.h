@@ -63,6 +63,10 @@ apr_file_t *pool_shim_bucket_file(const apr_bucket *b);
 
 /* Modules for which vectors of configuration records have room. */
 int pool_shim_total_modules(void);
+/* A directive with one argument, or with raw ones, as if it stood in the server config: NULL, or what is wrong. */
+const char *pool_shim_apply_directive(apr_pool_t *p, server_rec *s, const char *file, const char *name,
+                                      const char *arg);
+
 /*
  * A directory record of mod_ssl's, made by its own functions, in which "SSLOptions +StdEnvVars +ExportCertData" is in
  * force; NULL without mod_ssl.

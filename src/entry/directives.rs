@@ -98,6 +98,14 @@ takes_text! {
         // SAFETY: httpd calls this as a directive's handler.
         config::ssl_user_name_directive(command, unsafe { record(dir) }, args)
     };
+    pool_entry_fcgid_check => |command, dir, _args| {
+        // SAFETY: httpd calls this as a directive's handler.
+        config::fcgid_check_directive(command, unsafe { record(dir) })
+    };
+    pool_entry_wsgi_check => |command, dir, _args| {
+        // SAFETY: httpd calls this as a directive's handler.
+        config::wsgi_check_directive(command, unsafe { record(dir) })
+    };
     pool_entry_php_ini_dir => |command, _dir, args| config::php_ini_dir_directive(command, args);
 }
 

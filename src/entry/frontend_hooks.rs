@@ -12,7 +12,7 @@ use crate::ffi::{
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{
-    classes, frontend_tls, hooks, image, log, parking, pieces, supervise, Connection, RequestRec, ServerRec,
+    classes, frontend_tls, hand_over, hooks, image, log, parking, pieces, supervise, Connection, RequestRec, ServerRec,
 };
 use crate::parent;
 use crate::sys::{fork, privileges};
@@ -159,7 +159,7 @@ unsafe extern "C" fn stop(_data: *mut c_void) -> ffi::apr_status_t {
     guard(0, || {
         for pid in parent::stop() {
             let text = format!(
-                "POOL133: the controller {pid} does not end, though it was killed: it is left; what it has started is ended"
+                "POOL135: the controller {pid} does not end, though it was killed: it is left; what it has started is ended"
             );
             log::main_server(log::Level::Error, text);
         }
@@ -215,6 +215,7 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         // SAFETY: httpd calls the hook with its main server and the child's pool; both live as long as the child.
         let (main, pchild) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pchild)) };
         frontend_tls::prepare(main, pchild);
+        hand_over::find();
         if let Some(parent::Inherited { generation, connector, moves }) = parent::frontend_start() {
             let tree = config::pool_tree(main);
             // A pool of the frontends' own user must not read the TLS keys in their memory, which httpd allows it where
@@ -278,6 +279,7 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
 
 fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     match frontend_tls::check_access(r) {
+        Ok(()) if !hand_over::run(r) => Handled::Status(500),
         Ok(()) => frontend::serve(r, pool),
         Err(status) => Handled::Status(u16::try_from(status).unwrap_or(403)),
     }

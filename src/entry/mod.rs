@@ -6,6 +6,7 @@ mod directives;
 mod frontend_hooks;
 mod mpm_hooks;
 mod seed_hooks;
+mod worker_checks;
 pub mod worker_hooks;
 
 use crate::apr::{pool::bytes, AprPool};

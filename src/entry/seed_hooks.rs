@@ -2,10 +2,10 @@
 //!
 //! Runs in: seed, zygote, worker (one thread each).  Trusts: httpd.  Owns: nothing.  Never: returns to httpd's main.
 
-use super::worker_hooks;
+use super::{worker_checks, worker_hooks};
 use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
-use crate::httpd::{classes, config, conftree, image, php, ServerRec};
+use crate::httpd::{checkers, classes, config, conftree, image, php, ServerRec};
 use crate::settings::LoggedNames;
 use crate::sys::{fork, launch, memory, title};
 use crate::worker::WorkerStart;
@@ -16,6 +16,7 @@ use std::ptr;
 pub fn register() {
     image::reading_for_good();
     worker_hooks::register();
+    worker_checks::register();
     // SAFETY: httpd is single-threaded while it loads modules; the functions have the types of these hooks.
     unsafe {
         ffi::ap_hook_mpm_query(Some(mpm_query), ptr::null(), ptr::null(), ffi::APR_HOOK_REALLY_FIRST);
@@ -58,6 +59,7 @@ unsafe extern "C" fn check_config(
 fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     title::init();
     let tree = config::pool_tree(main);
+    checkers::adopt(tree);
     classes::silence_frontend_modules(tree);
     let channel = match launch::inherited_channel() {
         Ok(channel) => channel,

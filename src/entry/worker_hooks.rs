@@ -192,7 +192,9 @@ unsafe extern "C" fn translate_name(r: *mut ffi::request_rec) -> c_int {
 unsafe extern "C" fn fixups(r: *mut ffi::request_rec) -> c_int {
     guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
         // SAFETY: httpd passes a live request.
-        worker::export_variables(unsafe { RequestRec::from_raw(r) });
+        let r = unsafe { RequestRec::from_raw(r) };
+        worker::export_variables(r);
+        worker::export_http2(r);
         HOOK_DECLINED
     })
 }

@@ -4,14 +4,14 @@
 //! Owns: the list of names that a worker may not set.  Never: lets META change what the client gets.
 
 use crate::apr::Table;
-use crate::httpd::{client, frontend_tls, RequestRec};
+use crate::httpd::{client, frontend_tls, hand_over, RequestRec};
 use crate::settings::LoggedNames;
 use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
 use crate::wire::request::{
-    Address, RequestHead, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META, REQUEST_TLS,
+    Address, RequestHead, HTTP2, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META, REQUEST_TLS,
     REQUEST_TLS_CHECKED,
 };
 use crate::wire::response::Meta;
@@ -192,8 +192,13 @@ fn put_env(out: &mut Vec<u8>, r: RequestRec<'_>) -> Result<(), TooLong> {
     let part: &[u8] = if is_fragment(r) { b"1" } else { b"" };
     let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part)];
     let own = own.into_iter().filter(|(_, value)| !value.is_empty());
-    for (name, value) in r.subprocess_env().iter().chain(own) {
+    let env = r.subprocess_env();
+    let own_of_stream = |name: &[u8]| r.is_stream() && hand_over::is_http2_variable(name);
+    for (name, value) in env.iter().filter(|(name, _)| !own_of_stream(name)).chain(own) {
         result = result.and(writer.pair(name, value));
+    }
+    for (name, value) in hand_over::http2_variables(r, env) {
+        result = result.and(writer.pair(&[HTTP2, name].concat(), value));
     }
     writer.finish();
     result

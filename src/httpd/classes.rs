@@ -45,7 +45,7 @@ const FRONTEND: &[&str] = &[
 const BOTH: &[&str] = &["core.c", "http_core.c", "mod_so.c", "mod_unixd.c", "mod_pool.c"];
 
 /// Workers die of a request where these have another class.
-const IN_EVERY_PROCESS: &[&str] = &["core.c", "http_core.c"];
+const IN_EVERY_PROCESS: &[&str] = &["core.c", "http_core.c", "mod_pool.c"];
 const IN_FRONTENDS_ONLY: &[&str] = &["event.c", "worker.c", "prefork.c", "mod_log_config.c"];
 
 /// The class that no `PoolModuleRole` can change.
@@ -89,9 +89,19 @@ const DONE_BY_FRONTEND: &[(&str, hooks::Hook)] = &[
 ];
 
 /// Hooks that a module of the frontends keeps in a seed: module, hook. mod_ssl's access checker is right for requests
-/// without TLS, and the worker asks it for those. The core's network filter asks mod_logio to count the bytes of every
-/// connection, those to the backends of mod_proxy too, and it needs its record for that.
-const KEPT_IN_SEED: &[(&str, &str)] = &[("mod_ssl.c", "access_checker"), ("mod_logio.c", "pre_connection")];
+/// without TLS, and the worker asks it for those; its auth_checker asks for a note of the former (`StrictRequire`). The
+/// checks of mod_fcgid and mod_wsgi decline where none of their directives applies; where one does, `checkers` starts the
+/// module first. The core's network filter asks mod_logio to count the bytes of every connection, those to the backends
+/// of mod_proxy too, and it needs its record for that.
+const KEPT_IN_SEED: &[(&str, &str)] = &[
+    ("mod_ssl.c", "access_checker"),
+    ("mod_ssl.c", "auth_checker"),
+    ("mod_fcgid.c", "access_checker"),
+    ("mod_fcgid.c", "check_user_id"),
+    ("mod_fcgid.c", "auth_checker"),
+    ("mod_wsgi.c", "access_checker"),
+    ("mod_logio.c", "pre_connection"),
+];
 
 /// In a worker, before its first request: takes out what must not happen twice to a request.
 pub fn silence_what_frontends_did() {
@@ -113,6 +123,11 @@ const SERVED_BY: &[(&str, &[&str])] = &[
     ("http2-status", &["mod_http2.c"]),
     ("md-status", &["mod_md.c"]),
 ];
+
+/// The module serves handlers that a pool refuses by [`left_to_frontends`].
+pub fn serves_in_frontends(module: &str) -> bool {
+    SERVED_BY.iter().any(|(_, modules)| modules.contains(&module))
+}
 
 /// In a worker: the loaded module that would serve this handler, when it was taken out here and no other serves it.
 pub fn left_to_frontends(handler: &[u8]) -> Option<&'static str> {

@@ -5,7 +5,7 @@
 
 use super::command::{self, lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, image, mpm, RequestRec, ServerRec};
+use super::{classes, conftree, dispositions, image, mpm, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
@@ -73,6 +73,17 @@ pub struct DirConfig {
     ssl: SslDirRecord,
     /// `SSLUserName`, in the pool that the record lives in, or in one that outlives it.
     ssl_user_name: Option<ptr::NonNull<c_char>>,
+    /// Access checks of modules that start on demand here.
+    checks: Checks,
+}
+
+/// Which of the modules in [`checkers`](super::checkers) a directory's access checks need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// `FcgidAccessChecker`, `FcgidAuthenticator`, `FcgidAuthorizer`.
+    pub fcgid: bool,
+    /// `WSGIAccessScript`.
+    pub wsgi: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +163,8 @@ pub unsafe fn merge_dir_config(pool: *mut ffi::apr_pool_t, base: *mut c_void, in
         assigned: inner.assigned.or(base.assigned),
         ssl: base.ssl.merged(inner.ssl),
         ssl_user_name: inner.ssl_user_name.or(base.ssl_user_name),
+        // Neither module has a way to take a check back.
+        checks: Checks { fcgid: inner.checks.fcgid || base.checks.fcgid, wsgi: inner.checks.wsgi || base.checks.wsgi },
     };
     // SAFETY: the pool is live and this thread's.
     unsafe { place_record(pool, merged) }.cast()
@@ -213,6 +226,11 @@ pub fn ssl_options(r: RequestRec<'_>) -> SslOptions {
 pub fn ssl_user_name(r: RequestRec<'_>) -> Option<&CStr> {
     // SAFETY: a string in a pool that lives as long as the record, which the request has.
     request_dir_config(r).ssl_user_name.map(|name| unsafe { CStr::from_ptr(name.as_ptr()) })
+}
+
+/// Which modules the request's access checks need, by the sections merged so far.
+pub fn checks(r: RequestRec<'_>) -> Checks {
+    request_dir_config(r).checks
 }
 
 fn request_dir_config(r: RequestRec<'_>) -> DirConfig {
@@ -359,6 +377,7 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
     }
     findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
+    findings.append(dispositions::check(&tree));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),
@@ -597,6 +616,21 @@ pub fn ssl_user_name_directive(command: &Command<'_>, dir: &mut DirConfig, args:
     if only_if_loaded(command, &[c"mod_ssl.c"])? {
         dir.ssl_user_name = command.words(args).first().and_then(|name| command.keep(name));
     }
+    Ok(())
+}
+
+/// `FcgidAccessChecker`, `FcgidAuthenticator`, `FcgidAuthorizer`, also by the names they had before. mod_fastcgi has
+/// directives of these older names, and keeps its own class.
+pub fn fcgid_check_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
+    let older = command.name().starts_with("FastCgi");
+    let owners: &[&CStr] = if older { &[c"mod_fcgid.c", c"mod_fastcgi.c"] } else { &[c"mod_fcgid.c"] };
+    dir.checks.fcgid |= only_if_loaded(command, owners)? && module_is_loaded(c"mod_fcgid.c");
+    Ok(())
+}
+
+/// `WSGIAccessScript`.
+pub fn wsgi_check_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
+    dir.checks.wsgi |= only_if_loaded(command, &[c"mod_wsgi.c"])?;
     Ok(())
 }
 

@@ -68,6 +68,7 @@ hooks! {
     access_checker = ap_hook_get_access_checker;
     access_checker_ex = ap_hook_get_access_checker_ex;
     check_user_id = ap_hook_get_check_user_id;
+    note_auth_failure = ap_hook_get_note_auth_failure;
     auth_checker = ap_hook_get_auth_checker;
     type_checker = ap_hook_get_type_checker;
     fixups = ap_hook_get_fixups;
@@ -116,6 +117,11 @@ impl Hook {
     /// The function that this module registered, if it is there: the first when it registered several.
     pub fn function_of(self, module: &str) -> Option<*const c_void> {
         self.entries().iter().find(|e| module_name(e) == module).map(|e| e.function)
+    }
+
+    /// All functions that this module registered, in the order they run.
+    pub fn functions_of(self, module: &str) -> Vec<*const c_void> {
+        self.entries().iter().filter(|e| module_name(e) == module).map(|e| e.function).collect()
     }
 
     /// As [`function_of`](Self::function_of), if the module registered it to run at this place.

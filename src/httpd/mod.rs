@@ -2,14 +2,17 @@
 //!
 //! Runs in: every process httpd is in.  Trusts: httpd.  Owns: nothing.  Never: knows a role.
 
+pub mod checkers;
 pub mod classes;
 pub mod client;
 pub mod command;
 pub mod config;
 pub mod conftree;
 pub mod connection;
+pub mod dispositions;
 pub mod errorlog;
 pub mod frontend_tls;
+pub mod hand_over;
 pub mod hooks;
 pub mod image;
 pub mod log;

@@ -3,9 +3,12 @@
 //! Runs in: worker, frontend.  Trusts: the kernel.  Owns: nothing.
 //! Never: moves a file's own offset, which a passed descriptor shares with its receiver.
 
+use std::ffi::{CString, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// File systems whose reads are answered by this machine's own kernel. A FUSE or network file system can keep a
 /// reader waiting for as long as it likes, so a file there is read by the worker that names it.
@@ -78,6 +81,23 @@ pub fn read_at(fd: BorrowedFd<'_>, offset: u64, len: usize, out: &mut Vec<u8>) -
         }
     }
     Ok(done)
+}
+
+/// A new directory that only this process's user can enter: where `TMPDIR` says, else in /tmp. Its path is short enough
+/// for a socket in it (unix(7)). Errors: those of mkdir(2).
+pub fn private_directory(prefix: &str) -> io::Result<PathBuf> {
+    /// What a socket's path leaves for the directory.
+    const MOST: usize = 60;
+    let place = std::env::temp_dir();
+    let place = if place.as_os_str().len() <= MOST { place } else { PathBuf::from("/tmp") };
+    let template = place.join(format!("{prefix}XXXXXX"));
+    let mut path = CString::new(template.into_os_string().into_vec())?.into_bytes_with_nul();
+    // SAFETY: a string that ends, with six X in front of that, which mkdtemp overwrites in place.
+    if unsafe { libc::mkdtemp(path.as_mut_ptr().cast()) }.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    path.pop();
+    Ok(PathBuf::from(OsString::from_vec(path)))
 }
 
 #[cfg(test)]

@@ -45,6 +45,24 @@ pub fn set(title: &str) {
     }
 }
 
+/// Runs `body` under another title, which what it forks keeps.
+pub fn during<T>(title: &str, body: impl FnOnce() -> T) -> T {
+    let before = shown();
+    set(title);
+    let result = body();
+    set(&before);
+    result
+}
+
+fn shown() -> String {
+    let Some(&(start, len)) = AREA.get().filter(|(_, len)| *len > 0) else { return String::new() };
+    let place = std::ptr::with_exposed_provenance::<u8>(start);
+    // SAFETY: as in `set`; the copy is made before anything writes again.
+    let bytes = unsafe { std::slice::from_raw_parts(place, len) };
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(len);
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

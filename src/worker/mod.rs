@@ -12,6 +12,10 @@ mod inbox;
 mod outbox;
 
 #[cfg(feature = "httpd")]
+mod checks;
+#[cfg(feature = "httpd")]
+mod http2;
+#[cfg(feature = "httpd")]
 mod input;
 #[cfg(feature = "httpd")]
 mod log;
@@ -28,6 +32,10 @@ mod state;
 #[cfg(feature = "httpd")]
 mod tls;
 
+#[cfg(feature = "httpd")]
+pub use checks::{start_checkers, start_wsgi};
+#[cfg(feature = "httpd")]
+pub use http2::{export_http2, http2_variable, is_http2};
 #[cfg(feature = "httpd")]
 pub use input::{body, handler_begins};
 #[cfg(feature = "httpd")]

@@ -6,7 +6,7 @@
 use super::inbox::{Filled, Incoming};
 use super::state::{BodyState, Gone, Worker, WORKER};
 use crate::httpd::rebuild::{self, BodyLength, Description, End, Workshop};
-use crate::httpd::{classes, worker_filters, RequestRec, ServerRec};
+use crate::httpd::{checkers, classes, worker_filters, RequestRec, ServerRec};
 use crate::policy::near;
 use crate::settings::LoggedNames;
 use crate::sys::socket::Blocking;
@@ -14,7 +14,7 @@ use crate::sys::{fork, thread, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{
-    Address, Request, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
+    Address, Request, HTTP2, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
 };
 use crate::wire::response::{put_response_end, Abort, AbortReason};
 use std::net::IpAddr;
@@ -63,6 +63,7 @@ pub fn run(start: WorkerStart) -> ! {
         fork::exit_now(1);
     }
     super::tls::adopt_access_checker();
+    checkers::ready(life, server);
     classes::silence_what_frontends_did();
     rebuild::take_loggers();
     let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
@@ -95,6 +96,7 @@ pub fn run(start: WorkerStart) -> ! {
         eprintln!("mod_pool: worker of pool {pool}: the frontend sent {what}");
     }
     rebuild::child_exit(life);
+    checkers::finish();
     fork::exit_now(0)
 }
 
@@ -212,7 +214,7 @@ impl Worker {
         // What the frontend's modules have set for this request counts more than what the pool sets for all.
         let own = env.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
         let own = own.filter(|(name, _)| !request.env.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)));
-        let all = own.chain(request.env.iter().filter(|(name, _)| !super::previous::is_told(name) && *name != PART));
+        let all = own.chain(request.env.iter().filter(|(name, _)| !is_told(name)));
         let is_part = request.env.iter().any(|(name, _)| name == PART);
         let (r, head) = connection.request(server, &description, request.headers.iter(), all);
         drop(inbox);
@@ -305,6 +307,11 @@ fn find<S: Copy>(servers: &[(S, u64)], index: u32, hash: u64) -> Option<S> {
         (Some((server, _)), None) => Some(*server),
         _ => None,
     }
+}
+
+/// Not a variable of the environment, or not from the beginning.
+fn is_told(name: &[u8]) -> bool {
+    super::previous::is_told(name) || name == PART || name.starts_with(HTTP2)
 }
 
 fn put_pairs(out: &mut Vec<u8>, pairs: Pairs<'_>) {

@@ -328,7 +328,7 @@ def test_stop_ends_all_but_a_controller_that_cannot_be_killed(two_sites, noticed
         server.wait_for_end()
         assert gone(daemon, *others)
         assert is_stuck(controller)
-        line = server.wait_for_log(r"POOL133: the controller (\d+) does not end")
+        line = server.wait_for_log(r"POOL135: the controller (\d+) does not end")
         assert int(line[1]) == controller
     eventually(lambda: gone(controller), 5)
     server.stop()

@@ -319,7 +319,15 @@ fn payload<I: Iterator<Item = u8>>(out: &mut Vec<u8>, kind: FrameKind, bytes: &m
             put_response_end(out, 0);
             PairsWriter::new(out).finish();
         }
-        FrameKind::Log => LogLine { level: bytes.byte() % 18, module: b"mod_php.c", text: b"text" }.encode(out),
+        FrameKind::Log => LogLine {
+            level: bytes.byte() % 18,
+            module: b"mod_php.c",
+            source: b"mod_php.c",
+            source_line: 7,
+            status: 0,
+            text: b"text",
+        }
+        .encode(out),
         FrameKind::Abort => {
             out.put_u8(bytes.byte() % 6);
             out.put_short(b"why");

@@ -59,7 +59,9 @@ fn meta_payload(out: &mut Vec<u8>, user: &[u8]) {
 }
 
 fn log() -> Vec<u8> {
-    frame(FrameKind::Log, |out| LogLine { level: 3, module: b"", text: b"x" }.encode(out))
+    frame(FrameKind::Log, |out| {
+        LogLine { level: 3, module: b"", source: b"", source_line: 0, status: 0, text: b"x" }.encode(out)
+    })
 }
 
 fn end() -> Vec<u8> {

@@ -6,7 +6,7 @@ from .http1 import Broken, Response
 class H2:
     """HTTP/2 by python-h2, prior knowledge or TLS: several streams on one connection."""
 
-    def __init__(self, server, tls=False, host="alice.test", timeout=20):
+    def __init__(self, server, tls=False, host="alice.test", timeout=20, push=False):
         import h2.config
         import h2.connection
         import h2.settings
@@ -19,8 +19,9 @@ class H2:
         config = h2.config.H2Configuration(header_encoding="utf-8", validate_inbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
-        self.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: 0})
+        self.h2.update_settings({h2.settings.SettingCodes.ENABLE_PUSH: int(push)})
         self.streams = {}
+        self.pushed = []  # paths that the server has promised
         self.goaway = None
         self.flush()
 
@@ -35,13 +36,16 @@ class H2:
         if data:
             self.conn.sock.sendall(data)
 
+    @staticmethod
+    def _state():
+        return {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": []}
+
     def start(self, path, method="GET", headers=(), body=b"", host=None):
         stream = self.h2.get_next_available_stream_id()
         fields = [(":method", method), (":path", path), (":authority", host or self.host),
                   (":scheme", "https" if self.tls else "http"), *headers]
         self.h2.send_headers(stream, fields, end_stream=not body)
-        self.streams[stream] = {"status": None, "headers": [], "body": b"", "ended": False,
-                                "reset": None, "interim": []}
+        self.streams[stream] = self._state()
         self.flush()
         while body and not self.streams[stream]["ended"]:
             room = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
@@ -66,6 +70,9 @@ class H2:
                 state["status"] = int(dict(event.headers)[":status"])
             elif isinstance(event, ev.InformationalResponseReceived):
                 state["interim"].append(list(event.headers))
+            elif isinstance(event, ev.PushedStreamReceived):
+                self.pushed.append(dict(event.headers)[":path"])
+                self.streams[event.pushed_stream_id] = self._state()
             elif isinstance(event, ev.DataReceived):
                 state["body"] += event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
