@@ -67,12 +67,19 @@ impl Channel {
 
     /// Sends a message; false when there is no controller now.
     pub fn send(&self, message: &FrontendMessage) -> bool {
-        self.send_fds(message, &[])
+        self.send_fds(message, &[]).is_ok()
     }
 
     /// As [`send`](Self::send), with a descriptor.
     pub fn send_with(&self, message: &FrontendMessage, fd: BorrowedFd<'_>) -> bool {
-        self.send_fds(message, &[fd])
+        self.send_fds(message, &[fd]).is_ok()
+    }
+
+    /// As [`send_with`](Self::send_with); false when the kernel takes no more descriptors of this process's user before
+    /// the controller has read some of those on their way, so that a later attempt may succeed. True when it was sent,
+    /// and when no attempt will succeed.
+    pub fn send_unless_crowded(&self, message: &FrontendMessage, fd: BorrowedFd<'_>) -> bool {
+        !matches!(self.send_fds(message, &[fd]), Err(e) if socket::is_crowded(&e))
     }
 
     /// Gives the controller what a worker of the pool with this index may have filled, or has sent. The own copies are
@@ -88,10 +95,9 @@ impl Channel {
         }
     }
 
-    fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
-        let Some(channel) = self.current() else { return false };
-        // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
-        socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes).is_ok()
+    fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
+        socket::send(channel.as_fd(), &message.encode(), fds, Blocking::Yes)
     }
 
     /// Helper thread: the next message. `None` after a tick without one.
