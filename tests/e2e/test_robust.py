@@ -298,6 +298,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(120)
 def test_a_frontend_that_gets_full_calls_another_for_those_it_was_woken_for(httpd):
     """The kernel wakes a thread of one process for each of three connections; the first makes that process full."""
