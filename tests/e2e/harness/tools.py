@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import itertools
+import random
 import signal as signals
 import socket
 import subprocess
@@ -49,18 +50,22 @@ class _Ports:
                 self.owned.bind(f"\0mod_pool-test-ports-{first}")
             except OSError:
                 continue
-            self.ports = itertools.cycle(range(first, first + PORTS_OF_ONE))
+            # Not from the first on: the run before, which had this block, was at that one a moment ago.
+            ports = range(first, first + PORTS_OF_ONE)
+            self.ports = itertools.islice(itertools.cycle(ports), random.randrange(PORTS_OF_ONE), None)
             return
         raise AssertionError(f"no block of {PORTS_OF_ONE} ports is left between {FIRST_PORT} and {end}")
 
     def next(self):
-        """In turn, so that a port is unused for as long as possible before it is handed out again."""
+        """In turn, so that a port is unused for as long as possible before it is handed out again. One with connections
+        in TIME_WAIT only where there is no other: httpd can listen on it, not everybody can."""
         with self.lock:
-            for port in itertools.islice(self.ports, PORTS_OF_ONE):
-                with socket.socket() as s, contextlib.suppress(OSError):
-                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as httpd has it
-                    s.bind(("127.0.0.1", port))
-                    return port
+            for reuse in (0, 1):
+                for port in itertools.islice(self.ports, PORTS_OF_ONE):
+                    with socket.socket() as s, contextlib.suppress(OSError):
+                        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+                        s.bind(("127.0.0.1", port))
+                        return port
         raise AssertionError(f"{PORTS_OF_ONE} ports are in use")
 
 
