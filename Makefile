@@ -11,7 +11,7 @@ help:
 	@echo "make build      compile build/mod_pool.so"
 	@echo "make demo       run a server with two pools on 127.0.0.1:8080 (as root; DEMO_PORT, DEMO_TLS_PORT, DEMO_ADDRESS)"
 	@echo "make demo-check start the demo, run the commands it prints, compare, stop"
-	@echo "make test       everything: unit, layering, end to end (as root)"
+	@echo "make test       everything: unit, layering, end to end (as root; TEST_WORKERS, TEST_MINUTES)"
 	@echo "make suite      httpd's own test suite, in pools and beside them (as root; SUITE=options of tests/suite/run)"
 	@echo "make test-debian  the steps of docs/debian.md in a fresh container (docker; DEBIAN_IMAGE)"
 	@echo "make check      formatting, lints, documentation, without warnings"

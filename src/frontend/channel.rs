@@ -95,12 +95,19 @@ impl Channel {
 
     /// Sends a message; false when there is no controller now.
     pub fn send(&self, message: &FrontendMessage) -> bool {
-        self.send_fds(message, &[])
+        self.send_fds(message, &[]).is_ok()
     }
 
     /// As [`send`](Self::send), with a descriptor.
     pub fn send_with(&self, message: &FrontendMessage, fd: BorrowedFd<'_>) -> bool {
-        self.send_fds(message, &[fd])
+        self.send_fds(message, &[fd]).is_ok()
+    }
+
+    /// As [`send_with`](Self::send_with); false when the kernel takes no more descriptors of this process's user before
+    /// the controller has read some of those on their way, so that a later attempt may succeed. True when it was sent,
+    /// and when no attempt will succeed.
+    pub fn send_unless_crowded(&self, message: &FrontendMessage, fd: BorrowedFd<'_>) -> bool {
+        !matches!(self.send_fds(message, &[fd]), Err(e) if socket::is_crowded(&e))
     }
 
     /// Gives the controller what a worker of the pool with this index may have filled, or has sent. The own copies are
@@ -116,21 +123,20 @@ impl Channel {
         }
     }
 
-    fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> bool {
-        let Some(channel) = self.current() else { return false };
+    fn send_fds(&self, message: &FrontendMessage, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let channel = self.current().ok_or(io::ErrorKind::NotConnected)?;
         let bytes = message.encode();
         if !self.is_behind.load(Ordering::Relaxed) {
             match socket::send(channel.as_fd(), &bytes, fds, Blocking::No) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // A descriptor that cannot be sent (ETOOMANYREFS) is closed by the caller: the worker then ends by itself.
-                sent => return sent.is_ok(),
+                sent => return sent,
             }
         }
-        let Ok(fd) = fds.first().map(|fd| fd.try_clone_to_owned()).transpose() else { return false };
+        let fd = fds.first().map(|fd| fd.try_clone_to_owned()).transpose()?;
         let mut outgoing = self.outgoing();
         self.is_behind.store(true, Ordering::Relaxed);
         outgoing.push_back(Outgoing { bytes, fd });
-        true
+        Ok(())
     }
 
     /// Helper thread: sends what waits, as far as the channel takes it; says whether that was all.
@@ -144,7 +150,7 @@ impl Channel {
             let fds: Vec<BorrowedFd<'_>> = first.fd.iter().map(AsFd::as_fd).collect();
             match socket::send(channel.as_fd(), &first.bytes, &fds, Blocking::No) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-                // The next look at the channel finds its end.
+                // The channel is at its end, which the next look finds; or too many descriptors are on their way.
                 Err(_) => return true,
                 Ok(()) => {}
             }

@@ -176,6 +176,10 @@ fn unfit(lease: &Lease) -> Option<Returned> {
     }
 }
 
+fn returned_idle(lease: &Lease) -> FrontendMessage {
+    FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Idle }
+}
+
 /// It leaves this process.
 fn unwatch(lease: &Lease) {
     if lease.watched.replace(false) {
@@ -334,10 +338,11 @@ impl Desk {
         }
     }
 
+    /// Where it cannot be sent, its worker ends with the last copy of the socket: the controller, which may need the
+    /// place at once, learns it from that.
     fn give_back(&self, lease: &Lease) {
         unwatch(lease);
-        let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Idle };
-        self.channel.send_with(&message, lease.socket.as_fd());
+        self.channel.send_with(&returned_idle(lease), lease.socket.as_fd());
     }
 
     /// How the worker of this lease ended (as of waitpid(2)), if the controller says so in time.
@@ -478,7 +483,8 @@ impl Desk {
         self.obituary_came.notify_all();
     }
 
-    /// Helper thread, about once a second: leases that were idle for long enough go back.
+    /// Helper thread, about once a second: leases that were idle for long enough go back. One that the kernel does not
+    /// take now stays: nobody waits for it.
     pub fn return_idle(&self) {
         let now = clock::micros();
         for pool in &self.pools {
@@ -489,7 +495,10 @@ impl Desk {
             }
             drop(pool);
             for (_, lease) in back {
-                self.give_back(&lease);
+                unwatch(&lease);
+                if !self.channel.send_unless_crowded(&returned_idle(&lease), lease.socket.as_fd()) {
+                    self.hand_over(lease, now);
+                }
             }
         }
     }

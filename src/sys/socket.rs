@@ -197,6 +197,12 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], blocking: 
     send_parts(fd, &[io::IoSlice::new(bytes)], fds, blocking)
 }
 
+/// Whether [`send`] failed because more descriptors of this process's user are on their way, in all sockets of the
+/// machine, than the process may have open (unix(7): `ETOOMANYREFS`). It succeeds when some of them have been received.
+pub fn is_crowded(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
 /// As [`send`], with the message in several parts.
 pub fn send_parts(
     fd: BorrowedFd<'_>,

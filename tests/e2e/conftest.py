@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 import harness  # noqa: E402
+import sharing  # noqa: E402
 
 TEST_TIMEOUT = 90
 
@@ -28,16 +29,25 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "pool_only: says something about pools; no reference exists")
     config.addinivalue_line("markers", "timeout(seconds): longer than the usual time limit")
+    config.addinivalue_line("markers", "serial: takes the machine from other tests; tests/run has it run behind them, alone")
     if os.geteuid() != 0:
         pytest.exit("these tests start servers that change users: run them as root", 2)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        sharing.share_out(items)
     if config.getoption("--reference"):
         skip = pytest.mark.skip(reason="not for the reference server")
         for item in items:
             if item.get_closest_marker("pool_only"):
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return sharing.scheduler(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(hookwrapper=True)

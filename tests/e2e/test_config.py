@@ -1,6 +1,6 @@
 """Directives at configtest: what is accepted, what is refused and how, what is warned of.
 
-Needs a built module and httpd, no harness: `apache2 -t` on a configuration of one's own.
+Needs a built module and httpd, and no server of the harness: `apache2 -t` on a configuration of one's own.
 """
 
 import grp
@@ -8,7 +8,6 @@ import http.client
 import os
 import pwd
 import re
-import socket
 import subprocess
 import textwrap
 import tempfile
@@ -16,6 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from harness import free_port
 
 pytestmark = pytest.mark.pool_only
 
@@ -57,12 +58,6 @@ def load(*names):
             path = MODULES / f"mod_{name}.so"
         lines.append(f"LoadModule {name}_module {path}\n")
     return "".join(lines)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Conf:

@@ -1,6 +1,8 @@
 """Point 5: what the access log and the error logs say, and what a tenant cannot do to them."""
 
 import contextlib
+import fcntl
+import os
 import re
 import signal
 import socket
@@ -613,12 +615,35 @@ def test_php_display_and_fatal_error(server):
     server.wait_for_log(r"PHP Fatal error: .*undefined_function", name="alice-error.log", after=at)
 
 
+@contextlib.contextmanager
+def only_one(directory, patience=80):
+    """Keeps other processes that run these tests from what there is one of on a machine."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        def take():
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        eventually(take, patience, what=f"{directory}, which another test has")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @pytest.fixture
 def syslogd():
     """Makes what syslogd is to its clients, where this machine has none: called, it gives the lines that came."""
     path, lines = Path("/dev/log"), []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+    with only_one(path.parent), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         try:
+            with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+                other.connect(str(path))
+            s.bind(str(path))
+        except ConnectionRefusedError:  # a run that was killed has left it
+            path.unlink()
             s.bind(str(path))
         except OSError as e:
             pytest.skip(f"needs a machine without syslogd: {e}")
@@ -649,6 +674,7 @@ def test_what_the_controller_says_goes_to_syslog_where_the_error_log_does(httpd,
     said = lambda text: [line for line in syslogd() if text in line]
     # <155>: local3, error.
     form = r"<155>\w{3} [ \d]\d [\d:]{8} web\[(\d+)\]: \[pool:error\] \[pid \1\] mod_pool: the seed of configuration 2 died: signal 9"
+    eventually(lambda: len(server.processes("seed")) == 1, 10, what="the end of the first one")
     server.kill("seed")
     eventually(lambda: said("the seed of"), what="the controller's line")
     assert [bool(re.fullmatch(form, line)) for line in said("the seed of")] == [True]
@@ -659,7 +685,9 @@ def test_what_the_controller_says_goes_to_syslog_where_the_error_log_does(httpd,
     # Back to a file.
     at = len(server.error_log())
     server.extra = ""
+    before = {p.pid for p in server.processes("seed")}
     server.graceful()
+    eventually(lambda: {p.pid for p in server.processes("seed")} - before, 10, what="the seed of configuration 3")
     server.kill("seed")
     server.wait_for_log("mod_pool: the seed of configuration 3 died", after=at)
     assert len(said("died: signal 9")) == 2

@@ -298,6 +298,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(120)
 def test_a_frontend_that_gets_full_calls_another_for_those_it_was_woken_for(httpd):
     """The kernel wakes a thread of one process for each of three connections; the first makes that process full."""
@@ -743,8 +744,33 @@ def test_without_descriptors_left_nobody_inside_is_refused(httpd):
     assert frontends(server) == {pid}
 
 
+# argv: a user, a number. Has so many descriptors on their way until its standard input ends.
+IN_FLIGHT = r"""
+import array, os, socket, sys
+user, count = map(int, sys.argv[1:])
+os.setgroups([]); os.setgid(user); os.setuid(user)
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+a.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * count))])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def descriptors_in_flight(user, count):
+    """Of this user, as on a busy machine: beyond the limit of open files of who sends another one, the kernel refuses."""
+    holder = subprocess.Popen([sys.executable, "-c", IN_FLIGHT, str(user), str(count)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "ready\n"
+        yield
+    finally:
+        holder.communicate()
+
+
+@pytest.mark.parametrize("in_flight", [0, 10])
 @pytest.mark.parametrize("mpm", ["pool", "event"])
-def test_a_frontend_without_a_descriptor_left_keeps_its_controller(httpd, mpm):
+def test_a_frontend_without_a_descriptor_left_keeps_its_controller(httpd, mpm, in_flight):
     server = make(httpd, mpm=mpm, mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 8\nMaxRequestWorkers 8\n")
     assert server.get("/ok.php").text == "from alice"
     workers = {worker.pid for worker in server.workers("alice")}
@@ -753,10 +779,11 @@ def test_a_frontend_without_a_descriptor_left_keeps_its_controller(httpd, mpm):
     # Who may change it is who it belongs to; root needs a capability that a container may lack.
     change = "import resource, sys; resource.prlimit(int(sys.argv[1]), resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))"
     soft, hard = map(int, re.search(r"^Max open files +(\d+) +(\d+)", Path(f"/proc/{pid}/limits").read_text(), re.M).groups())
-    for limit in (3, soft):
-        subprocess.run([sys.executable, "-c", change, str(pid), str(limit), str(hard)], check=True, user=owner.uid, group=owner.uid, extra_groups=[])
-        # It takes an idle lease back to the controller meanwhile.
-        time.sleep(2)
+    for limit, others in ((3, in_flight), (soft, 0)):
+        with descriptors_in_flight(owner.uid, others) if others else contextlib.nullcontext():
+            subprocess.run([sys.executable, "-c", change, str(pid), str(limit), str(hard)], check=True, user=owner.uid, group=owner.uid, extra_groups=[])
+            # It takes an idle lease back to the controller meanwhile, or tries to.
+            time.sleep(2)
     assert server.get("/ok.php").text == "from alice"
     assert {worker.pid for worker in server.workers("alice")} == workers
 

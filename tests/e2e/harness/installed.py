@@ -7,8 +7,11 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[3]
 
-# Servers of several runs on one machine must not share users: each run ends what is left of its own.
-ALICE = int(os.environ.get("MOD_POOL_TEST_UID", "61001"))
+# Servers that run at the same time must not share users: each run ends what is left of its own. That holds for several
+# runs on one machine, and for the processes among which pytest-xdist shares the tests of one run (gw0, gw1, ...).
+UIDS_OF_ONE = 4
+BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+ALICE = int(os.environ.get("MOD_POOL_TEST_UID", "61001")) + UIDS_OF_ONE * BESIDE
 BOB = ALICE + 1
 CAROL = ALICE + 2
 FRONTEND = 33

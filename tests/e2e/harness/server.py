@@ -291,8 +291,14 @@ class Httpd:
                 raise HarnessError(f"httpd ended at its start\n{self.tail()}")
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                # It listens before it has its signal handlers; the log line comes after both.
-                if self.mode == "single" or self.count_log(UP):
+                # It listens before it has its signal handlers; the log line comes after both. With -X there is none,
+                # and it listens before it has the controller of its pools.
+                if self.mode != "single":
+                    if self.count_log(UP):
+                        return
+                elif not (self.with_pool and any(site.pool for site in self.sites.values())):
+                    return
+                elif self.processes("controller") and self.processes("seed"):
                     return
             except OSError:
                 pass
@@ -433,7 +439,11 @@ class Httpd:
         if main:
             main.role = "parent"
             out.append(main)
-        for process in descendants(self.main):
+        below = descendants(self.main)
+        roles = {p.pid: p.role for p in below}
+        for process in below:
+            if process.role in ("controller", "keeper", "seed", "zygote") and roles.get(process.ppid) == process.role:
+                process.role = "other"  # it has just been forked, and its parent's title still
             if process.role == "?":
                 if process.ppid == self.main and process.exe.startswith(str(HTTPD)):
                     process.role = "frontend"
@@ -455,8 +465,9 @@ class Httpd:
         return [p for p in self.processes() if set(p.uids) & set(uids)]
 
     def kill(self, role, pool=None):
-        """Ends every process of a role by SIGKILL; returns their pids."""
-        found = [p.pid for p in self.processes(role, pool)]
+        """Ends every process of a role by SIGKILL; returns their pids. There is a controller, and a seed, soon."""
+        there = lambda: [p.pid for p in self.processes(role, pool)]
+        found = eventually(there, 10, what=f"a {role}") if role in ("controller", "seed") else there()
         for pid in found:
             _kill(pid)
         return found

@@ -1,6 +1,9 @@
 """Small tools: ports, waiting, threads, commands."""
 
+import contextlib
 import ctypes
+import itertools
+import random
 import signal as signals
 import socket
 import subprocess
@@ -26,18 +29,55 @@ def _become_subreaper():
 _become_subreaper()
 
 
-_handed_out = set()
+PORTS_OF_ONE = 250
+FIRST_PORT = 20000  # above those of the demo and of httpd's own suite
+
+
+class _Ports:
+    """Ports that nobody else is handed: neither by another process that runs tests, nor by the kernel.
+
+    They lie below those that the kernel gives to clients. A process takes a block of them by a name that only one
+    socket of the machine can have, and that goes with the process.
+    """
+
+    def __init__(self):
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
+            end = int(f.read().split()[0])
+        self.lock = threading.Lock()
+        self.owned = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for first in range(FIRST_PORT, end - PORTS_OF_ONE + 1, PORTS_OF_ONE):
+            try:
+                self.owned.bind(f"\0mod_pool-test-ports-{first}")
+            except OSError:
+                continue
+            # Not from the first on: the run before, which had this block, was at that one a moment ago.
+            ports = range(first, first + PORTS_OF_ONE)
+            self.ports = itertools.islice(itertools.cycle(ports), random.randrange(PORTS_OF_ONE), None)
+            return
+        raise AssertionError(f"no block of {PORTS_OF_ONE} ports is left between {FIRST_PORT} and {end}")
+
+    def next(self):
+        """In turn, so that a port is unused for as long as possible before it is handed out again. One with connections
+        in TIME_WAIT only where there is no other: httpd can listen on it, not everybody can."""
+        with self.lock:
+            for reuse in (0, 1):
+                for port in itertools.islice(self.ports, PORTS_OF_ONE):
+                    with socket.socket() as s, contextlib.suppress(OSError):
+                        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+                        s.bind(("127.0.0.1", port))
+                        return port
+        raise AssertionError(f"{PORTS_OF_ONE} ports are in use")
+
+
+_ports = None
 
 
 def free_port():
-    """A port nobody listens on, and that this run has not handed out before."""
-    while True:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        if port not in _handed_out:
-            _handed_out.add(port)
-            return port
+    """A port nobody listens on, and that this run has not handed out for a while."""
+    global _ports
+    if _ports is None:
+        _ports = _Ports()
+    return _ports.next()
 
 
 def eventually(check, timeout=5.0, interval=0.05, what=None):
