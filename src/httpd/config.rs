@@ -12,7 +12,7 @@ use crate::settings::{
     Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
     BLOCK_DIRECTIVES,
 };
-use crate::sys::accounts;
+use crate::sys::{accounts, privileges};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -20,6 +20,7 @@ use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     /// The module record, in `entry`.
@@ -34,6 +35,9 @@ const CHROOT_DIRECTIVES: [&str; 2] = ["ChrootDir", "SecChrootDir"];
 
 /// The names that mod_php has had.
 const PHP_MODULES: [&CStr; 3] = [c"mod_php.c", c"mod_php7.c", c"mod_php5.c"];
+
+/// How long the look at supplementary groups may take: some databases need milliseconds for each user.
+const GROUPS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An [`AssignedName`] that check_config has not seen.
 const UNRESOLVED: u32 = u32::MAX;
@@ -347,6 +351,12 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
     }
     findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
+    if own.0 == 0 && warnings_are_due() {
+        let began = Instant::now();
+        findings.append(tree.check_groups(gid, |name, user| {
+            (began.elapsed() < GROUPS_PATIENCE).then(|| privileges::groups_of(name, user.gid))
+        }));
+    }
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),

@@ -11,6 +11,7 @@ pub mod file;
 pub mod fork;
 pub mod heritage;
 pub mod image;
+pub mod inherited;
 pub mod launch;
 pub mod memory;
 pub mod poller;

@@ -8,7 +8,7 @@
 use crate::settings::ServerPool;
 use crate::sys::fork::{self, Forked};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{privileges, shortage, title};
+use crate::sys::{inherited, privileges, shortage, title};
 use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -44,6 +44,10 @@ fn try_become_pool(
     let keep = [channel.as_raw_fd(), standard_error.as_raw_fd()];
     privileges::silence_descriptors(&keep).map_err(|e| ("closing inherited files", e))?;
     privileges::duplicate_to(standard_error.as_fd(), 2).map_err(|e| ("standard error", e))?;
+    inherited::leave_working_directory().map_err(|e| ("changing to /", e))?;
+    inherited::own_session_keyring().map_err(|e| ("a session keyring", e))?;
+    inherited::no_oom_protection().map_err(|e| ("oom_score_adj", e))?;
+    inherited::no_precedence().map_err(|e| ("scheduling", e))?;
     let groups = match &user.user_name {
         Some(name) => privileges::groups_of(name, user.gid).map_err(|e| ("supplementary groups", e))?,
         None => vec![user.gid],
