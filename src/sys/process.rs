@@ -35,16 +35,14 @@ impl PidFd {
 
     /// Ends it, now. A process that is gone already is no error.
     pub fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    /// As [`kill`](Self::kill), with this signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        let nothing = std::ptr::null_mut::<libc::siginfo_t>();
         // SAFETY: a null siginfo means the same as kill(2); the rest are integers.
-        unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.fd.as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null_mut::<libc::siginfo_t>(),
-                0,
-            )
-        };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), signal, nothing, 0) };
     }
 
     /// Whether it has ended, as a child of ours or anybody's.
