@@ -8,6 +8,7 @@ mod mpm_hooks;
 mod seed_hooks;
 pub mod worker_hooks;
 
+use crate::apr::AprPool;
 use crate::controller::{self, ControllerStart};
 use crate::ffi::{
     self,
@@ -123,13 +124,16 @@ unsafe extern "C" fn merge_server_config(
 }
 
 unsafe extern "C" fn check_config(
-    _pconf: *mut ffi::apr_pool_t,
+    pconf: *mut ffi::apr_pool_t,
     _plog: *mut ffi::apr_pool_t,
     _ptemp: *mut ffi::apr_pool_t,
     main: *mut ffi::server_rec,
 ) -> c_int {
-    // SAFETY: httpd calls the hook with its main server.
-    let checked = guard(false, || config::check_config(unsafe { ServerRec::from_raw(main) }));
+    let checked = guard(false, || {
+        // SAFETY: httpd calls the hook with its main server and the configuration's pool.
+        let (main, pconf) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pconf)) };
+        config::check_config(main, pconf)
+    });
     if checked {
         ffi::HOOK_OK
     } else {

@@ -5,9 +5,9 @@
 use super::worker_hooks;
 use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
-use crate::httpd::{classes, config, conftree, image, php, ServerRec};
+use crate::httpd::{classes, config, conftree, image, php, places, ServerRec};
 use crate::settings::LoggedNames;
-use crate::sys::{fork, launch, memory, title};
+use crate::sys::{fork, launch, memory, privileges, title};
 use crate::worker::WorkerStart;
 use crate::{seed, worker, zygote};
 use std::os::raw::c_int;
@@ -71,12 +71,20 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         )),
         Err(e) => fail(&format!("/proc/self/smaps cannot be read: {e}")),
     }
+    let [pconf, plog, ptemp] = pools;
+    let places = places::needed(pconf);
+    let as_root = privileges::effective_uid() == 0;
     let start = seed::serve(channel, tree);
     let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };
-    zygote::become_pool(pool, &start.channel, start.standard_error);
-    let [pconf, plog, ptemp] = pools;
+    let own = zygote::OwnPlaces { base: &places.base, leaves: &places.leaves };
+    zygote::become_pool(pool, &start.channel, start.standard_error, own);
     if let Err(e) = image::error_logs_to_null(main, pconf) {
         zygote::give_up(&start.channel, &format!("/dev/null: {e}"));
+    }
+    if let (true, Some(user)) = (as_root, &pool.user) {
+        if let Err(what) = places::give(main, pconf, ptemp, &places, (&pool.name, user.uid)) {
+            zygote::give_up(&start.channel, &format!("POOL125: {what}"));
+        }
     }
     if let Err(what) = image::start_modules(main, pconf, plog, ptemp) {
         zygote::give_up(&start.channel, what);

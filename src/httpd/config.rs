@@ -5,7 +5,7 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, image, mpm, RequestRec, ServerRec};
+use super::{classes, conftree, image, mpm, places, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
@@ -326,7 +326,7 @@ pub fn unassigned_pool(r: RequestRec<'_>) -> Option<u32> {
 
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
 /// server must not start.
-pub fn check_config(main: ServerRec<'_>) -> bool {
+pub fn check_config(main: ServerRec<'_>, pconf: AprPool<'_>) -> bool {
     let Some(config) = server_config(main) else {
         return false;
     };
@@ -361,6 +361,16 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),
             Err(what) => findings.errors.push(format!("{what} ({})", assigned.place)),
+        }
+    }
+    if own.0 == 0 && !tree.is_empty() && !image::is_defined(c"POOL_SEED") {
+        if let Err((at, why)) = places::check(pconf) {
+            findings.errors.push(format!(
+                "{} {} at {}: each pool needs a directory of its own in the place of that, which httpd makes below \
+                 DefaultRuntimeDir, and cannot: {why}; let DefaultRuntimeDir be a directory that only root can change, or \
+                 remove {}",
+                at.name, at.value, at.place, at.name
+            ));
         }
     }
     report(&findings);

@@ -14,6 +14,7 @@ pub mod image;
 pub mod inherited;
 pub mod launch;
 pub mod memory;
+pub mod place;
 pub mod poller;
 pub mod pollers;
 pub mod privileges;
