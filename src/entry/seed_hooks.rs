@@ -7,7 +7,7 @@ use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
 use crate::httpd::{classes, config, conftree, image, php, places, ServerRec};
 use crate::settings::LoggedNames;
-use crate::sys::{fork, launch, memory, privileges, title};
+use crate::sys::{fork, launch, memory, title};
 use crate::worker::WorkerStart;
 use crate::{seed, worker, zygote};
 use std::os::raw::c_int;
@@ -73,7 +73,6 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     }
     let [pconf, plog, ptemp] = pools;
     let places = places::needed(pconf);
-    let as_root = privileges::effective_uid() == 0;
     let start = seed::serve(channel, tree);
     let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };
     let own = zygote::OwnPlaces { base: &places.base, leaves: &places.leaves };
@@ -81,7 +80,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     if let Err(e) = image::error_logs_to_null(main, pconf) {
         zygote::give_up(&start.channel, &format!("/dev/null: {e}"));
     }
-    if let (true, Some(user)) = (as_root, &pool.user) {
+    if let Some(user) = &pool.user {
         if let Err(what) = places::give(main, pconf, ptemp, &places, (&pool.name, user.uid)) {
             zygote::give_up(&start.channel, &format!("POOL125: {what}"));
         }

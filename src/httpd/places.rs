@@ -11,7 +11,7 @@ use crate::apr::pool::bytes;
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::settings::{DirectiveAt, Place};
-use crate::sys::place;
+use crate::sys::{place, privileges};
 use std::ffi::{c_char, c_int, CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -95,10 +95,11 @@ fn quoted(text: &[u8]) -> Vec<u8> {
     text.iter().flat_map(escaped).collect()
 }
 
-/// What the configuration that was read needs.
+/// What the configuration that was read needs. Without root a pool's user is httpd's own, which can write where httpd can:
+/// no directory.
 pub fn needed(pconf: AprPool<'_>) -> Places {
     let mut leaves = Vec::new();
-    for (name, need) in DIRECTIVES {
+    for (name, need) in DIRECTIVES.iter().copied().filter(|_| privileges::effective_uid() == 0) {
         let text = name.to_str().unwrap_or_default();
         conftree::each_named(text, |node| {
             if needs(node, need) && !leaves.contains(&text) {
@@ -142,6 +143,9 @@ pub fn give(
         conftree::each_named(text, |node| nodes.push(ptr::from_ref(node).cast_mut()));
         let Some((command, module)) = command(name).filter(|_| !nodes.is_empty()) else { continue };
         let is_given = places.leaves.contains(&text);
+        if !is_given && need != Need::Reopened {
+            continue;
+        }
         let is_reachable = CString::new(own).is_ok_and(|path| {
             // SAFETY: a NUL-terminated name.
             unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 }

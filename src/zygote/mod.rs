@@ -58,8 +58,7 @@ fn try_become_pool(
     inherited::own_session_keyring().map_err(|e| ("a session keyring", e))?;
     inherited::no_oom_protection().map_err(|e| ("oom_score_adj", e))?;
     inherited::no_precedence().map_err(|e| ("scheduling", e))?;
-    // Without root, the pool's user is httpd's own, which can write where httpd can.
-    if !places.leaves.is_empty() && privileges::effective_uid() == 0 {
+    if !places.leaves.is_empty() {
         let owner = Owner { uid: user.uid, gid: user.gid };
         place::make(places.base, &pool.name, owner, places.leaves).map_err(|e| ("POOL126: a place of its own", e))?;
     }

@@ -171,3 +171,21 @@ def test_lock_files_are_made_where_the_pool_can(httpd, mutex):
     assert statuses(server, 2) == [200, 200]
     if "authdigest" not in mutex and server.with_pool and mutex.split(":")[0].strip('"') in ("file", "flock", "fcntl"):
         assert (server.root / "run" / "mod_pool" / f"alice.{ALICE}" / "Mutex").stat().st_uid == ALICE
+
+
+# --- what is left as it is: it fails, and says so ---------------------------------------------------
+
+
+@pytest.mark.pool_only
+def test_a_lock_database_that_cannot_be_opened_lets_nothing_pass(httpd):
+    server = make(httpd, "DavLockDB @ROOT@/lock/db\n<Location />\nDav On\n</Location>\n", ["dav", "dav_fs"]).start()
+    assert server.request("PUT", "/new.txt", "alice", body=b"new").status == 500
+    server.wait_for_log("pool alice.*Could not open the lock database")
+    assert not (server.sites["alice"].docroot / "new.txt").exists()
+
+
+@pytest.mark.pool_only
+def test_a_cache_of_credentials_that_cannot_be_made_is_told(httpd):
+    server = make(httpd, "AuthnCacheSOCache dbm:@ROOT@/lock/cache\nAuthnCacheEnable\n", ["authn_socache", "socache_dbm"]).start()
+    assert statuses(server, 1) == [503]
+    server.wait_for_log("pool alice.*AH00804: Cannot create socache DBM file")
