@@ -42,7 +42,7 @@ impl Controller {
                 ));
             }
             // Its end is what the parent waits for.
-            Action::Warm { generation } => drop(self.until_ready.remove(&generation)),
+            Action::Warm { generation } => self.end_wait(generation),
             Action::GenerationGone { generation } => {
                 self.tables.remove(&generation);
             }

@@ -201,11 +201,15 @@ impl Controller {
         let leases = self.workers.values_mut().filter_map(|w| w.data.take());
         let channels = self.zygotes.values_mut().filter_map(|z| z.channel.take()).map(|c| c.what);
         let frontends = self.frontends.drain().map(|(_, f)| f.channel.what);
-        let all: Vec<OwnedFd> = leases.chain(channels).chain(frontends).collect();
+        let connectors = self.children.drain().map(|(_, child)| child.into_connector());
+        let waits = self.until_ready.drain().map(|(_, end)| end);
+        let all: Vec<OwnedFd> = leases.chain(channels).chain(frontends).chain(waits).collect();
+        // The parent has copies that the next controller may need: these are not shut down.
+        let mut fds: Vec<OwnedFd> = connectors.collect();
         for fd in all {
             self.end(None, fd);
         }
-        let fds: Vec<OwnedFd> = std::mem::take(&mut self.closers.waiting).into_iter().map(|d| d.fd).collect();
+        fds.extend(std::mem::take(&mut self.closers.waiting).into_iter().map(|d| d.fd));
         if !fds.is_empty() {
             // Where that fails, our own end closes them.
             if let Err((fds, _)) = discard::close_in_child(fds) {

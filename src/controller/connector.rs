@@ -14,7 +14,7 @@ use crate::sys::{launch, shortage, syslog};
 use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most messages read from one connector before others get their turn.
 const BATCH: usize = 64;
@@ -32,6 +32,12 @@ pub(super) struct Child {
     connector: Watched<OwnedFd>,
     /// Of the configuration that it was forked with.
     generation: u64,
+}
+
+impl Child {
+    pub(super) fn into_connector(self) -> OwnedFd {
+        self.connector.what
+    }
 }
 
 impl Controller {
@@ -76,7 +82,13 @@ impl Controller {
             Some(pid) => self.children.get(&pid)?.connector.what.as_fd(),
         };
         match hear(connector, ConnectorMessage::decode) {
-            Heard::Message(message, received) => Some((message, received.fds, received.credentials?)),
+            Heard::Message(message, received) => {
+                let Some(sender) = received.credentials else {
+                    self.discard(None, received.fds);
+                    return None;
+                };
+                Some((message, received.fds, sender))
+            }
             Heard::Nothing => None,
             Heard::Garbage(why, fds) => {
                 self.discard(None, fds);
@@ -145,6 +157,7 @@ impl Controller {
             ParentMessage::Configure { generation, older } => match read_configuration(generation, fds) {
                 Ok((table, until_ready)) => {
                     if let Some(end) = until_ready {
+                        self.end_wait(generation);
                         self.until_ready.insert(generation, end);
                     }
                     self.tables.entry(generation).or_insert_with(|| table.clone());
@@ -168,7 +181,7 @@ impl Controller {
             ParentMessage::ChildGone { pid } => self.close_connector(Some(pid)),
             ParentMessage::Stop => self.feed(Event::Stop),
             ParentMessage::Ping | ParentMessage::Begin { .. } => {}
-            ParentMessage::Discard => self.discard(None, fds),
+            ParentMessage::Discard => fds.into_iter().for_each(|fd| self.end(None, fd)),
             ParentMessage::Syslog { facility, ref ident } => syslog::use_from_now_on(facility, ident),
             ParentMessage::LeftBehind { pid } => {
                 // The parent has not reaped it, or it is gone and has left all to the heir.
@@ -179,7 +192,13 @@ impl Controller {
 
     fn child_started(&mut self, pid: u32, generation: u64, fds: Vec<OwnedFd>) -> io::Result<()> {
         let what = fds.into_iter().next().ok_or_else(|| io::Error::other(WITHOUT_CHANNEL))?;
-        let token = self.watch(what.as_fd(), Source::ChildConnector(pid))?;
+        let token = match self.watch(what.as_fd(), Source::ChildConnector(pid)) {
+            Ok(token) => token,
+            Err(e) => {
+                self.discard(None, [what]);
+                return Err(e);
+            }
+        };
         self.children.insert(pid, Child { connector: Watched { token, what }, generation });
         Ok(())
     }
@@ -237,31 +256,18 @@ impl Controller {
     }
 
     fn accept(&mut self, hello: Hello, channel: OwnedFd, pid: u32) -> io::Result<()> {
-        let process = PidFd::open(pid)?;
-        let again: Vec<FrontendId> = self.frontends.iter().filter(|(_, f)| f.pid == pid).map(|(id, _)| *id).collect();
-        for id in again {
-            self.close_frontend(id);
-        }
-        socket::buffer_size(channel.as_fd(), CHANNEL_BUFFER)?;
         let id = FrontendId(self.number());
-        let channel_token = self.watch(channel.as_fd(), Source::FrontendChannel(id))?;
-        let process_token = match self.watch(process.as_fd(), Source::FrontendProcess(id)) {
-            Ok(token) => token,
+        let (channel_token, process) = match self.watch_frontend(id, channel.as_fd(), pid) {
+            Ok(watched) => watched,
             Err(e) => {
-                self.unwatch(channel_token, &channel);
+                // What the frontend has sent may lie in it.
+                self.end(None, channel);
                 return Err(e);
             }
         };
         let generation = hello.generation;
-        self.frontends.insert(
-            id,
-            Frontend {
-                pid,
-                generation,
-                channel: Watched { token: channel_token, what: channel },
-                process: Watched { token: process_token, what: process },
-            },
-        );
+        let channel = Watched { token: channel_token, what: channel };
+        self.frontends.insert(id, Frontend { pid, generation, channel, process });
         self.feed(Event::FrontendCame { frontend: id, generation });
         if hello.may_lack_some() {
             self.orphans.spare_adopted();
@@ -270,6 +276,29 @@ impl Controller {
             self.foreign_worker(entry.pid, entry.pool);
         }
         Ok(())
+    }
+
+    /// Puts channel and process of a frontend into the poller, or neither. Its channel of before is closed.
+    fn watch_frontend(
+        &mut self,
+        id: FrontendId,
+        channel: BorrowedFd<'_>,
+        pid: u32,
+    ) -> io::Result<(u64, Watched<PidFd>)> {
+        let what = PidFd::open(pid)?;
+        let again: Vec<FrontendId> = self.frontends.iter().filter(|(_, f)| f.pid == pid).map(|(id, _)| *id).collect();
+        for id in again {
+            self.close_frontend(id);
+        }
+        socket::buffer_size(channel, CHANNEL_BUFFER)?;
+        let channel_token = self.watch(channel, Source::FrontendChannel(id))?;
+        match self.watch(what.as_fd(), Source::FrontendProcess(id)) {
+            Ok(token) => Ok((channel_token, Watched { token, what })),
+            Err(e) => {
+                self.unwatch(channel_token, channel);
+                Err(e)
+            }
+        }
     }
 
     /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to the heir as all

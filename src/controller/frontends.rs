@@ -106,7 +106,7 @@ impl Controller {
         let (key, Some(socket)) = (worker.key, worker.data.take()) else {
             return;
         };
-        // Once it is sent, the frontend has the last copy.
+        // Once it is sent, a copy lies in the channel or is the frontend's: ours is not the last one.
         if !self.send_to(id, message, &[socket.as_fd()]) {
             self.end(Some(key), socket);
         }

@@ -12,7 +12,7 @@ use crate::sys::fork::{self, exit_now, Forked};
 use crate::sys::poller::{Poller, TermSignal};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{launch, syslog, title};
+use crate::sys::{discard, syslog, title};
 use crate::wire::control::{ConnectorMessage, ParentMessage, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,6 +73,12 @@ fn first_message(start: &ControllerStart) -> io::Result<Kept> {
             Ok(ConnectorMessage::Parent(ParentMessage::Syslog { facility, ident })) if from_parent => {
                 syslog::use_from_now_on(facility, &ident);
             }
+            // Of a stranger, who may have sent what is slow to close.
+            _ if !received.fds.is_empty() => {
+                if let Err((fds, _)) = discard::close_in_child(received.fds) {
+                    std::mem::forget(fds);
+                }
+            }
             _ => {}
         }
     }
@@ -90,7 +96,7 @@ fn wait_for(controller: &PidFd, signal: &TermSignal) -> io::Result<i32> {
         }
         poller.wait((!others.is_empty()).then_some(SWEEP), &mut Vec::new())?;
         if signal.came() {
-            launch::signal_child(controller.pid(), 15);
+            controller.signal(15);
         }
         if let Some(status) = controller.reap() {
             return Ok(status);

@@ -42,7 +42,7 @@ impl Controller {
         if let Err(e) = self.try_start_seed(generation) {
             let text = format!("it cannot be started: {}", shortage::told_of_fork(&e));
             log::error(&format!("mod_pool: seed of configuration {generation}: {text}"));
-            self.until_ready.remove(&generation);
+            self.end_wait(generation);
             self.events.push_back(Event::SeedGone { generation, text });
         }
     }
@@ -71,6 +71,13 @@ impl Controller {
         };
         self.seeds.insert(generation, seed);
         Ok(())
+    }
+
+    /// The parent need not wait for this seed any more.
+    pub(super) fn end_wait(&mut self, generation: u64) {
+        if let Some(end) = self.until_ready.remove(&generation) {
+            self.end(None, end);
+        }
     }
 
     pub(super) fn end_seed(&mut self, generation: u64) {
@@ -191,7 +198,7 @@ impl Controller {
         self.close(Some(seed.process));
         self.close(seed.channel);
         self.close(seed.errors);
-        self.until_ready.remove(&generation);
+        self.end_wait(generation);
         let text = describe_status(status);
         if !seed.ending {
             log::error(&format!("mod_pool: the seed of configuration {generation} died: {text}"));

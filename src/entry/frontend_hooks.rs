@@ -115,6 +115,7 @@ unsafe extern "C" fn post_config(
             frontend_uid: config::frontend_uid(),
             controller_argv: supervise::controller_argv(main),
             seed_argv: supervise::seed_argv(main),
+            waits: crate::httpd::mpm::is_ours(),
             error_log: main.error_log_name(),
             program: supervise::program_name(main),
         });

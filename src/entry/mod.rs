@@ -142,16 +142,16 @@ unsafe extern "C" fn merge_server_config(
 }
 
 unsafe extern "C" fn check_config(
-    _pconf: *mut ffi::apr_pool_t,
+    pconf: *mut ffi::apr_pool_t,
     _plog: *mut ffi::apr_pool_t,
     _ptemp: *mut ffi::apr_pool_t,
     main: *mut ffi::server_rec,
 ) -> c_int {
     let checked = guard(false, || {
-        // SAFETY: httpd calls the hook with its main server.
-        let main = unsafe { ServerRec::from_raw(main) };
+        // SAFETY: httpd calls the hook with its main server and the configuration's pool.
+        let (main, pconf) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pconf)) };
         let items = errorlog::check_items(main).map_err(|what| log::startup(log::Level::Emerg, what));
-        config::check_config(main) && items.is_ok()
+        config::check_config(main, pconf) && items.is_ok()
     });
     if checked {
         ffi::HOOK_OK

@@ -5,7 +5,7 @@
 use super::{worker_checks, worker_hooks};
 use crate::apr::AprPool;
 use crate::ffi::{self, guard::guard_or_abort};
-use crate::httpd::{checkers, classes, config, conftree, image, php, ServerRec};
+use crate::httpd::{checkers, classes, config, conftree, image, php, places, ServerRec};
 use crate::settings::LoggedNames;
 use crate::sys::{fork, launch, memory, title};
 use crate::worker::WorkerStart;
@@ -73,12 +73,19 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         )),
         Err(e) => fail(&format!("/proc/self/smaps cannot be read: {e}")),
     }
+    let [pconf, plog, ptemp] = pools;
+    let places = places::needed(pconf);
     let start = seed::serve(channel, tree);
     let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };
-    zygote::become_pool(pool, &start.channel, start.standard_error);
-    let [pconf, plog, ptemp] = pools;
+    let own = zygote::OwnPlaces { base: &places.base, leaves: &places.leaves };
+    zygote::become_pool(pool, &start.channel, start.standard_error, own);
     if let Err(e) = image::error_logs_to_null(main, pconf) {
         zygote::give_up(&start.channel, &format!("/dev/null: {e}"));
+    }
+    if let Some(user) = &pool.user {
+        if let Err(what) = places::give(main, pconf, ptemp, &places, (&pool.name, user.uid)) {
+            zygote::give_up(&start.channel, &format!("POOL125: {what}"));
+        }
     }
     if let Err(what) = image::start_modules(main, pconf, plog, ptemp) {
         zygote::give_up(&start.channel, what);

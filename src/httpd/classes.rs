@@ -15,6 +15,9 @@ const FRONTEND: &[&str] = &[
     "prefork.c",
     // the client's connection
     "mod_ssl.c",
+    "mod_tls.c",
+    "mod_gnutls.c",
+    "mod_nss.c",
     "mod_md.c",
     "mod_http2.c",
     "mod_reqtimeout.c",
@@ -24,6 +27,7 @@ const FRONTEND: &[&str] = &[
     "mod_log_forensic.c",
     "mod_logio.c",
     "mod_systemd.c",
+    "mod_dnssd.c",
     "mod_status.c",
     "mod_unique_id.c",
     "mod_heartbeat.c",

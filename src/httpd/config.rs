@@ -5,14 +5,14 @@
 
 use super::command::{self, lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, dispositions, image, mpm, RequestRec, ServerRec};
+use super::{classes, conftree, dispositions, image, mpm, places, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
     Account, Accounts, Findings, Identity, PoolTree, PoolTreeBuilder, SslDirRecord, SslOptions, Surroundings,
     BLOCK_DIRECTIVES,
 };
-use crate::sys::accounts;
+use crate::sys::{accounts, privileges};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -20,6 +20,7 @@ use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     /// The module record, in `entry`.
@@ -34,6 +35,9 @@ const CHROOT_DIRECTIVES: [&str; 2] = ["ChrootDir", "SecChrootDir"];
 
 /// The names that mod_php has had.
 const PHP_MODULES: [&CStr; 3] = [c"mod_php.c", c"mod_php7.c", c"mod_php5.c"];
+
+/// How long the look at supplementary groups may take: some databases need milliseconds for each user.
+const GROUPS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An [`AssignedName`] that check_config has not seen.
 const UNRESOLVED: u32 = u32::MAX;
@@ -351,7 +355,7 @@ pub fn unassigned_pool(r: RequestRec<'_>) -> Option<u32> {
 
 /// check_config: names become indexes, and the tree is final. Says on the error log what is wrong; false if the
 /// server must not start.
-pub fn check_config(main: ServerRec<'_>) -> bool {
+pub fn check_config(main: ServerRec<'_>, pconf: AprPool<'_>) -> bool {
     let Some(config) = server_config(main) else {
         return false;
     };
@@ -378,10 +382,26 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
     findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
     findings.append(dispositions::check(&tree));
+    if own.0 == 0 && warnings_are_due() {
+        let began = Instant::now();
+        findings.append(tree.check_groups(gid, |name, user| {
+            (began.elapsed() < GROUPS_PATIENCE).then(|| privileges::groups_of(name, user.gid))
+        }));
+    }
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),
             Err(what) => findings.errors.push(format!("{what} ({})", assigned.place)),
+        }
+    }
+    if own.0 == 0 && !tree.is_empty() && !image::is_defined(c"POOL_SEED") {
+        if let Err((at, why)) = places::check(pconf) {
+            findings.errors.push(format!(
+                "{} {} at {}: each pool needs a directory of its own in the place of that, which httpd makes below \
+                 DefaultRuntimeDir, and cannot: {why}; let DefaultRuntimeDir be a directory that only root can change, or \
+                 remove {}",
+                at.name, at.value, at.place, at.name
+            ));
         }
     }
     report(&findings);

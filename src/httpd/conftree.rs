@@ -28,6 +28,16 @@ pub fn find(names: &[&str]) -> Option<DirectiveAt> {
     found
 }
 
+/// Calls `visit` for each directive of this name.
+pub(super) fn each_named(name: &str, mut visit: impl FnMut(&ffi::ap_directive_t)) {
+    each_node(|node| {
+        // SAFETY: null or a string that lives as long as the node.
+        if unsafe { bytes(node.directive) }.eq_ignore_ascii_case(name.as_bytes()) {
+            visit(node);
+        }
+    });
+}
+
 fn each_node(mut visit: impl FnMut(&ffi::ap_directive_t)) {
     // SAFETY: httpd's variable, written only while the configuration is read.
     let mut todo = vec![unsafe { ffi::ap_conftree }];

@@ -20,6 +20,7 @@ pub mod mpm;
 pub mod parking;
 pub mod php;
 pub mod pieces;
+pub mod places;
 pub mod rebuild;
 pub mod request;
 pub mod response;

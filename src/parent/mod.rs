@@ -7,7 +7,7 @@
 
 use crate::settings::PoolTree;
 use crate::sys::heritage::{self, Kept};
-use crate::sys::launch::{self, ChildState};
+use crate::sys::launch;
 use crate::sys::process::PidFd;
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
@@ -16,7 +16,7 @@ use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable, ANOTHER_C
 use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct State {
     connector: Option<Connector>,
-    controller: Option<u32>,
+    controller: Option<PidFd>,
     owner: u32,
     generation: u64,
     /// By generation: the newest one, and older ones that children still belong to. Empty: nothing is served.
@@ -55,11 +55,13 @@ struct State {
     unannounced: BTreeSet<u32>,
     /// Controllers that were killed and have not ended: they wait in the kernel for something. Not reaped, so their numbers
     /// are theirs.
-    left_behind: BTreeSet<u32>,
+    left_behind: Vec<PidFd>,
     /// Since when the controller has not read everything, and how often that was seen.
     silent: Option<(Instant, u32)>,
     /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
-    seed_ready: Option<OwnedFd>,
+    seed_ready: Option<Kept>,
+    /// What the controller was to close and could not be given.
+    undiscarded: Vec<Kept>,
     /// Facility and name, if httpd's error log is syslog.
     syslog: Option<(u8, Vec<u8>)>,
 }
@@ -100,6 +102,8 @@ pub struct Start<'a> {
     pub frontend_uid: u32,
     pub controller_argv: Vec<Vec<u8>>,
     pub seed_argv: Vec<Vec<u8>>,
+    /// The MPM calls [`wait_for_seed`] after a reload.
+    pub waits: bool,
     /// `ErrorLog` of the main server, and the name of httpd's program.
     pub error_log: &'a [u8],
     pub program: &'a [u8],
@@ -121,15 +125,23 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     let started = state.ensure_controller()?;
     // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
     // must not reach a seed that still belongs to the text before. (After a reload, requests wait in the frontends.)
-    let (here, there) = socket::seqpacket_pair()?;
-    state.send_configuration(generation, Some(there))?;
+    // No child may have it, a daemon of another module above all: who has one end can fill the controller's.
+    let (here, there) = if started || start.waits {
+        let (here, there) = socket::seqpacket_pair()?;
+        (Some(heritage::keep(here).map_err(|_| io::Error::other("too many frontends"))?), Some(there))
+    } else {
+        (None, None)
+    };
+    state.send_configuration(generation, there)?;
     if started {
-        let controller = state.controller;
+        let controller = state.controller_pid();
         drop(state);
-        wait_for(&here, controller);
+        if let Some(here) = here {
+            wait_for(here.as_fd(), controller);
+        }
         return Ok(controller);
     }
-    state.seed_ready = Some(here);
+    state.seed_ready = here;
     Ok(None)
 }
 
@@ -139,18 +151,18 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
 pub fn wait_for_seed() {
     let (ready, controller) = {
         let mut state = state();
-        (state.seed_ready.take(), state.controller)
+        (state.seed_ready.take(), state.controller_pid())
     };
     if let Some(ready) = ready {
-        wait_for(&ready, controller);
+        wait_for(ready.as_fd(), controller);
     }
 }
 
 /// Where that is in vain, the new frontends' requests wait for the seed. A controller that dies does not close what it
 /// has not read.
-fn wait_for(ready: &OwnedFd, controller: Option<u32>) {
+fn wait_for(ready: BorrowedFd<'_>, controller: Option<u32>) {
     let Some(Ok(controller)) = controller.map(PidFd::open) else { return };
-    let _ = wait::readable_or_writable(ready.as_fd(), false, Some(controller.as_fd()), SEED_PATIENCE);
+    let _ = wait::readable_or_writable(ready, false, Some(controller.as_fd()), SEED_PATIENCE);
 }
 
 /// What a frontend gets from the parent.
@@ -192,19 +204,19 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     let told = state.send_configuration(state.generation, None);
     state.must_be_heard(&told);
     state.announce(Blocking::Yes);
-    Ok(state.controller)
+    Ok(state.controller_pid())
 }
 
 /// The controller was killed: whether it has ended is for httpd to tell. `Some` where it does not end: it is left.
 pub fn leave_undying_controller() -> Option<u32> {
     let mut state = state();
-    let pid = state.controller?;
-    let process = PidFd::open(pid).ok()?;
-    if wait::readable_within(process.as_fd(), DEATH_PATIENCE) {
+    let controller = state.controller.take()?;
+    if wait::readable_within(controller.as_fd(), DEATH_PATIENCE) {
+        state.controller = Some(controller);
         return None;
     }
-    state.controller = None;
-    state.left_behind.insert(pid);
+    let pid = controller.pid();
+    state.left_behind.push(controller);
     Some(pid)
 }
 
@@ -220,17 +232,19 @@ pub fn start_another() -> io::Result<Option<u32>> {
 
 /// Those that are left.
 pub fn left_behind() -> Vec<u32> {
-    state().left_behind.iter().copied().collect()
+    state().left_behind.iter().map(PidFd::pid).collect()
 }
 
 /// httpd has reaped a controller: whether it is one that was left.
 pub fn has_ended_at_last(pid: u32) -> bool {
-    state().left_behind.remove(&pid)
+    let mut state = state();
+    let at = state.left_behind.iter().position(|controller| controller.pid() == pid);
+    at.map(|at| state.left_behind.remove(at)).is_some()
 }
 
 /// The pid of the running controller.
 pub fn controller() -> Option<u32> {
-    state().controller
+    state().controller_pid()
 }
 
 /// httpd's `child_status` hook: a child of the MPM started, or is gone. An error when the child will not be served, or
@@ -243,9 +257,13 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
     }
     // A controller that is gone, or does not read, sees the end of the child's connector all the same.
     if !started {
-        state.children.remove(&pid);
+        let child = state.children.remove(&pid);
         if !state.unannounced.remove(&pid) {
             let _ = state.send(&ParentMessage::ChildGone { pid }, &[], Blocking::No);
+        }
+        // Where the controller is dead it is the last copy, in which a hello may lie unread.
+        if let Some(child) = child {
+            state.discard(child.connector);
         }
         state.forget_configurations();
         return Ok(());
@@ -257,11 +275,14 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
     let blocking = if state.unannounced.is_empty() { Blocking::Yes } else { Blocking::No };
     let generation = state.generation;
     let told = state.send(&ParentMessage::ChildStarted { pid, generation }, &[connector.as_fd()], blocking);
-    if let Some(connector) = heritage::keep(connector) {
-        state.children.insert(pid, Child { connector, generation });
-        if told.is_err() {
-            state.unannounced.insert(pid);
+    match heritage::keep(connector) {
+        Ok(connector) => {
+            state.children.insert(pid, Child { connector, generation });
+            if told.is_err() {
+                state.unannounced.insert(pid);
+            }
         }
+        Err(connector) => state.discard_unkept(connector),
     }
     told.map_err(|e| io::Error::new(e.kind(), format!("the controller was not told of it, and will be: {e}")))
 }
@@ -275,7 +296,7 @@ pub fn look_after_controller() -> Option<Duration> {
     }
     state.announce(Blocking::No);
     state.discard_stale();
-    let pid = state.controller?;
+    let controller = state.controller.as_ref()?;
     let speak = state.connector.as_ref()?.speak.as_fd();
     let unread = || socket::unread_by_peer(speak).ok();
     let now = Instant::now();
@@ -288,8 +309,8 @@ pub fn look_after_controller() -> Option<Duration> {
         }
         while unread()? > 0 {
             if now.elapsed() >= LAST_CHANCE {
+                controller.kill();
                 state.silent = None;
-                launch::signal_child(pid, 9);
                 return Some(silence);
             }
             std::thread::sleep(LAST_CHANCE_STEP);
@@ -310,14 +331,14 @@ pub fn stop() -> Vec<u32> {
         return Vec::new();
     }
     state.configurations.clear();
-    if let Some(pid) = state.controller.take() {
+    if let Some(controller) = state.controller.take() {
         let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
-        if !ends(pid) {
-            state.left_behind.insert(pid);
+        if !ends(&controller) {
+            state.left_behind.push(controller);
         }
     }
-    state.left_behind.retain(|pid| launch::child_state(*pid) == ChildState::Running);
-    let left: Vec<u32> = std::mem::take(&mut state.left_behind).into_iter().collect();
+    state.left_behind.retain(|controller| controller.reap().is_none());
+    let left: Vec<u32> = std::mem::take(&mut state.left_behind).iter().map(PidFd::pid).collect();
     let until = Instant::now() + END_PATIENCE;
     for pid in &left {
         descendants::end_all(*pid, until);
@@ -326,11 +347,11 @@ pub fn stop() -> Vec<u32> {
 }
 
 /// Whether the controller ends, by itself or killed, in the time that it has.
-fn ends(pid: u32) -> bool {
+fn ends(controller: &PidFd) -> bool {
     let patience = Instant::now() + STOP_PATIENCE;
-    while launch::child_state(pid) == ChildState::Running {
+    while controller.reap().is_none() {
         if Instant::now() >= patience {
-            launch::signal_child(pid, 9);
+            controller.kill();
         }
         // Even its end may be held up, by the kernel.
         if Instant::now() >= patience + KILL_PATIENCE {
@@ -342,12 +363,16 @@ fn ends(pid: u32) -> bool {
 }
 
 impl State {
+    fn controller_pid(&self) -> Option<u32> {
+        self.controller.as_ref().map(PidFd::pid)
+    }
+
     fn ensure_controller(&mut self) -> io::Result<bool> {
-        if let Some(pid) = self.controller {
-            if launch::child_state(pid) == ChildState::Running {
+        if let Some(controller) = self.controller.take() {
+            if controller.reap().is_none() {
+                self.controller = Some(controller);
                 return Ok(false);
             }
-            self.controller = None;
         }
         let Some(configuration) = self.configurations.get(&self.generation) else { return Ok(false) };
         if self.connector.is_none() {
@@ -362,17 +387,21 @@ impl State {
         let Some(connector) = &self.connector else { return Ok(false) };
         launch::become_subreaper();
         let argv = &configuration.controller_argv;
-        self.controller = Some(launch::start_image(argv, &own_environment(), connector.listen.as_fd())?);
+        let pid = launch::start_image(argv, &own_environment(), connector.listen.as_fd())?;
+        // It has not been reaped, so the number is still its own.
+        let opened = PidFd::open(pid);
+        if opened.is_err() {
+            launch::kill_new_child(pid);
+        }
+        self.controller = Some(opened?);
         // The controller's own, which it does not need.
         drop(heritage::connector_of_last_child());
         self.silent = None;
         self.unannounced = self.children.keys().copied().collect();
-        if let Some(pid) = self.controller {
-            let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
-            self.must_be_heard(&began);
-            for left in &self.left_behind {
-                let _ = self.send(&ParentMessage::LeftBehind { pid: *left }, &[], Blocking::Yes);
-            }
+        let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
+        self.must_be_heard(&began);
+        for left in &self.left_behind {
+            let _ = self.send(&ParentMessage::LeftBehind { pid: left.pid() }, &[], Blocking::Yes);
         }
         self.introduce_older();
         Ok(true)
@@ -381,8 +410,8 @@ impl State {
     /// A new controller that does not read even what it cannot do without is killed: httpd tells of its death, and another
     /// one is started.
     fn must_be_heard(&self, told: &io::Result<()>) {
-        if let (Err(_), Some(pid)) = (told, self.controller) {
-            launch::signal_child(pid, 9);
+        if let (Err(_), Some(controller)) = (told, &self.controller) {
+            controller.kill();
         }
     }
 
@@ -424,16 +453,38 @@ impl State {
         self.configurations.retain(|number, _| *number == newest || in_use.contains(number));
     }
 
-    /// The connectors of daemons are of no use. What is not empty the controller has closed elsewhere.
-    fn discard_stale(&self) {
+    /// The connectors of daemons are of no use.
+    fn discard_stale(&mut self) {
+        for kept in std::mem::take(&mut self.undiscarded) {
+            self.discard(kept);
+        }
         for connector in heritage::stale_connectors() {
-            if !socket::end_is_empty(connector.as_fd())
-                && self.send(&ParentMessage::Discard, &[connector.as_fd()], Blocking::No).is_err()
-            {
-                // Kept open: there is no better place for it.
-                std::mem::forget(connector);
+            // Nobody else receives there.
+            if !socket::end_is_empty(connector.as_fd()) {
+                match heritage::keep(connector) {
+                    Ok(kept) => self.discard(kept),
+                    Err(connector) => self.discard_unkept(connector),
+                }
             }
         }
+    }
+
+    /// The controller has it closed elsewhere. Until it takes it, it stays open.
+    fn discard(&mut self, kept: Kept) {
+        if !self.hands_over(kept.as_fd()) {
+            self.undiscarded.push(kept);
+        }
+    }
+
+    fn discard_unkept(&self, fd: OwnedFd) {
+        if !self.hands_over(fd.as_fd()) {
+            // There is no better place for it.
+            std::mem::forget(fd);
+        }
+    }
+
+    fn hands_over(&self, fd: BorrowedFd<'_>) -> bool {
+        self.send(&ParentMessage::Discard, &[fd], Blocking::No).is_ok()
     }
 
     /// The controller closes `until_ready` when the seed has read its configuration, or has died.
@@ -451,7 +502,7 @@ impl State {
         }
     }
 
-    fn send(&self, message: &ParentMessage, fds: &[std::os::fd::BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {
+    fn send(&self, message: &ParentMessage, fds: &[BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {
         let Some(connector) = &self.connector else { return Ok(()) };
         let bytes = ConnectorMessage::Parent(message.clone()).encode();
         socket::send(connector.speak.as_fd(), &bytes, fds, blocking)

@@ -2,8 +2,10 @@
 //!
 //! Runs in: wherever the configuration is read.  Trusts: nothing.  Owns: nothing.  Never: changes the tree.
 
-use super::{DirectiveAt, PoolTree, ServerPool, DEFAULT_POOL};
+use super::{DirectiveAt, Identity, PoolTree, ServerPool, DEFAULT_POOL};
+use crate::wire::control::MAX_POOLS;
 use std::collections::BTreeMap;
+use std::io;
 
 /// How many pool names an error lists.
 const LISTED: usize = 20;
@@ -42,6 +44,15 @@ impl PoolTree {
     /// Whose uids are shared, and which cannot be had.
     pub fn check(&self, around: &Surroundings) -> Findings {
         let mut findings = Findings::default();
+        // The root pool is one of them.
+        if let Some(surplus) = self.pools().get(MAX_POOLS) {
+            findings.errors.push(format!(
+                "<ServerPool {}> at {}: more than {} pools are defined; define fewer, or divide them among several servers",
+                surplus.name,
+                surplus.defined_at,
+                MAX_POOLS - 1
+            ));
+        }
         if let Some(own) = around.unprivileged {
             findings.errors.extend(self.pools().iter().filter_map(|pool| unattainable(pool, own)));
         }
@@ -96,6 +107,79 @@ impl PoolTree {
                     "has no PoolUser"
                 },
                 around.frontend_uid
+            ));
+        }
+        findings
+    }
+
+    /// What pools gain by supplementary groups. `groups_of` looks them up, the primary group among them; `None` when it
+    /// would take too long.
+    pub fn check_groups(
+        &self,
+        frontend_gid: u32,
+        mut groups_of: impl FnMut(&str, &Identity) -> Option<io::Result<Vec<u32>>>,
+    ) -> Findings {
+        let mut findings = Findings::default();
+        let mut by_gid: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+        for pool in self.pools() {
+            if let Some(user) = &pool.user {
+                by_gid.entry(user.gid).or_default().push(&pool.name);
+            }
+        }
+        let (mut of_frontends, mut of_others) = (Vec::new(), BTreeMap::<u32, Vec<&str>>::new());
+        let mut not_looked_at = Vec::new();
+        for pool in self.pools() {
+            let Some((user, name)) = pool.user.as_ref().and_then(|user| Some((user, user.user_name.as_ref()?))) else {
+                continue;
+            };
+            let place = format!("PoolUser {name} of <ServerPool {}> at {}", pool.name, pool.defined_at);
+            let groups = match groups_of(name, user) {
+                Some(Ok(groups)) => groups,
+                Some(Err(e)) => {
+                    findings.warnings.push(format!("{place}: its supplementary groups cannot be looked up: {e}"));
+                    continue;
+                }
+                None => {
+                    not_looked_at.push(pool.name.as_str());
+                    continue;
+                }
+            };
+            if groups.contains(&0) {
+                findings.errors.push(format!(
+                    "{place}: is a member of group 0, so its pages could read and write what is open to root's group; \
+                     take the user out of that group (gpasswd -d {name} root)"
+                ));
+            }
+            for gid in groups.into_iter().filter(|gid| *gid != user.gid && *gid != 0) {
+                if gid == frontend_gid {
+                    of_frontends.push(pool.name.as_str());
+                }
+                if by_gid.contains_key(&gid) {
+                    of_others.entry(gid).or_default().push(&pool.name);
+                }
+            }
+        }
+        if !of_frontends.is_empty() {
+            findings.warnings.push(format!(
+                "the users of the pools {} are members of group {frontend_gid}, which is that of the frontends (Group): \
+                 their pages can read what only the frontends are to read; take these users out of that group",
+                listed(of_frontends.into_iter())
+            ));
+        }
+        for (gid, members) in of_others {
+            let owners = by_gid.get(&gid).map_or(&[][..], Vec::as_slice);
+            findings.warnings.push(format!(
+                "the users of the pools {} are members of group {gid}, which is the group of the pools {} (PoolGroup, or \
+                 the primary group of PoolUser): these are not isolated from those; take the users out of that group",
+                listed(members.into_iter()),
+                listed(owners.iter().copied())
+            ));
+        }
+        if let [first, ..] = not_looked_at[..] {
+            findings.warnings.push(format!(
+                "<ServerPool {first}> and {} more: to look up the supplementary groups of all pools takes too long; of \
+                 these, only group 0 is refused, when the pool starts",
+                not_looked_at.len() - 1
             ));
         }
         findings

@@ -558,3 +558,41 @@ fn the_pool_default_does_not_run_as_root_or_nobody_known() {
         assert_eq!(PoolTreeBuilder::default().complete_default(false, borrowed), Ok(()));
     }
 }
+
+#[test]
+fn a_pool_with_roots_group_is_refused_and_groups_of_others_are_told() {
+    let (tree, _) = tree(
+        "<ServerPool a>\nPoolUser alice\n</ServerPool>\n<ServerPool b>\nPoolUser bob\n</ServerPool>\n\
+         <ServerPool c>\nPoolUser #1005\nPoolGroup www\n</ServerPool>",
+    );
+    let findings =
+        |of: fn(&str) -> Vec<u32>| tree.check_groups(33, |name, user| Some(Ok([vec![user.gid], of(name)].concat())));
+    assert_eq!(findings(|_| Vec::new()), Findings::default());
+    assert_eq!(findings(|_| vec![4, 5]), Findings::default(), "groups of nobody here");
+    let root = findings(|name| if name == "bob" { vec![0] } else { Vec::new() });
+    assert!(root.warnings.is_empty() && root.errors.len() == 1);
+    assert!(root.errors[0].starts_with("PoolUser bob of <ServerPool b> at pools.conf:"), "{}", root.errors[0]);
+    let others = findings(|name| if name == "bob" { vec![1001, 33] } else { vec![33] });
+    assert!(others.errors.is_empty() && others.warnings.len() == 3, "{others:?}");
+    assert!(others.warnings[0].contains("pools a, b are members of group 33, which is that of the frontends"));
+    assert!(others.warnings[1].contains("pools a, b are members of group 33, which is the group of the pools c"));
+    assert!(others.warnings[2].contains("pools b are members of group 1001, which is the group of the pools a"));
+    let slow = tree.check_groups(33, |_, _| None);
+    assert!(slow.warnings.len() == 1 && slow.warnings[0].starts_with("<ServerPool a> and 1 more"), "{slow:?}");
+    let broken = tree.check_groups(33, |_, _| Some(Err(io::Error::other("no answer"))));
+    assert!(broken.errors.is_empty() && broken.warnings.len() == 2, "{broken:?}");
+}
+
+#[test]
+fn more_pools_than_the_controller_takes_are_refused() {
+    let pools = |n: usize| -> String {
+        (0..n).map(|i| format!("<ServerPool p{i}>\nPoolUser #{0}\nPoolGroup #{0}\n</ServerPool>\n", i + 2000)).collect()
+    };
+    let most = crate::wire::control::MAX_POOLS - 1;
+    let (tree_of_most, _) = tree(&pools(most));
+    assert_eq!(tree_of_most.check(&around(None)).errors, Vec::<String>::new());
+    assert!(crate::wire::control::PoolTable::decode(&tree_of_most.to_table(1, 33, vec![b"httpd".to_vec()]).encode())
+        .is_ok());
+    let errors = tree(&pools(most + 1)).0.check(&around(None)).errors;
+    assert!(errors.len() == 1 && errors[0].starts_with("<ServerPool p65535> at pools.conf:"), "{errors:?}");
+}

@@ -77,18 +77,33 @@ fn take(place: &AtomicI32) -> Option<OwnedFd> {
 /// A descriptor that children of this process find closed. In a child it must not be dropped.
 #[derive(Debug)]
 pub struct Kept {
+    // Before the descriptor: a number that is free again must not be closed in a child.
+    place: Place,
     fd: OwnedFd,
-    place: &'static AtomicI32,
 }
 
-/// Keeps a descriptor from the children; not a copy of it. `None` when there are too many.
-pub fn keep(fd: OwnedFd) -> Option<Kept> {
-    prepare().ok()?;
+impl Kept {
+    /// Children get it from now on.
+    pub fn into_fd(self) -> OwnedFd {
+        drop(self.place);
+        self.fd
+    }
+}
+
+#[derive(Debug)]
+struct Place(&'static AtomicI32);
+
+/// Keeps a descriptor from the children; not a copy of it. When there are too many it comes back.
+pub fn keep(fd: OwnedFd) -> Result<Kept, OwnedFd> {
     let number = fd.as_raw_fd();
     let free = |place: &AtomicI32| place.compare_exchange(NONE, number, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    let at = CLOSED.iter().position(free)?;
-    CLOSED_END.fetch_max(at + 1, Ordering::Relaxed);
-    Some(Kept { fd, place: &CLOSED[at] })
+    match prepare().ok().and_then(|()| CLOSED.iter().position(free)) {
+        Some(at) => {
+            CLOSED_END.fetch_max(at + 1, Ordering::Relaxed);
+            Ok(Kept { place: Place(&CLOSED[at]), fd })
+        }
+        None => Err(fd),
+    }
 }
 
 impl std::os::fd::AsFd for Kept {
@@ -97,9 +112,9 @@ impl std::os::fd::AsFd for Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.place.store(NONE, Ordering::Relaxed);
+        self.0.store(NONE, Ordering::Relaxed);
     }
 }
 
@@ -184,6 +199,10 @@ unsafe extern "C" fn in_child() {
     if !GIVES.swap(false, Ordering::Relaxed) {
         // A child's child: the connector is the child's.
         drop(take(&CHILDS));
+    }
+    // Copies: the parent has them still.
+    for place in &STALE {
+        drop(take(place));
     }
     let null = DEV_NULL.load(Ordering::Relaxed);
     for fd in HIDDEN.iter().map(|place| place.load(Ordering::Relaxed)).filter(|fd| *fd != NONE) {

@@ -81,29 +81,11 @@ pub fn sealed_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// What has become of a child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChildState {
-    Running,
-    /// Ended; reaped by this call, or by somebody before.
-    Gone,
-}
-
-/// Asks for a child's end without waiting, and reaps it.
-pub fn child_state(pid: u32) -> ChildState {
-    let Ok(pid) = libc::pid_t::try_from(pid) else { return ChildState::Gone };
-    // SAFETY: waitpid accepts a null status.
-    match unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) } {
-        0 => ChildState::Running,
-        _ => ChildState::Gone,
-    }
-}
-
-/// Sends a signal to a child that has not been reaped.
-pub fn signal_child(pid: u32, signal: i32) {
+/// Ends a child that has just been forked and not been reaped: where there is no pidfd for it.
+pub fn kill_new_child(pid: u32) {
     if let Ok(pid) = libc::pid_t::try_from(pid) {
         // SAFETY: takes integers only; pid is an unreaped child of ours, so it cannot be another process.
-        unsafe { libc::kill(pid, signal) };
+        unsafe { libc::kill(pid, libc::SIGKILL) };
     }
 }
 

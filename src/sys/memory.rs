@@ -8,7 +8,8 @@ use std::io;
 /// A shared mapping that is writable, or that mprotect(2) makes so, as its file was opened for writing: the line that
 /// names it.
 pub fn writable_shared_mapping() -> io::Result<Option<String>> {
-    Ok(find(&fs::read_to_string("/proc/self/smaps")?).map(str::to_owned))
+    // Names of files may have any bytes in them; the kernel escapes line feeds.
+    Ok(find(&String::from_utf8_lossy(&fs::read("/proc/self/smaps")?)).map(str::to_owned))
 }
 
 /// The flag `sh` is the kernel's VM_SHARED, which a mapping of a file that is open for reading only has not.

@@ -27,6 +27,10 @@ pub fn change_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     if uid == 0 || gid == 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a pool never runs as uid 0 or gid 0"));
     }
+    if groups.contains(&0) {
+        let text = "a pool never runs with group 0 among its groups: take PoolUser out of that group";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     if effective_uid() != 0 {
         // Without root no id can change: the pool's must be what we have (configtest has said so).
         return if ids() == ([uid; 3], [gid; 3]) {
@@ -44,12 +48,29 @@ pub fn change_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     if ids() != ([uid; 3], [gid; 3]) {
         return Err(io::Error::other("the ids are not what was asked for"));
     }
+    if !has_just_these_groups(groups)? {
+        return Err(io::Error::other("the supplementary groups are not what was asked for"));
+    }
     no_capabilities()?;
     // SAFETY: takes an integer only; it must fail.
     if unsafe { libc::setuid(0) } == 0 {
         return Err(io::Error::other("root can still be had"));
     }
     Ok(())
+}
+
+fn has_just_these_groups(groups: &[u32]) -> io::Result<bool> {
+    // SAFETY: with room for none the kernel only tells how many there are.
+    let count = unsafe { libc::getgroups(0, std::ptr::null_mut()) };
+    let mut own = vec![u32::MAX; usize::try_from(count).map_err(|_| io::Error::last_os_error())?];
+    // SAFETY: writes at most `count` ids into the vector, which has that many.
+    if unsafe { libc::getgroups(count, own.as_mut_ptr()) } != count {
+        return Err(io::Error::last_os_error());
+    }
+    let mut asked = groups.to_vec();
+    own.sort_unstable();
+    asked.sort_unstable();
+    Ok(own == asked)
 }
 
 /// Gives up what the kernel leaves to a process that is not root: where somebody has asked for that (prctl(2),
@@ -167,12 +188,18 @@ pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Default action for every signal and none blocked: what the controller ignores and blocks came over the exec.
+/// Default action for every signal, those of real time too, and none blocked: what the controller ignores and blocks
+/// came over the exec.
 pub fn reset_signals() {
-    for signal in 1..=31 {
+    for signal in 1..=64 {
         if signal != libc::SIGKILL && signal != libc::SIGSTOP {
-            // SAFETY: SIG_DFL is a valid action for each of these signals.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
+            // The C library refuses the two that it uses itself (32 and 33), which somebody who started httpd may ignore
+            // all the same. The kernel takes its own structure: action, flags, restorer and mask, all zero here.
+            let default = [0u64; 4];
+            // SAFETY: the kernel reads 32 bytes; SIG_DFL is a valid action for each of these signals.
+            unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize)
+            };
         }
     }
     // SAFETY: an all-zero sigset_t is filled by sigemptyset before it is used.
@@ -251,6 +278,53 @@ mod tests {
             let raised = raised
                 && unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, CAP_SETUID, 0, 0) } == 0;
             raised && change_user(NOBODY, NOBODY, &[NOBODY]).is_ok() && has_none() && root_is_out_of_reach()
+        }));
+    }
+
+    #[test]
+    fn the_groups_are_just_those_asked_for_and_never_roots() {
+        if effective_uid() != 0 {
+            return;
+        }
+        assert!(in_a_child(|| change_user(NOBODY, NOBODY, &[NOBODY, 7, 7, 3]).is_ok()));
+        assert!(in_a_child(|| change_user(NOBODY, NOBODY, &[NOBODY, 0]).is_err() && effective_uid() == 0));
+        assert!(in_a_child(|| {
+            // SAFETY: reads two ids.
+            unsafe { libc::setgroups(2, [3, 7].as_ptr()) };
+            has_just_these_groups(&[7, 3]).is_ok_and(|just| just)
+                && [&[3][..], &[3, 7, 8], &[]].iter().all(|g| has_just_these_groups(g).is_ok_and(|just| !just))
+        }));
+    }
+
+    #[test]
+    fn no_signal_stays_ignored_or_blocked() {
+        let in_status = |name: &str| {
+            let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+            let value = text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+            u64::from_str_radix(&value.unwrap_or_default(), 16).unwrap_or(u64::MAX)
+        };
+        assert!(in_a_child(|| {
+            for signal in [libc::SIGTERM, 32, 33, 34, 64] {
+                let ignore: [usize; 4] = [libc::SIG_IGN, 0, 0, 0];
+                // SAFETY: the kernel reads 32 bytes.
+                unsafe {
+                    libc::syscall(libc::SYS_rt_sigaction, signal, ignore.as_ptr(), std::ptr::null_mut::<u64>(), 8usize)
+                };
+            }
+            let all = u64::MAX;
+            // SAFETY: the kernel reads 8 bytes.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_rt_sigprocmask,
+                    libc::SIG_BLOCK,
+                    &raw const all,
+                    std::ptr::null_mut::<u64>(),
+                    8usize,
+                )
+            };
+            let before = in_status("SigIgn:") & 1 << 63 != 0 && in_status("SigBlk:") & 1 << 63 != 0;
+            reset_signals();
+            before && in_status("SigIgn:") == 1 << (libc::SIGPIPE - 1) && in_status("SigBlk:") == 0
         }));
     }
 }

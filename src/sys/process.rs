@@ -35,16 +35,14 @@ impl PidFd {
 
     /// Ends it, now. A process that is gone already is no error.
     pub fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    /// As [`kill`](Self::kill), with this signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        let nothing = std::ptr::null_mut::<libc::siginfo_t>();
         // SAFETY: a null siginfo means the same as kill(2); the rest are integers.
-        unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.fd.as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null_mut::<libc::siginfo_t>(),
-                0,
-            )
-        };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), signal, nothing, 0) };
     }
 
     /// Whether it has ended, as a child of ours or anybody's.
@@ -102,14 +100,21 @@ pub fn reap_pid(pid: u32) -> bool {
 
 /// Real, effective, saved and file system uid of a process.
 pub fn uids_of(pid: u32) -> io::Result<[u32; 4]> {
-    parse_uids(&fs::read_to_string(format!("/proc/{pid}/status"))?)
+    parse_uids(&fs::read(format!("/proc/{pid}/status"))?)
         .ok_or_else(|| io::Error::other("no Uid line in /proc/PID/status"))
 }
 
-/// The process's name is in that file too, but escaped: no other line can start with `Uid:`.
-fn parse_uids(status: &str) -> Option<[u32; 4]> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let mut fields = line.split_whitespace().map(str::parse::<u32>);
+/// What /proc/PID/status says behind `name`, which ends with a colon. The first line has the process's name, which the
+/// process itself chooses: any bytes, that need not be UTF-8. The kernel escapes a line feed in it. Should one come
+/// through all the same, the kernel's own field is the last one of its name.
+fn status_field<'a>(status: &'a [u8], name: &str) -> Option<&'a str> {
+    let lines = status.split(|b| *b == b'\n').skip(1);
+    let value = lines.filter_map(|line| line.strip_prefix(name.as_bytes())).last()?;
+    std::str::from_utf8(value).ok().map(str::trim)
+}
+
+fn parse_uids(status: &[u8]) -> Option<[u32; 4]> {
+    let mut fields = status_field(status, "Uid:")?.split_whitespace().map(str::parse::<u32>);
     let mut uids = [0; 4];
     for uid in &mut uids {
         *uid = fields.next()?.ok()?;
@@ -152,15 +157,14 @@ pub fn children_of(parent: u32) -> Vec<u32> {
 
 /// Whether a process, and with it whatever it starts, can gain no privileges; `None` for one that is gone or a zombie.
 pub fn gains_no_privileges(pid: u32) -> Option<bool> {
-    parse_no_new_privs(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    parse_no_new_privs(&fs::read(format!("/proc/{pid}/status")).ok()?)
 }
 
-fn parse_no_new_privs(status: &str) -> Option<bool> {
-    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
-    if field("State:")?.starts_with('Z') {
+fn parse_no_new_privs(status: &[u8]) -> Option<bool> {
+    if status_field(status, "State:")?.starts_with('Z') {
         return None;
     }
-    Some(field("NoNewPrivs:")? == "1")
+    Some(status_field(status, "NoNewPrivs:")? == "1")
 }
 
 /// Whether a uid could be another than our own: only root's children can be given away.
@@ -240,19 +244,58 @@ mod tests {
 
     #[test]
     fn uids_are_the_four_numbers_of_the_uid_line() {
-        let text = "Name:\tx\\nUid:\t0\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t9\t9\t9\t9\n";
+        let text = b"Name:\tx\\nUid:\t0\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t9\t9\t9\t9\n";
         assert_eq!(parse_uids(text), Some([1, 2, 3, 4]));
-        assert_eq!(parse_uids("Uid:\t1\t2\n"), None);
-        assert_eq!(parse_uids(""), None);
+        assert_eq!(parse_uids(b"Name:\tx\nUid:\t1\t2\n"), None);
+        assert_eq!(parse_uids(b""), None);
         assert_eq!(uids_of(std::process::id()).expect("proc")[1], own_uid());
     }
 
     #[test]
+    fn a_name_forges_no_field() {
+        for name in [&b"Uid:\t0\t0\t0\t0"[..], b"x\nUid:\t0\t0\t0\t0", b"x\rUid:\t0", b"\xff\xfe", b"\x85Uid:\t0"] {
+            let status = [b"Name:\t", name, b"\nState:\tS (sleeping)\nUid:\t1\t2\t3\t4\nNoNewPrivs:\t1\n"].concat();
+            assert_eq!(parse_uids(&status), Some([1, 2, 3, 4]), "{name:?}");
+            assert_eq!(parse_no_new_privs(&status), Some(true), "{name:?}");
+        }
+        assert_eq!(parse_uids(b"Uid:\t0\t0\t0\t0"), None, "the first line is the name's");
+    }
+
+    #[test]
+    fn a_process_of_any_name_is_read() {
+        for name in [c"\xff\xfe", c"a\nUid:\t0", c") S 1 1 1", c"\\", c""] {
+            let (read, write) = nix::unistd::pipe().expect("pipe");
+            // SAFETY: the child makes system calls, and ends by _exit.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: a NUL-terminated name, descriptors of ours, and a buffer of one byte; it does not return.
+                unsafe {
+                    libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+                    libc::write(write.as_raw_fd(), c"x".as_ptr().cast(), 1);
+                    libc::pause();
+                    libc::_exit(0);
+                }
+            }
+            nix::unistd::read(&read, &mut [0]).expect("its word");
+            let pid = pid.cast_unsigned();
+            assert_eq!(uids_of(pid).expect("uids")[0], own_uid(), "{name:?}");
+            assert!(gains_no_privileges(pid).is_some(), "{name:?}");
+            assert_eq!(parent_of(pid), Some(std::process::id()), "{name:?}");
+            assert_eq!(session_of(pid), session_of(std::process::id()), "{name:?}");
+            let process = PidFd::open(pid).expect("pidfd");
+            process.kill();
+            while process.reap().is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
     fn no_new_privs_is_read_of_what_lives() {
-        assert_eq!(parse_no_new_privs("State:\tS (sleeping)\nNoNewPrivs:\t1\n"), Some(true));
-        assert_eq!(parse_no_new_privs("State:\tR (running)\nNoNewPrivs:\t0\n"), Some(false));
-        assert_eq!(parse_no_new_privs("State:\tZ (zombie)\nNoNewPrivs:\t1\n"), None);
-        assert_eq!(parse_no_new_privs(""), None);
+        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tS (sleeping)\nNoNewPrivs:\t1\n"), Some(true));
+        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tR (running)\nNoNewPrivs:\t0\n"), Some(false));
+        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tZ (zombie)\nNoNewPrivs:\t1\n"), None);
+        assert_eq!(parse_no_new_privs(b""), None);
         assert!(gains_no_privileges(std::process::id()).is_some());
     }
 

@@ -21,8 +21,10 @@ pub fn init() {
 
 /// Fields 48 and 49 of /proc/self/stat, arg_start and arg_end (proc(5)).
 fn find() -> Option<(usize, usize)> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let stat = fs::read("/proc/self/stat").ok()?;
+    // The name in parentheses may have any byte in it.
+    let end = stat.iter().rposition(|b| *b == b')')?;
+    let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_whitespace();
     let start: usize = fields.nth(45)?.parse().ok()?;
     let end: usize = fields.next()?.parse().ok()?;
     (start != 0 && end > start).then_some((start, end - start))

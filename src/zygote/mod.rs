@@ -7,11 +7,13 @@
 
 use crate::settings::ServerPool;
 use crate::sys::fork::{self, Forked};
+use crate::sys::place::{self, Owner};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{privileges, shortage, title};
+use crate::sys::{inherited, privileges, shortage, title};
 use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// What a worker starts with.
 #[derive(Debug)]
@@ -19,10 +21,17 @@ pub struct ForkedWorker {
     pub lease: OwnedFd,
 }
 
-/// Steps before any module starts: descriptors, session, user, environment. Any error has ended the process.
-pub fn become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd) {
+/// Directories that root makes for a pool: below which one, and their names.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnPlaces<'a> {
+    pub base: &'a Path,
+    pub leaves: &'a [&'a str],
+}
+
+/// Steps before any module starts: descriptors, session, user, environment, places. Any error has ended the process.
+pub fn become_pool(pool: &ServerPool, channel: &OwnedFd, standard_error: OwnedFd, places: OwnPlaces<'_>) {
     title::set(&format!("mod_pool: zygote {} [starting]", pool.name));
-    if let Err((step, e)) = try_become_pool(pool, channel, standard_error) {
+    if let Err((step, e)) = try_become_pool(pool, channel, standard_error, places) {
         give_up(channel, &format!("{step}: {e}"));
     }
 }
@@ -37,6 +46,7 @@ fn try_become_pool(
     pool: &ServerPool,
     channel: &OwnedFd,
     standard_error: OwnedFd,
+    places: OwnPlaces<'_>,
 ) -> Result<(), (&'static str, io::Error)> {
     let user = pool.user.as_ref().ok_or(("PoolUser", io::Error::other("the pool has none")))?;
     privileges::reset_signals();
@@ -44,6 +54,14 @@ fn try_become_pool(
     let keep = [channel.as_raw_fd(), standard_error.as_raw_fd()];
     privileges::silence_descriptors(&keep).map_err(|e| ("closing inherited files", e))?;
     privileges::duplicate_to(standard_error.as_fd(), 2).map_err(|e| ("standard error", e))?;
+    inherited::leave_working_directory().map_err(|e| ("changing to /", e))?;
+    inherited::own_session_keyring().map_err(|e| ("a session keyring", e))?;
+    inherited::no_oom_protection().map_err(|e| ("oom_score_adj", e))?;
+    inherited::no_precedence().map_err(|e| ("scheduling", e))?;
+    if !places.leaves.is_empty() {
+        let owner = Owner { uid: user.uid, gid: user.gid };
+        place::make(places.base, &pool.name, owner, places.leaves).map_err(|e| ("POOL126: a place of its own", e))?;
+    }
     let groups = match &user.user_name {
         Some(name) => privileges::groups_of(name, user.gid).map_err(|e| ("supplementary groups", e))?,
         None => vec![user.gid],

@@ -49,9 +49,10 @@ def fill(site):
         for ($eaten = []; count($eaten) < 512; $eaten[] = str_repeat('x', 1 << 20));
         echo 'enough';
     """)
-    site.write("daemon.php", """
+    site.write("daemon.php", r"""
         <?php
-        exec('setsid sleep 300 >/dev/null 2>&1 & echo $!', $out);
+        $program = isset($_GET['odd']) ? 'perl -e \'$0 = "\xff\xfe"; sleep 300\'' : 'sleep 300';
+        exec("setsid $program >/dev/null 2>&1 & echo \$!", $out);
         echo $out[0];
     """)
 
@@ -457,11 +458,15 @@ def test_grandchild_does_not_outlive_the_server(httpd):
 
 
 @pytest.mark.parametrize("then", ["goes on", "stop"])
-def test_grandchild_does_not_outlive_the_controller(httpd, then):
-    """A dead controller's orphans come to httpd's parent: the next controller ends them, at its own end at the latest."""
+@pytest.mark.parametrize("name", ["plain", "odd"])
+def test_grandchild_does_not_outlive_the_controller(httpd, name, then):
+    """A dead controller's orphans come to httpd's parent: the next controller ends them, at its own end at the latest.
+    Also one that gives itself a name that is not UTF-8."""
     server = make(httpd)
     for _ in range(5):
-        pid = int(server.get("/daemon.php").text)
+        pid = int(server.get("/daemon.php" + ("?odd=1" if name == "odd" else "")).text)
+        if name == "odd":
+            eventually(lambda: b"\xff\xfe" in open(f"/proc/{pid}/comm", "rb").read(), 5, what="its odd name")
         kill_role(server, "controller")
         eventually(lambda: server.processes("controller"), 10, what="a new controller")
         if not gone(pid):  # else the machine is slow, and the first controller has ended it itself

@@ -320,6 +320,31 @@ def test_a_daemon_that_is_started_again_cannot_cut_frontends_off(httpd):
     eventually(lambda: answers(server), 8, what="new frontends are served")
 
 
+@pytest.mark.skipif(not has_module("cgid"), reason="mod_cgid is not installed")
+@pytest.mark.parametrize("reloads", [0, 1])
+def test_a_daemon_that_is_started_again_has_nothing_but_a_way_that_leads_nowhere(httpd, reloads):
+    """Also while a seed reads the configuration: whoever has the end at which httpd's parent waits for it can fill the
+    controller's."""
+    server = httpd(sites=[Site("alice", ALICE)], modules=["cgid"])
+    fill(server.sites["alice"])
+    server.start()
+    if server.mpm == "prefork":
+        pytest.skip("a daemon and a frontend of prefork look alike")
+    for _ in range(reloads):
+        server.graceful()
+    find = lambda: [p.pid for p in server.processes("frontend") if int(p.status["Threads"]) < 20 and p.ppid == server.main]
+    first = eventually(find, what="mod_cgid's daemon")
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    again = eventually(lambda: [pid for pid in find() if pid not in first], 8, what="another daemon")
+    for pid in again:
+        taken = list(seize(pid))
+        with_boundaries = [t for t in taken if t.family == socket.AF_UNIX and t.type == socket.SOCK_SEQPACKET]
+        assert len(with_boundaries) <= 1, "its connector"
+        for t in taken:
+            t.close()
+
+
 def answers(server):
     try:
         return server.get("/who.php", timeout=5).status == 200

@@ -88,7 +88,7 @@ pub(super) fn note_started(main: ServerRec<'_>, slot: usize, pid: u32) {
 pub(super) fn summons_of(bucket: usize) -> Option<OwnedFd> {
     let mut state = state();
     while state.summons.len() <= bucket {
-        let kept = heritage::keep(Summons::make().ok()?)?;
+        let kept = heritage::keep(Summons::make().ok()?).ok()?;
         state.summons.push(kept);
     }
     state.summons.get(bucket)?.as_fd().try_clone_to_owned().ok()
