@@ -11,6 +11,7 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
+use crate::httpd::mapping::{self, Mapped};
 use crate::httpd::{
     classes, frontend_tls, hooks, image, log, parking, pieces, supervise, Connection, RequestRec, ServerRec,
 };
@@ -220,14 +221,12 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
         // SAFETY: httpd calls the hook with a live request on this thread.
         let r = unsafe { RequestRec::from_raw(raw) };
         let Some(pool) = pool_of(r).filter(|_| !r.is_proxied()) else { return HOOK_DECLINED };
-        // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
-        if let Some(answer) = supervise::proxy_translate(r) {
-            return answer;
+        if r.is_subrequest() && mapping::refuses_look_ahead(r) {
+            return ffi::HTTP_FORBIDDEN.cast_signed();
         }
-        if config::assigned_pool(r).is_none() {
-            if let Some(answer) = supervise::wsgi_translate(r) {
-                return answer;
-            }
+        // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
+        if let Mapped::Frontend(answer) = mapping::ask(r, config::assigned_pool(r).is_none()) {
+            return answer;
         }
         if r.is_redirected() {
             // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,
@@ -274,6 +273,8 @@ unsafe extern "C" fn map_to_storage(raw: *mut ffi::request_rec) -> c_int {
         let r = unsafe { RequestRec::from_raw(raw) };
         if is_marked(r) {
             HOOK_OK
+        } else if r.is_subrequest() && mapping::refuses_look_ahead(r) {
+            ffi::HTTP_FORBIDDEN.cast_signed()
         } else {
             HOOK_DECLINED
         }

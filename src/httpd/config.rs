@@ -5,7 +5,7 @@
 
 use super::command::{lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, image, mpm, RequestRec, ServerRec};
+use super::{classes, conftree, image, mapping, mpm, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
@@ -347,6 +347,7 @@ pub fn check_config(main: ServerRec<'_>) -> bool {
     }
     findings.errors.extend(completed.err());
     findings.append(tree.check(&around));
+    findings.errors.extend(mapping::check(main, &tree));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),

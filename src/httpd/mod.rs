@@ -13,6 +13,7 @@ pub mod frontend_tls;
 pub mod hooks;
 pub mod image;
 pub mod log;
+pub mod mapping;
 pub mod mpm;
 pub mod parking;
 pub mod php;
