@@ -30,7 +30,7 @@ const char *pool_entry_pool_env(ARGS2);
 const char *pool_entry_pool_umask(ARGS1);
 const char *pool_entry_pool_module_role(ARGS2);
 const char *pool_entry_pool_strict(ARGS0, int on);
-const char *pool_entry_assign_server_pool(ARGS1);
+const char *pool_entry_assign_server_pool(ARGS2);
 const char *pool_entry_ssl_options(ARGS1);
 const char *pool_entry_ssl_require(ARGS1);
 const char *pool_entry_ssl_verify(ARGS1);
@@ -77,8 +77,8 @@ const command_rec pool_shim_commands[] = {
         "In which processes a module's hooks run: x_module or mod_x.c, then frontend, worker or both"),
     AP_INIT_FLAG("PoolStrict", pool_entry_pool_strict, NULL, IN_SERVER,
         "Whether a pool whose user or group is missing keeps httpd from starting and reloading"),
-    AP_INIT_TAKE1("AssignServerPool", pool_entry_assign_server_pool, NULL, IN_ASSIGNABLE,
-        "The server pool that serves the requests, or none"),
+    AP_INIT_TAKE12("AssignServerPool", pool_entry_assign_server_pool, NULL, IN_ASSIGNABLE,
+        "The server pool that serves the requests, or none, or none static for plain files only"),
 
     /*
      * Directives of other modules: httpd gives a directive to every module that lists it, so these handlers see

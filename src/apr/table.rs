@@ -73,6 +73,24 @@ impl<'p> Table<'p> {
         unsafe { ffi::apr_table_clear(self.as_ptr()) };
     }
 
+    /// A copy in this pool, with the same strings.
+    pub fn copy_to<'q>(self, pool: AprPool<'q>) -> Table<'q>
+    where
+        'p: 'q,
+    {
+        // SAFETY: pool and table are live; the strings live as long as this table's pool, which is longer.
+        unsafe { Table::from_raw(ffi::apr_table_copy(pool.as_ptr(), self.as_ptr())) }
+    }
+
+    /// Replaces all entries by those of another table of the same pool.
+    pub fn become_copy_of(self, other: Table<'p>) {
+        self.clear();
+        for entry in other.entries() {
+            // SAFETY: both strings live as long as the pool of both tables.
+            unsafe { ffi::apr_table_addn(self.as_ptr(), entry.key, entry.val) };
+        }
+    }
+
     pub fn len(self) -> usize {
         self.entries().len()
     }

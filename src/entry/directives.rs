@@ -78,10 +78,6 @@ takes_text! {
         config::setting(command, value, PoolTreeBuilder::set_max_frontend_threads);
     pool_entry_pool_umask => |command, _dir, value|
         config::setting(command, value, PoolTreeBuilder::set_umask);
-    pool_entry_assign_server_pool => |command, dir, name| {
-        // SAFETY: httpd calls this as a directive's handler.
-        config::assign_server_pool(command, unsafe { record(dir) }, name)
-    };
     pool_entry_ssl_options => |command, dir, args| {
         // SAFETY: httpd calls this as a directive's handler.
         config::ssl_options_directive(command, unsafe { record(dir) }, args)
@@ -128,6 +124,25 @@ unsafe extern "C" fn pool_entry_pool_env(
 unsafe extern "C" fn pool_entry_pool_strict(cmd: *mut ffi::cmd_parms, _dir: *mut c_void, on: c_int) -> *const c_char {
     // SAFETY: httpd calls this as the handler of a FLAG directive.
     unsafe { handle(cmd, |command| config::pool_strict(command, on != 0)) }
+}
+
+#[no_mangle]
+unsafe extern "C" fn pool_entry_assign_server_pool(
+    cmd: *mut ffi::cmd_parms,
+    dir: *mut c_void,
+    name: *const c_char,
+    how: *const c_char,
+) -> *const c_char {
+    // SAFETY: httpd calls this as the handler of a TAKE12 directive.
+    let name = unsafe { text(name) };
+    // SAFETY: as before; httpd gives NULL for an argument that is absent.
+    let how = (!how.is_null()).then(|| unsafe { text(how) });
+    let body = |command: &mut Command<'_>| {
+        // SAFETY: httpd calls this as a directive's handler.
+        config::assign_server_pool(command, unsafe { record(dir) }, name, how)
+    };
+    // SAFETY: as before.
+    unsafe { handle(cmd, body) }
 }
 
 #[no_mangle]

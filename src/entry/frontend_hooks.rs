@@ -11,12 +11,14 @@ use crate::ffi::{
 };
 use crate::frontend::{self, FrontendStart, Handled};
 use crate::httpd::config::{self, Assignment};
+use crate::httpd::mapping::{self, Mapped};
 use crate::httpd::{
-    classes, frontend_tls, hand_over, hooks, image, log, parking, pieces, supervise, Connection, RequestRec, ServerRec,
+    classes, frontend_tls, hand_over, hooks, image, log, parking, pieces, static_files, supervise, Connection,
+    RequestRec, ServerRec,
 };
 use crate::parent;
 use crate::sys::{fork, privileges};
-use std::os::raw::{c_int, c_void};
+use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,6 +49,7 @@ pub fn register() {
         ffi::ap_hook_translate_name(Some(translate_name), none, none, first);
         ffi::ap_hook_map_to_storage(Some(map_to_storage), none, none, first);
         ffi::ap_hook_access_checker_ex(Some(access_checker_ex), none, none, first);
+        ffi::ap_hook_open_htaccess(Some(open_htaccess), none, none, first);
         ffi::ap_hook_handler(Some(handler), none, none, first);
         ffi::ap_hook_log_transaction(Some(before_loggers), none, none, first);
         ffi::ap_hook_log_transaction(Some(log_transaction), none, none, last);
@@ -240,7 +243,7 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
 fn pool_of(r: RequestRec<'_>) -> Option<u32> {
     match config::assigned_pool(r) {
         Some(Assignment::Pool(pool)) => Some(pool),
-        Some(Assignment::None) => None,
+        Some(Assignment::None | Assignment::Files) => None,
         None => config::unassigned_pool(r),
     }
 }
@@ -249,15 +252,18 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
     guard(ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), || {
         // SAFETY: httpd calls the hook with a live request on this thread.
         let r = unsafe { RequestRec::from_raw(raw) };
-        let Some(pool) = pool_of(r).filter(|_| !r.is_proxied()) else { return HOOK_DECLINED };
-        // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
-        if let Some(answer) = supervise::proxy_translate(r) {
-            return answer;
-        }
-        if config::assigned_pool(r).is_none() {
-            if let Some(answer) = supervise::wsgi_translate(r) {
-                return answer;
+        let Some(pool) = pool_of(r).filter(|_| !r.is_proxied()) else {
+            if config::assigned_pool(r) == Some(Assignment::Files) {
+                static_files::mark(r);
             }
+            return HOOK_DECLINED;
+        };
+        if r.is_subrequest() && mapping::refuses_look_ahead(r) {
+            return ffi::HTTP_FORBIDDEN.cast_signed();
+        }
+        // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
+        if let Mapped::Frontend(answer) = mapping::ask(r, config::assigned_pool(r).is_none()) {
+            return answer;
         }
         if r.is_redirected() {
             // An ErrorDocument of this server for an error of the pool itself: asking the pool again would not help,
@@ -305,8 +311,27 @@ unsafe extern "C" fn map_to_storage(raw: *mut ffi::request_rec) -> c_int {
         let r = unsafe { RequestRec::from_raw(raw) };
         if is_marked(r) {
             HOOK_OK
+        } else if r.is_subrequest() && mapping::refuses_look_ahead(r) {
+            ffi::HTTP_FORBIDDEN.cast_signed()
         } else {
             HOOK_DECLINED
+        }
+    })
+}
+
+unsafe extern "C" fn open_htaccess(
+    raw: *mut ffi::request_rec,
+    _directory: *const c_char,
+    _name: *const c_char,
+    _file: *mut *mut ffi::ap_configfile_t,
+    _path: *mut *const c_char,
+) -> ffi::apr_status_t {
+    guard(ffi::APR_EGENERAL.cast_signed(), || {
+        // SAFETY: httpd calls the hook with a live request on this thread.
+        if static_files::is_marked(unsafe { RequestRec::from_raw(raw) }) {
+            static_files::NO_HTACCESS
+        } else {
+            ffi::AP_DECLINED.cast_signed()
         }
     })
 }
@@ -327,6 +352,9 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 Some(handled) => answer(handled),
                 None => ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
             };
+        }
+        if static_files::is_marked(r) {
+            return static_files::serve(r);
         }
         if classes::is_php_handler(r.handler())
             && hooks::handler.function_of("mod_php.c").is_none()

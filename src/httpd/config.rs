@@ -5,7 +5,7 @@
 
 use super::command::{self, lossy, module_file_name, module_is_loaded, Command, Handled, Refused};
 use super::log::{self, Level};
-use super::{classes, conftree, dispositions, image, mpm, places, RequestRec, ServerRec};
+use super::{classes, conftree, dispositions, exposure, image, mapping, mpm, places, RequestRec, ServerRec};
 use crate::apr::pool::{bytes, AprPool};
 use crate::ffi;
 use crate::settings::{
@@ -92,8 +92,8 @@ pub struct Checks {
 
 #[derive(Debug, Clone, Copy)]
 enum Assigned {
-    /// `AssignServerPool none`.
-    Frontend,
+    /// `AssignServerPool none`, and whether `static` stood behind it.
+    Frontend { files_only: bool },
     /// In the configuration pool, which outlives every request.
     Pool(ptr::NonNull<AssignedName>),
 }
@@ -105,6 +105,8 @@ pub enum Assignment {
     Pool(u32),
     /// The frontend, by `AssignServerPool none`.
     None,
+    /// The frontend, which serves plain files only: `AssignServerPool none static`.
+    Files,
 }
 
 /// # Safety
@@ -212,7 +214,8 @@ pub fn default_assignment(s: ServerRec<'_>) -> Option<Assignment> {
 
 fn assignment(config: DirConfig) -> Option<Assignment> {
     match config.assigned? {
-        Assigned::Frontend => Some(Assignment::None),
+        Assigned::Frontend { files_only: false } => Some(Assignment::None),
+        Assigned::Frontend { files_only: true } => Some(Assignment::Files),
         Assigned::Pool(name) => {
             // SAFETY: it lives in the configuration pool, as `per_dir` does or outlived by it.
             let name = unsafe { name.as_ref() };
@@ -277,7 +280,8 @@ pub fn vhost_hash(s: ServerRec<'_>) -> u64 {
     hash.bytes(&port.to_le_bytes());
     match default_dir_config(s).assigned {
         None => {}
-        Some(Assigned::Frontend) => hash.bytes(b"none"),
+        Some(Assigned::Frontend { files_only: false }) => hash.bytes(b"none"),
+        Some(Assigned::Frontend { files_only: true }) => hash.bytes(b"none static"),
         // SAFETY: it lives in the configuration pool, as the server_rec does.
         Some(Assigned::Pool(name)) => hash.bytes(unsafe { name.as_ref() }.name.as_bytes()),
     }
@@ -388,6 +392,7 @@ pub fn check_config(main: ServerRec<'_>, pconf: AprPool<'_>) -> bool {
             (began.elapsed() < GROUPS_PATIENCE).then(|| privileges::groups_of(name, user.gid))
         }));
     }
+    findings.errors.extend(mapping::check(main, &tree));
     for assigned in &reading.assigned {
         match tree.assignable(&assigned.name) {
             Ok(index) => assigned.index.store(index, Ordering::Relaxed),
@@ -403,6 +408,9 @@ pub fn check_config(main: ServerRec<'_>, pconf: AprPool<'_>) -> bool {
                 at.name, at.value, at.place, at.name
             ));
         }
+    }
+    if findings.errors.is_empty() && !tree.is_empty() && warnings_are_due() {
+        findings.warnings.extend(exposure::check(&tree, around.frontend_uid));
     }
     report(&findings);
     config.tree.set(tree).is_ok() && findings.errors.is_empty()
@@ -556,7 +564,7 @@ pub fn server_pool(command: &mut Command<'_>, args: &CStr) -> Handled {
 }
 
 /// `AssignServerPool`.
-pub fn assign_server_pool(command: &Command<'_>, dir: &mut DirConfig, name: &CStr) -> Handled {
+pub fn assign_server_pool(command: &Command<'_>, dir: &mut DirConfig, name: &CStr, how: Option<&CStr>) -> Handled {
     let name = lossy(name);
     let sections = command.sections();
     let misplaced = |place: &str| {
@@ -571,9 +579,23 @@ pub fn assign_server_pool(command: &Command<'_>, dir: &mut DirConfig, name: &CSt
     if let Some(section) = sections.iter().find(|s| !is(s, &ASSIGNABLE_SECTIONS)) {
         return Err(misplaced(&format!("a {section}> section")).into());
     }
+    let how = how.map(lossy);
     if name.eq_ignore_ascii_case("none") {
-        dir.assigned = Some(Assigned::Frontend);
+        let files_only = how.as_ref().is_some_and(|how| how.eq_ignore_ascii_case("static"));
+        if let Some(how) = how.filter(|_| !files_only) {
+            return Err(
+                format!("AssignServerPool {name} {how}: none can be followed by static only; remove {how}").into()
+            );
+        }
+        dir.assigned = Some(Assigned::Frontend { files_only });
         return Ok(());
+    }
+    if let Some(how) = how {
+        return Err(format!(
+            "AssignServerPool {name} {how}: a pool is one name, and only none can be followed by a word (static); remove \
+             {how}"
+        )
+        .into());
     }
     let config =
         command.server_config().ok_or_else(|| format!("AssignServerPool {name}: httpd gave no record for it"))?;

@@ -38,6 +38,57 @@ pub(super) fn each_named(name: &str, mut visit: impl FnMut(&ffi::ap_directive_t)
     });
 }
 
+/// A directive, with where it stands.
+#[derive(Clone, Copy)]
+pub struct Node<'c> {
+    pub name: &'c [u8],
+    pub args: &'c [u8],
+    raw: &'c ffi::ap_directive_t,
+}
+
+impl std::fmt::Debug for Node<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", String::from_utf8_lossy(self.name), String::from_utf8_lossy(self.args))
+    }
+}
+
+impl<'c> Node<'c> {
+    /// The sections around it, innermost first.
+    pub fn sections(self) -> impl Iterator<Item = Node<'c>> {
+        // SAFETY: null or a node of httpd's tree, which lives as long as the configuration.
+        let above = |node: &Node<'c>| unsafe { node.raw.parent.as_ref() }.map(Node::of);
+        std::iter::successors(above(&self), above)
+    }
+
+    /// Inside one of these sections (`<Location`)?
+    pub fn is_in(self, names: &[&str]) -> bool {
+        self.sections().any(|section| names.iter().any(|n| section.name.eq_ignore_ascii_case(n.as_bytes())))
+    }
+
+    /// File and line of the virtual host around it.
+    pub fn virtual_host(self) -> Option<(&'c [u8], u32)> {
+        self.sections().find(|section| section.name.eq_ignore_ascii_case(b"<VirtualHost")).map(Node::place)
+    }
+
+    /// File and line.
+    pub fn place(self) -> (&'c [u8], u32) {
+        // SAFETY: null or a string that lives as long as the node.
+        (unsafe { bytes(self.raw.filename) }, u32::try_from(self.raw.line_num).unwrap_or(0))
+    }
+
+    fn of(raw: &'c ffi::ap_directive_t) -> Self {
+        // SAFETY: null or strings that live as long as the node.
+        let (name, args) = unsafe { (bytes(raw.directive), bytes(raw.args)) };
+        Node { name, args, raw }
+    }
+}
+
+/// Calls `visit` with each directive of the running configuration, those in blocks too; those of one block follow one
+/// another.
+pub fn each(mut visit: impl FnMut(&Node<'_>)) {
+    each_node(|raw| visit(&Node::of(raw)));
+}
+
 fn each_node(mut visit: impl FnMut(&ffi::ap_directive_t)) {
     // SAFETY: httpd's variable, written only while the configuration is read.
     let mut todo = vec![unsafe { ffi::ap_conftree }];

@@ -109,6 +109,11 @@ impl Hook {
         self.entries().iter().map(module_name).collect()
     }
 
+    /// Modules with their functions, in the order they run.
+    pub fn in_order(self) -> Vec<(String, *const c_void)> {
+        self.entries().iter().map(|e| (module_name(e), e.function)).collect()
+    }
+
     /// All functions, in the order they run.
     pub fn functions(self) -> Vec<*const c_void> {
         self.entries().iter().map(|e| e.function).collect()

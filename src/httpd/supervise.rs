@@ -166,18 +166,6 @@ fn as_request_hook(function: *const c_void) -> RequestHook {
     unsafe { std::mem::transmute::<*const c_void, RequestHook>(function) }
 }
 
-/// mod_proxy's own mapping of a request: its answer, if it takes the request (or refuses it).
-pub fn proxy_translate(r: RequestRec<'_>) -> Option<c_int> {
-    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
-    call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_proxy.c").map(as_request_hook)), r)
-}
-
-/// mod_wsgi's mapping (WSGIScriptAlias), likewise: its processes are the frontends', or its own.
-pub fn wsgi_translate(r: RequestRec<'_>) -> Option<c_int> {
-    static FUNCTION: OnceCell<Option<RequestHook>> = OnceCell::new();
-    call(*FUNCTION.get_or_init(|| hooks::translate_name.function_of("mod_wsgi.c").map(as_request_hook)), r)
-}
-
 /// The core's offer of other protocols (`Upgrade: h2c`) on a connection's first request, and the change to one that
 /// the client asks for: its answer, if the request was served with that. httpd does it where handlers run, which a
 /// pool's request does not reach in this process.
