@@ -7,6 +7,7 @@ mod queue;
 
 use super::channel::Channel;
 use super::closer;
+use super::files;
 use crate::httpd::parking;
 use crate::policy::near::{self, Processor};
 use crate::policy::turns::{Micros, Turns};
@@ -183,6 +184,13 @@ fn close(lease: Lease) {
     }
 }
 
+/// Closes the own copy of a socket in whose queue there may be anything.
+fn part_with(lease: Lease) {
+    if let Some(socket) = Arc::into_inner(lease.socket) {
+        files::close(lease.pool, socket);
+    }
+}
+
 impl Desk {
     pub fn new(pools: usize, channel: Channel) -> Self {
         Self {
@@ -244,8 +252,8 @@ impl Desk {
             lock(&self.obituaries).remove(&lease.id);
             let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
             if self.channel.send_with(&message, lease.socket.as_fd()) {
-                // The controller has a copy, and closes the last one.
-                return;
+                // The controller has a copy, and may have closed it by now: the last one is this one then.
+                return part_with(lease);
             }
         }
         close(lease);
@@ -254,7 +262,7 @@ impl Desk {
     /// Gives a free lease to the request here that has waited longest; with none, keeps it. Gives it back where the
     /// controller is to have it.
     fn hand_over(&self, lease: Lease, now: Micros) {
-        let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(&lease) };
+        let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(lease) };
         let recalled = pool.take_in(&lease, now);
         if lease.era != self.era.load(Ordering::Relaxed) {
             drop(pool);
@@ -262,7 +270,7 @@ impl Desk {
         }
         if recalled {
             drop(pool);
-            return self.give_back(&lease);
+            return self.give_back(lease);
         }
         if !pool.waiting.is_empty() {
             if let Some(how) = unfit(&lease) {
@@ -276,7 +284,7 @@ impl Desk {
                 drop(pool);
                 // It may have counted on this lease.
                 self.send_wants(&waiter);
-                return self.give_back(&leased.lease);
+                return self.give_back(leased.lease);
             }
             pool.waiting.pop_front();
             pool.give_out(&leased.lease, now);
@@ -294,7 +302,7 @@ impl Desk {
             pool.idle.push_back((now, leased.lease));
         } else {
             drop(pool);
-            self.give_back(&leased.lease);
+            self.give_back(leased.lease);
         }
     }
 
@@ -321,10 +329,11 @@ impl Desk {
         }
     }
 
-    fn give_back(&self, lease: &Lease) {
-        unwatch(lease);
+    fn give_back(&self, lease: Lease) {
+        unwatch(&lease);
         let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how: Returned::Idle };
         self.channel.send_with(&message, lease.socket.as_fd());
+        part_with(lease);
     }
 
     /// How the worker of this lease ended (as of waitpid(2)), if the controller says so in time.
@@ -391,7 +400,7 @@ impl Desk {
             watched: Cell::new(false),
         };
         // Withdrawn, and the Cancel is on its way: back at once.
-        let Some(waiter) = waiter else { return self.give_back(&lease) };
+        let Some(waiter) = waiter else { return self.give_back(lease) };
         if let Some(mut pool) = self.pool(pool) {
             pool.give_out(&lease, now);
         }
@@ -424,7 +433,7 @@ impl Desk {
             if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id && l.lend == lend) {
                 if let Some((_, lease)) = pool.idle.remove(at) {
                     drop(pool);
-                    self.give_back(&lease);
+                    self.give_back(lease);
                 }
                 return;
             }
@@ -436,7 +445,7 @@ impl Desk {
         let back = pool.hear(queued, clock::micros());
         drop(pool);
         for lease in back {
-            self.give_back(&lease);
+            self.give_back(lease);
         }
     }
 
@@ -476,7 +485,7 @@ impl Desk {
             }
             drop(pool);
             for (_, lease) in back {
-                self.give_back(&lease);
+                self.give_back(lease);
             }
         }
     }

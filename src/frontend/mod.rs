@@ -9,6 +9,7 @@ mod closer;
 mod desk;
 mod errors;
 mod exchange;
+mod files;
 mod keepalive;
 mod request;
 mod service;
@@ -23,6 +24,7 @@ use channel::{Channel, Identity};
 use closer::Closer;
 use desk::Desk;
 use errors::ErrorLines;
+use files::PoolFiles;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -61,6 +63,8 @@ struct PoolFacts {
     max_threads: Option<u32>,
     /// Its requests that are parked now.
     parked: AtomicU32,
+    /// What its workers have sent.
+    files: PoolFiles,
 }
 
 static FRONTEND: OnceCell<Frontend> = OnceCell::new();
@@ -95,6 +99,7 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             max_parked: p.limits.max_parked,
             max_threads: p.limits.max_frontend_threads.or(half_of_threads),
             parked: AtomicU32::new(0),
+            files: PoolFiles::default(),
         })
         .collect();
     let threads = Threads::new(pools.len(), start.moves);

@@ -13,6 +13,7 @@ pub mod heritage;
 pub mod image;
 pub mod launch;
 pub mod memory;
+pub mod mounts;
 pub mod poller;
 pub mod pollers;
 pub mod privileges;

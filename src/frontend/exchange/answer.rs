@@ -6,6 +6,7 @@
 use super::outcome::Stop;
 use super::upload::Upload;
 use super::{request, Run};
+use crate::frontend::files::TenantFile;
 use crate::httpd::{hooks, log};
 use crate::sys::file;
 use crate::wire::frame::{frames, Frame, FrameKind, FLAG_FLUSH, FLAG_LAST, FLAG_MORE, MAX_INTERIM, MAX_RESPONSE_HEAD};
@@ -21,9 +22,6 @@ use std::vec;
 const MAX_LOG_LINES: u32 = 200;
 /// With the beginning of a response, and at its end.
 const MAX_METAS: u32 = 2;
-/// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
-/// worker could use up the descriptors of all clients otherwise.
-const MAX_OPEN_FILES: u32 = 8;
 
 /// What the response has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,23 +178,27 @@ impl Run<'_> {
     }
 
     fn file(&mut self, payload: &[u8], fd: Option<OwnedFd>) -> Result<(), Stop> {
-        let range = FileRange::decode(payload)?;
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
-        if let Err(stop) = self.count(range.length) {
-            self.doomed.push(fd);
-            return Err(stop);
-        }
-        let Some(size) = file::passable_size(fd.as_fd()) else {
-            self.doomed.push(fd);
-            return Err(Stop::Violation("a descriptor that is no plain file".into()));
+        let counted = FileRange::decode(payload).map_err(Stop::from).and_then(|range| {
+            self.count(range.length)?;
+            Ok(range)
+        });
+        let range = match counted {
+            Ok(range) => range,
+            Err(stop) => {
+                self.doomed.push(fd);
+                return Err(stop);
+            }
         };
-        // A plain file of this machine's own is closed at once.
-        if range.offset + range.length > size {
+        let Some(plain) = file::plain(fd.as_fd()) else {
+            self.doomed.push(fd);
+            return Err(Stop::Violation("a descriptor that is no plain file of a local file system".into()));
+        };
+        let file = TenantFile::new(self.files, fd, plain);
+        if range.offset.checked_add(range.length).is_none_or(|end| end > plain.size) {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
-        self.files += 1;
-        // Encrypted and multiplexed connections copy the bytes anyway; read at our own place, in pieces.
-        self.out.file(fd, range.offset, range.length, self.files <= MAX_OPEN_FILES);
+        self.out.file(file, range.offset, range.length);
         Ok(())
     }
 
