@@ -7,6 +7,7 @@ mod queue;
 
 use super::channel::Channel;
 use super::closer;
+use super::files;
 use crate::httpd::parking;
 use crate::policy::near::{self, Processor};
 use crate::policy::turns::{Micros, Turns};
@@ -198,6 +199,13 @@ fn close(lease: Lease) {
     }
 }
 
+/// Closes the own copy of a socket in whose queue there may be anything.
+fn part_with(lease: Lease) {
+    if let Some(socket) = Arc::into_inner(lease.socket) {
+        files::close(lease.pool, socket);
+    }
+}
+
 impl Desk {
     pub fn new(pools: usize, channel: Channel) -> Self {
         Self {
@@ -260,8 +268,8 @@ impl Desk {
             lock(&self.obituaries).remove(&lease.id);
             let message = FrontendMessage::Return { lease: lease.id, lend: lease.lend, how };
             if self.channel.send_with(&message, lease.socket.as_fd()) {
-                // The controller has a copy, and closes the last one.
-                return;
+                // The controller has a copy, and may have closed it by now: the last one is this one then.
+                return part_with(lease);
             }
         }
         close(lease);
@@ -270,7 +278,7 @@ impl Desk {
     /// Gives a free lease to the request here that has waited longest; with none, keeps it. Gives it back where the
     /// controller is to have it.
     fn hand_over(&self, lease: Lease, now: Micros) {
-        let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(&lease) };
+        let Some(mut pool) = self.pool(lease.pool) else { return self.give_back(lease) };
         let recalled = pool.take_in(&lease, now);
         if lease.era != self.era.load(Ordering::Relaxed) {
             drop(pool);
@@ -278,7 +286,7 @@ impl Desk {
         }
         if recalled {
             drop(pool);
-            return self.give_back(&lease);
+            return self.give_back(lease);
         }
         if !pool.waiting.is_empty() {
             if let Some(how) = unfit(&lease) {
@@ -292,7 +300,7 @@ impl Desk {
                 drop(pool);
                 // It may have counted on this lease.
                 self.send_wants(&waiter);
-                return self.give_back(&leased.lease);
+                return self.give_back(leased.lease);
             }
             pool.dequeue(&waiter);
             pool.give_out(&leased.lease, now);
@@ -310,7 +318,7 @@ impl Desk {
             pool.idle.push_back((now, leased.lease));
         } else {
             drop(pool);
-            self.give_back(&leased.lease);
+            self.give_back(leased.lease);
         }
     }
 
@@ -340,9 +348,10 @@ impl Desk {
 
     /// Where it cannot be sent, its worker ends with the last copy of the socket: the controller, which may need the
     /// place at once, learns it from that.
-    fn give_back(&self, lease: &Lease) {
-        unwatch(lease);
-        self.channel.send_with(&returned_idle(lease), lease.socket.as_fd());
+    fn give_back(&self, lease: Lease) {
+        unwatch(&lease);
+        self.channel.send_with(&returned_idle(&lease), lease.socket.as_fd());
+        part_with(lease);
     }
 
     /// How the worker of this lease ended (as of waitpid(2)), if the controller says so in time.
@@ -409,7 +418,7 @@ impl Desk {
             watched: Cell::new(false),
         };
         // Withdrawn, and the Cancel is on its way: back at once.
-        let Some(waiter) = waiter else { return self.give_back(&lease) };
+        let Some(waiter) = waiter else { return self.give_back(lease) };
         if let Some(mut pool) = self.pool(pool) {
             pool.give_out(&lease, now);
         }
@@ -442,7 +451,7 @@ impl Desk {
             if let Some(at) = pool.idle.iter().position(|(_, l)| l.id == id && l.lend == lend) {
                 if let Some((_, lease)) = pool.idle.remove(at) {
                     drop(pool);
-                    self.give_back(&lease);
+                    self.give_back(lease);
                 }
                 return;
             }
@@ -454,7 +463,7 @@ impl Desk {
         let back = pool.hear(queued, clock::micros());
         drop(pool);
         for lease in back {
-            self.give_back(&lease);
+            self.give_back(lease);
         }
     }
 
@@ -496,7 +505,9 @@ impl Desk {
             drop(pool);
             for (_, lease) in back {
                 unwatch(&lease);
-                if !self.channel.send_unless_crowded(&returned_idle(&lease), lease.socket.as_fd()) {
+                if self.channel.send_unless_crowded(&returned_idle(&lease), lease.socket.as_fd()) {
+                    part_with(lease);
+                } else {
                     self.hand_over(lease, now);
                 }
             }

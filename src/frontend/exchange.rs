@@ -9,8 +9,9 @@ mod outcome;
 mod upload;
 
 use super::desk::Lease;
+use super::files::PoolFiles;
 use super::request::{self, ServerName};
-use crate::httpd::parking::{Awaited, Peer};
+use crate::httpd::parking::{Awaited, Peer, Ticket};
 use crate::httpd::RequestRec;
 use crate::settings::LoggedNames;
 use crate::sys::events::{self, Interest};
@@ -73,7 +74,10 @@ pub struct Parties<'r> {
     pub pool_name: &'static str,
     pub logged: &'static LoggedNames,
     /// It may be parked.
-    pub parks: bool,
+    pub ticket: Option<Ticket>,
+    /// The pool's files, and how many threads may be with them.
+    pub files: &'static PoolFiles,
+    pub max_threads: Option<u32>,
 }
 
 /// An exchange. The lease is in order after it only where the outcome says [`Returned::Idle`], or is
@@ -111,7 +115,7 @@ pub struct Run<'r> {
     heard: bool,
     /// The worker has ended, and left something unread.
     reset: bool,
-    files: u32,
+    files: &'static PoolFiles,
     began: Instant,
     /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
     progress: Instant,
@@ -131,7 +135,8 @@ fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
 
 impl<'r> Run<'r> {
     pub fn new(parties: Parties<'r>, lease: Lease) -> Self {
-        let Parties { r, server, pool_name, logged, parks } = parties;
+        let Parties { r, server, pool_name, logged, ticket, files, max_threads } = parties;
+        let parks = ticket.is_some();
         let checker = ResponseChecker::new(lease.exchange, r.method() == b"HEAD");
         Self {
             r,
@@ -139,7 +144,7 @@ impl<'r> Run<'r> {
             pool_name,
             logged,
             server,
-            out: Delivery::new(r, parks),
+            out: Delivery::new(r, ticket, max_threads),
             upload: Upload::Complete,
             parks,
             sent: false,
@@ -156,7 +161,7 @@ impl<'r> Run<'r> {
             checker,
             heard: false,
             reset: false,
-            files: 0,
+            files,
             began: Instant::now(),
             progress: Instant::now(),
             progressed: false,
@@ -375,7 +380,7 @@ impl<'r> Run<'r> {
     pub fn awaited(&self) -> Awaited<'_> {
         let now = Instant::now();
         if !self.out.is_through() {
-            return Awaited { peer: None, client: Some(Interest::Write), until: self.out.until() };
+            return self.out.awaited();
         }
         let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
         let (interest, client, patience) = match () {
@@ -391,13 +396,22 @@ impl<'r> Run<'r> {
         Awaited { peer: Some(peer), client, until: now + patience }
     }
 
+    /// What it waits for has come, and no descriptor tells.
+    pub fn is_ready(&self) -> bool {
+        self.out.is_ready()
+    }
+
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {
         match socket::receive(self.lease.socket.as_fd(), buf, blocking) {
             // Also what a message without a byte looks like.
             Ok(received) if received.len == 0 && !wait::is_hung_up(self.lease.socket.as_fd(), false) => {
+                self.doomed.extend(received.fds);
                 Err(Stop::Violation("an empty message".into()))
             }
-            Ok(received) if received.len == 0 => Err(Stop::Died(None)),
+            Ok(received) if received.len == 0 => {
+                self.doomed.extend(received.fds);
+                Err(Stop::Died(None))
+            }
             Ok(received) if received.truncated => {
                 self.doomed.extend(received.fds);
                 Err(Stop::Violation("a message beyond the limit".into()))

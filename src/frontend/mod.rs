@@ -9,6 +9,7 @@ mod closer;
 mod desk;
 mod errors;
 mod exchange;
+mod files;
 mod keepalive;
 mod request;
 mod service;
@@ -23,6 +24,7 @@ use channel::{Channel, Identity};
 use closer::Closer;
 use desk::Desk;
 use errors::ErrorLines;
+use files::PoolFiles;
 pub use keepalive::{wait_for_close, wait_for_next_request};
 use once_cell::sync::OnceCell;
 use request::ServerName;
@@ -63,6 +65,8 @@ struct PoolFacts {
     max_threads: Option<u32>,
     /// Its requests that are parked now.
     parked: AtomicU32,
+    /// What its workers have sent.
+    files: PoolFiles,
 }
 
 /// For the closer: the root pool has no processes, so descriptors of several pools may be closed in its name.
@@ -101,6 +105,7 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             max_parked: p.limits.max_parked,
             max_threads: p.limits.max_frontend_threads.or(half_of_threads),
             parked: AtomicU32::new(0),
+            files: PoolFiles::default(),
         })
         .collect();
     let threads = Threads::new(pools.len(), start.moves);

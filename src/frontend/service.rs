@@ -121,7 +121,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
     if let Some(most) = facts.max_threads.filter(|&most| frontend.threads.are_held(pool, most, Frontend::now())) {
         return too_many_threads(r, &facts.name, most);
     }
-    if frontend.closer.is_stuck(pool) {
+    if frontend.closer.is_stuck(pool) || facts.files.is_stuck() {
         let why = "its processes have sent this one descriptors that cannot be closed";
         return unavailable(r, "POOL124", &facts.name, why, 5);
     }
@@ -308,7 +308,9 @@ impl<'r> Service<'r> {
             server: self.server,
             pool_name: &self.facts.name,
             logged: &self.frontend.logged,
-            parks: self.ticket.is_some(),
+            ticket: self.ticket,
+            files: &self.facts.files,
+            max_threads: self.facts.max_threads,
         };
         self.stage = Stage::Exchange(Run::new(parties, lease));
     }
@@ -413,7 +415,7 @@ impl Parked for Service<'_> {
             }
             Stage::Queue(waiting) => Awaited { peer: None, client: Some(Interest::End), until: waiting.goes_on_at() },
             Stage::Exchange(run) => run.awaited(),
-            Stage::Delivery { rest, .. } => Awaited { peer: None, client: Some(Interest::Write), until: rest.until() },
+            Stage::Delivery { rest, .. } => rest.awaited(),
             Stage::Begins | Stage::Over => {
                 let until = Instant::now() + self.r.server().timeout();
                 Awaited { peer: None, client: Some(Interest::Write), until }
@@ -430,7 +432,12 @@ impl Parked for Service<'_> {
     }
 
     fn is_ready(&self) -> bool {
-        matches!(&self.stage, Stage::Queue(waiting) if waiting.is_answered())
+        match &self.stage {
+            Stage::Queue(waiting) => waiting.is_answered(),
+            Stage::Exchange(run) => run.is_ready(),
+            Stage::Delivery { rest, .. } => rest.is_ready(),
+            Stage::Begins | Stage::Over => false,
+        }
     }
 
     fn go_on(&mut self) -> Step {

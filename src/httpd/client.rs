@@ -9,7 +9,7 @@ use crate::apr::AprPool;
 use crate::ffi;
 use crate::sys::wait;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr;
 
 /// APR_TIMEUP, which has too many parentheses for bindgen.
@@ -210,14 +210,6 @@ impl<'r> Client<'r> {
         self.socket().is_some_and(wait::is_writable)
     }
 
-    /// Plain HTTP/1: nothing between us and the socket reads the bytes of a file. Not for a subrequest, whose pool, and
-    /// with it the file, may end before the bytes are sent.
-    pub fn can_send_file(&self) -> bool {
-        let c = self.conn();
-        // SAFETY: the connection is live.
-        unsafe { (*c).master.is_null() && ffi::ap_ssl_conn_is_ssl(c) == 0 && (*self.r.as_ptr()).main.is_null() }
-    }
-
     /// Passing on has failed: nothing more can be passed on.
     pub fn has_failed(&self) -> bool {
         self.failed.is_some()
@@ -293,27 +285,6 @@ impl<'r> Client<'r> {
         unsafe {
             let alloc = (*self.conn()).bucket_alloc;
             let bucket = ffi::apr_bucket_transient_create(bytes.as_ptr().cast(), bytes.len(), alloc);
-            ffi::pool_shim_brigade_insert_tail(self.out, bucket);
-        }
-    }
-
-    /// Queues a piece of a file. It is sent with sendfile(2) and explicit offsets, and never mapped: whoever else
-    /// holds the file may shorten it.
-    pub fn queue_file(&mut self, file: OwnedFd, offset: u64, length: u64) {
-        let Ok(length) = usize::try_from(length) else { return };
-        let mut fd = file.as_raw_fd();
-        // The pool of a request that is no subrequest outlives its buckets: the end-of-request bucket behind them ends it.
-        self.r.pool().place(file);
-        // SAFETY: the descriptor stays open as long as the request's pool; APR does not close it (apr_os_file_put).
-        unsafe {
-            let rec = self.r.as_ptr();
-            let mut handle: *mut ffi::apr_file_t = ptr::null_mut();
-            let flags = ffi::APR_FOPEN_READ | ffi::APR_FOPEN_SENDFILE_ENABLED;
-            ffi::apr_os_file_put(&raw mut handle, &raw mut fd, flags as i32, (*rec).pool);
-            let alloc = (*self.conn()).bucket_alloc;
-            let bucket =
-                ffi::apr_bucket_file_create(handle, offset.cast_signed() as ffi::apr_off_t, length, (*rec).pool, alloc);
-            ffi::apr_bucket_file_enable_mmap(bucket, 0);
             ffi::pool_shim_brigade_insert_tail(self.out, bucket);
         }
     }

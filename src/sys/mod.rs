@@ -16,6 +16,7 @@ pub mod inherited;
 pub mod launch;
 pub mod look;
 pub mod memory;
+pub mod mounts;
 pub mod place;
 pub mod poller;
 pub mod pollers;

@@ -302,7 +302,7 @@ impl Worker {
         let piece = FilePiece { length: self.promised(piece.length), ..piece };
         if piece.length >= PASS_FROM {
             let inside = |size: u64| piece.offset.checked_add(piece.length).is_some_and(|end| end <= size);
-            if file::passable_size(piece.fd).is_some_and(inside) {
+            if file::plain(piece.fd).is_some_and(|plain| inside(plain.size)) {
                 if let Ok(fd) = piece.fd.try_clone_to_owned() {
                     let range = FileRange { offset: piece.offset, length: piece.length };
                     self.before_it_leaves(0)?;

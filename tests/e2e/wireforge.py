@@ -66,7 +66,8 @@ def abort(reason=3, text="", **kw):
 def plan(*messages, then="hang", where="seqpacket"):
     """What forge.php shall do: send each message, then hang, exit, return, or fork a child that goes on sending.
 
-    A message is bytes, or a dictionary: hex, fds (kinds of descriptors to attach), repeat, pause (seconds after it).
+    A message is bytes, or a dictionary: hex, fds (kinds of descriptors to attach), repeat, pause (seconds after it), flags (set on
+    what was attached so far, after the pause).
     """
     out = []
     for m in messages:
@@ -89,7 +90,9 @@ $c = FFI::cdef('
     int getsockopt(int, int, int, void *, unsigned *);
     int open(const char *, int, int); int memfd_create(const char *, unsigned); int mkfifo(const char *, unsigned);
     int ftruncate(int, long); int unlink(const char *); int fork(void); void _exit(int); int usleep(unsigned);
-    int pipe(int *); int dup(int);
+    int pipe(int *); int dup(int); int fcntl(int, int, long);
+    int socket(int, int, int); int connect(int, const void *, unsigned); int epoll_create1(int); int inotify_init1(int);
+    ssize_t recvmsg(int, struct msghdr *, int); ssize_t send(int, const void *, size_t, int);
 ');
 function sockets($c, $where) {
     $out = [];
@@ -124,9 +127,28 @@ function descriptor($c, $kind) {
         case 'proc': return $c->open('/proc/self/status', 0, 0);
         case 'sysfs': return $c->open('/sys/kernel/mm/transparent_hugepage/enabled', 0, 0);
         case 'socket': return sockets($c, 'seqpacket')[0];
+        case 'epoll': return $c->epoll_create1(0);
+        case 'inotify': return $c->inotify_init1(0);
+        case 'held': return $c->open(getenv('STALL') . '/held', 0, 0);
+        case 'direct': return $c->open(getenv('STALL') . '/held', 0x4000, 0);
+        case 'fuse': return given($c, getenv('STALL') . '/give', 'f');
+        case 'overlay': return given($c, getenv('STALL') . '/give', 'o');
         case 'pipe': $p = FFI::new('int[2]'); $c->pipe(FFI::cast('int *', FFI::addr($p))); return $p[0];
     }
     throw new Exception($kind);
+}
+function given($c, $path, $kind) {
+    // A descriptor of stallfs.py.
+    $s = $c->socket(1, 1, 0);
+    $address = FFI::new('char[110]'); FFI::memcpy($address, pack('v', 1) . $path, 2 + strlen($path));
+    if ($c->connect($s, FFI::addr($address), 110) != 0) throw new Exception($path);
+    $byte = FFI::new('char[1]'); $byte[0] = $kind; $c->send($s, FFI::addr($byte), 1, 0);
+    $iov = $c->new('struct iovec'); $iov->base = FFI::cast('void *', FFI::addr($byte)); $iov->len = 1;
+    $control = FFI::new('char[24]');
+    $m = $c->new('struct msghdr'); $m->iov = FFI::addr($iov); $m->iovlen = 1;
+    $m->control = FFI::cast('void *', FFI::addr($control)); $m->controllen = 24;
+    if ($c->recvmsg($s, FFI::addr($m), 0) < 0) throw new Exception($path);
+    return unpack('l', FFI::string($control, 24), 16)[1];
 }
 function send($c, $fd, $bytes, $fds) {
     $n = strlen($bytes);
@@ -158,9 +180,11 @@ $results = [];
 foreach ($plan['messages'] as $m) {
     $bytes = hex2bin($m['hex']);
     $fds = array_map(fn($k) => descriptor($c, $k), $m['fds'] ?? []);
+    $sent_fds = array_merge($sent_fds ?? [], $fds);
     for ($i = 0; $i < ($m['repeat'] ?? 1); $i++) {
         foreach ($targets as $fd) $results[] = $r = send($c, $fd, $bytes, $fds);
         if (isset($m['pause'])) $c->usleep((int)(1e6 * $m['pause']));
+        if (isset($m['flags'])) foreach ($sent_fds as $f) $c->fcntl($f, 4, $m['flags']);
     }
 }
 note(['pid' => getmypid(), 'targets' => $targets, 'sent' => array_slice($results, 0, 20)]);

@@ -6,6 +6,7 @@
 use super::outcome::Stop;
 use super::upload::Upload;
 use super::{request, Run};
+use crate::frontend::files::TenantFile;
 use crate::httpd::errorlog::Writer;
 use crate::httpd::hooks;
 use crate::httpd::log::{self, ForeignLine};
@@ -17,10 +18,6 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use std::vec;
-
-/// Most files of one response that are open here at the same time; the bytes of further ones are read and copied. A
-/// worker could use up the descriptors of all clients otherwise.
-const MAX_OPEN_FILES: u32 = 8;
 
 impl Run<'_> {
     /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
@@ -135,17 +132,15 @@ impl Run<'_> {
     fn file(&mut self, range: FileRange, fd: Option<OwnedFd>) -> Result<(), Stop> {
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
         self.progressed |= range.length > 0;
-        let Some(size) = file::passable_size(fd.as_fd()) else {
+        let Some(plain) = file::plain(fd.as_fd()) else {
             self.doomed.push(fd);
-            return Err(Stop::Violation("a descriptor that is no plain file".into()));
+            return Err(Stop::Violation("a descriptor that is no plain file of a local file system".into()));
         };
-        // A plain file of this machine's own is closed at once.
-        if range.offset + range.length > size {
+        let file = TenantFile::new(self.files, fd, plain);
+        if range.offset.checked_add(range.length).is_none_or(|end| end > plain.size) {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
-        self.files += 1;
-        // Encrypted and multiplexed connections copy the bytes anyway; read at our own place, in pieces.
-        self.out.file(fd, range.offset, range.length, self.files <= MAX_OPEN_FILES);
+        self.out.file(file, range.offset, range.length);
         Ok(())
     }
 

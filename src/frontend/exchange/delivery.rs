@@ -7,24 +7,29 @@
 //! more, or with a FLUSH bucket behind it, it waits. So a request that can be parked passes on less than that, and the
 //! rest when the socket has taken all of it.
 
+use crate::frontend::files::{Reading, TenantFile};
 use crate::httpd::client::{Client, ClientGone, PIECE};
+use crate::httpd::parking::{Awaited, Ticket};
 use crate::httpd::{Connection, RequestRec};
-use crate::sys::file;
+use crate::sys::events::Interest;
 use crate::wire::frame::MAX_DATA;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes of a head that the core takes beside [`PIECE`] of the body.
 const SMALL_HEAD: usize = 4 * 1024;
 /// Bytes that fit into a socket that says it is writable (a third of the smallest send buffer).
 const FITS: usize = 16 * 1024;
+/// So long a piece of a file may take at least to be read.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What comes after what was passed on.
 #[derive(Debug)]
 enum Piece {
     Bytes { bytes: Vec<u8>, at: usize },
-    File { file: OwnedFd, at: u64, left: u64 },
+    File { file: Arc<TenantFile>, at: u64, left: u64 },
 }
 
 /// Why the rest is not sent.
@@ -55,20 +60,28 @@ pub struct Delivery<'r> {
     /// How long the client may take nothing, and since when it has not, while it must.
     patience: Duration,
     stuck_since: Option<Instant>,
+    ticket: Option<Ticket>,
+    /// How many threads may wait for files of the pool; for whoever cannot be parked.
+    max_threads: Option<u32>,
+    /// The next piece of the file in front of `rest`, which was not in memory.
+    reading: Option<Arc<Reading>>,
 }
 
 impl<'r> Delivery<'r> {
-    /// With `parks` it never waits.
-    pub fn new(r: RequestRec<'r>, parks: bool) -> Self {
+    /// With a ticket it never waits.
+    pub fn new(r: RequestRec<'r>, ticket: Option<Ticket>, max_threads: Option<u32>) -> Self {
         Self {
             client: Client::new(r),
-            connection: if parks { Connection::of(r) } else { None },
+            connection: ticket.and_then(|_| Connection::of(r)),
             queued: 0,
             rest: VecDeque::new(),
             flush: false,
             finish: false,
             patience: r.server().timeout(),
             stuck_since: None,
+            ticket,
+            max_threads,
+            reading: None,
         }
     }
 
@@ -115,12 +128,9 @@ impl<'r> Delivery<'r> {
         }
     }
 
-    /// Takes a piece of a file: by its descriptor, if `whole` and nothing reads its bytes on the way. Behind a large head it
-    /// is read: what is in memory on both sides of a file counts for the core.
-    pub fn file(&mut self, file: OwnedFd, at: u64, left: u64, whole: bool) {
-        if whole && self.rest.is_empty() && !self.client.passes_in_pieces() && self.client.can_send_file() {
-            self.client.queue_file(file, at, left);
-        } else {
+    /// Takes a piece of a file. httpd never gets the descriptor: it would wait for the file, with sendfile(2) too.
+    pub fn file(&mut self, file: Arc<TenantFile>, at: u64, left: u64) {
+        if left > 0 {
             self.rest.push_back(Piece::File { file, at, left });
         }
     }
@@ -151,6 +161,10 @@ impl<'r> Delivery<'r> {
         }
         self.finish = true;
         self.pass_queued(false)?;
+        if self.connection.is_none() {
+            // Whoever calls goes on with the rest when the worker is free.
+            return Ok(());
+        }
         self.go_on().map(|_| ())
     }
 
@@ -164,7 +178,54 @@ impl<'r> Delivery<'r> {
         self.stuck_since.unwrap_or_else(Instant::now) + self.patience
     }
 
-    /// Goes on with the rest; says whether that was all. The client must take more first, otherwise.
+    /// What it waits for where it does not go on: that the client takes more, or a piece of a file, whose thread wakes it.
+    pub fn awaited(&self) -> Awaited<'_> {
+        match &self.reading {
+            Some(reading) => Awaited { peer: None, client: None, until: reading.until() },
+            None => Awaited { peer: None, client: Some(Interest::Write), until: self.until() },
+        }
+    }
+
+    /// The piece of a file that it waits for is there.
+    pub fn is_ready(&self) -> bool {
+        self.reading.as_ref().is_some_and(|reading| reading.is_done())
+    }
+
+    /// The next bytes of the file in front of the rest; `None` if they are not there yet.
+    fn next_of_file(&mut self) -> Result<Option<Vec<u8>>, Undelivered> {
+        let Some(Piece::File { file, at, left }) = self.rest.front_mut() else { return Ok(None) };
+        let read = if let Some(reading) = &self.reading {
+            let read = if self.ticket.is_some() { reading.take() } else { Some(reading.wait(self.max_threads)) };
+            let Some(read) = read else { return Ok(None) };
+            self.reading = None;
+            read
+        } else {
+            let most = if self.connection.is_some() { PIECE } else { MAX_DATA };
+            let want = usize::try_from(*left).unwrap_or(most).min(most);
+            if let Some(bytes) = file.read_now(*at, want) {
+                Ok(bytes)
+            } else {
+                let until = Instant::now() + self.patience.max(LEAST_PATIENCE);
+                self.reading = Some(file.read_later(*at, want, until, self.ticket));
+                return self.next_of_file();
+            }
+        };
+        let bytes = read.map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => Undelivered::File("a file that could not be read in time".into()),
+            _ => Undelivered::File(format!("a file that cannot be read: {e}")),
+        })?;
+        if bytes.is_empty() {
+            return Err(Undelivered::File("a file that became shorter".into()));
+        }
+        *at += bytes.len() as u64;
+        *left = left.saturating_sub(bytes.len() as u64);
+        if *left == 0 {
+            self.rest.pop_front();
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Goes on with the rest; says whether that was all. What [`awaited`](Self::awaited) says must come first, otherwise.
     pub fn go_on(&mut self) -> Result<bool, Undelivered> {
         loop {
             let takes = self.stuck_since.is_some() && self.client.is_writable();
@@ -192,20 +253,8 @@ impl<'r> Delivery<'r> {
                         self.rest.pop_front();
                     }
                 }
-                Some(Piece::File { file, at, left }) => {
-                    let mut piece = Vec::new();
-                    let most = if self.connection.is_some() { PIECE } else { MAX_DATA };
-                    let want = usize::try_from(*left).unwrap_or(most).min(most);
-                    let n = file::read_at(file.as_fd(), *at, want, &mut piece)
-                        .map_err(|e| Undelivered::File(format!("file: {e}")))?;
-                    if n == 0 {
-                        return Err(Undelivered::File("a file that became shorter".into()));
-                    }
-                    *at += n as u64;
-                    *left = left.saturating_sub(n as u64);
-                    if *left == 0 {
-                        self.rest.pop_front();
-                    }
+                Some(Piece::File { .. }) => {
+                    let Some(piece) = self.next_of_file()? else { return Ok(false) };
                     self.client.queue(&piece);
                     self.pass_queued(false)?;
                 }
@@ -228,6 +277,7 @@ impl<'r> Delivery<'r> {
     /// The client sees the response break off. See [`Client::break_off`].
     pub fn break_off(&mut self) {
         self.rest.clear();
+        self.reading = None;
         (self.flush, self.finish) = (false, false);
         self.client.break_off();
     }
