@@ -6,6 +6,7 @@
 use super::outcome::Stop;
 use super::upload::Upload;
 use super::{request, Run};
+use crate::frontend::errors;
 use crate::httpd::{hooks, log};
 use crate::sys::file;
 use crate::wire::exchange::{canonical_length, FinalHead, Stage, Step};
@@ -186,6 +187,9 @@ impl Run<'_> {
     }
 
     fn log(&mut self, line: &LogLine<'_>) {
+        if !errors::takes_line(self.pool, line.text.len()) {
+            return;
+        }
         let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
         let mut text = format!("[pool {} pid {}] ", self.pool_name, self.lease.pid).into_bytes();
         text.extend_from_slice(line.text);

@@ -39,7 +39,7 @@ def read_process(pid):
         base = Path(f"/proc/{pid}")
         status = dict(
             line.split(":\t", 1)
-            for line in (base / "status").read_text().splitlines()
+            for line in (base / "status").read_text(errors="replace").splitlines()
             if ":\t" in line
         )
         title = (base / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
