@@ -220,7 +220,7 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
         let (main, pchild) = unsafe { (ServerRec::from_raw(main), AprPool::from_raw(pchild)) };
         frontend_tls::prepare(main, pchild);
         hand_over::find();
-        if let Some(parent::Inherited { generation, connector, moves }) = parent::frontend_start() {
+        if let Some(parent::Inherited { generation, connector, numbers }) = parent::frontend_start() {
             let tree = config::pool_tree(main);
             // A pool of the frontends' own user must not read the TLS keys in their memory, which httpd allows it where
             // CoreDumpDirectory is set or httpd never was root.
@@ -231,7 +231,7 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
                 }
             }
             let start =
-                FrontendStart { connector, generation, moves, tree, main, parent: parent::parent_of_frontend() };
+                FrontendStart { connector, generation, numbers, tree, main, parent: parent::parent_of_frontend() };
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
             }

@@ -1,4 +1,5 @@
-//! What a pool's processes write to their standard error, on its way into the log of their virtual host.
+//! What a pool's processes write to their standard error, on its way into the log of their virtual host; and how much its
+//! requests may write there.
 //!
 //! Runs in: frontend; one thread for each pool while there are such lines.  Trusts: nothing in the lines.
 //! Owns: lines that are not written yet.  Never: writes one in a thread that serves others.
@@ -8,10 +9,12 @@
 use super::{Frontend, FRONTEND};
 use crate::httpd::errorlog::{self, Writer};
 use crate::httpd::{hooks, log};
+use crate::policy::lines::Fate;
 use crate::sys::thread;
 use crate::wire::plain_log::PlainLine;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// So many lines of a pool may wait; the others are counted. Each has `MAX_LOG_LINE` bytes at most.
 const MOST: usize = 500;
@@ -64,7 +67,42 @@ impl ErrorLines {
     }
 }
 
+/// How long what was dropped is gathered before a line tells of it.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// A request of the pool writes a line of `len` bytes into the error log. Whether it may: what the pool's requests have
+/// written in this second, in all frontends, leaves room for it. If not, it is counted, and a line will say so.
+pub fn takes_line(pool: u32, len: usize) -> bool {
+    let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));
+    let Some((frontend, facts)) = facts else { return true };
+    match facts.lines.line(Frontend::now(), len) {
+        Fate::Written => true,
+        Fate::Dropped { tell } => {
+            let told = move || {
+                std::thread::sleep(TELL_AFTER);
+                frontend.tell_dropped(pool);
+            };
+            if tell && thread::spawn_quiet("mod_pool", told).is_err() {
+                frontend.tell_dropped(pool);
+            }
+            false
+        }
+    }
+}
+
 impl Frontend {
+    fn tell_dropped(&self, pool: u32) {
+        let Some(facts) = usize::try_from(pool).ok().and_then(|i| self.pools.get(i)) else { return };
+        let dropped = facts.lines.dropped();
+        if dropped > 0 {
+            let server = self.logs.get(&pool).copied().unwrap_or(self.main);
+            let name = &facts.name;
+            let text =
+                format!("[pool {name}] {dropped} lines dropped: its requests log more than a pool may in a second");
+            log::server(log::Level::Error, server, text);
+        }
+    }
+
     /// A line of a pool's standard error, as the controller sent it.
     pub(super) fn error_line(&self, pool: u32, pid: u32, text: Vec<u8>) {
         if !self.errors.push(pool, Line { pid, text }) {

@@ -70,6 +70,7 @@ struct Kept {
 #[derive(Debug, Clone, Copy)]
 pub struct Parties<'r> {
     pub r: RequestRec<'r>,
+    pub pool: u32,
     pub server: ServerName,
     pub pool_name: &'static str,
     pub logged: &'static LoggedNames,
@@ -85,6 +86,7 @@ pub struct Parties<'r> {
 #[derive(Debug)]
 pub struct Run<'r> {
     r: RequestRec<'r>,
+    pool: u32,
     lease: Lease,
     pool_name: &'static str,
     logged: &'static LoggedNames,
@@ -135,11 +137,12 @@ fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
 
 impl<'r> Run<'r> {
     pub fn new(parties: Parties<'r>, lease: Lease) -> Self {
-        let Parties { r, server, pool_name, logged, ticket, files, max_threads } = parties;
+        let Parties { r, pool, server, pool_name, logged, ticket, files, max_threads } = parties;
         let parks = ticket.is_some();
         let checker = ResponseChecker::new(lease.exchange, r.method() == b"HEAD");
         Self {
             r,
+            pool,
             lease,
             pool_name,
             logged,

@@ -16,6 +16,7 @@ mod service;
 
 use crate::httpd::config::{self, Assignment};
 use crate::httpd::{self, conftree, log, ServerRec};
+use crate::policy::lines::{self, PoolLines};
 use crate::policy::threads::Threads;
 use crate::settings::{LoggedNames, PoolTree};
 use crate::sys::{fork, image, launch};
@@ -67,6 +68,8 @@ struct PoolFacts {
     parked: AtomicU32,
     /// What its workers have sent.
     files: PoolFiles,
+    /// What its requests may write into the error log.
+    lines: PoolLines,
 }
 
 /// For the closer: the root pool has no processes, so descriptors of several pools may be closed in its name.
@@ -79,8 +82,9 @@ static FRONTEND: OnceCell<Frontend> = OnceCell::new();
 pub struct FrontendStart<'a> {
     pub connector: OwnedFd,
     pub generation: u64,
-    /// One number for each pool, which all frontends of the generation have in common. See [`Threads::new`].
-    pub moves: &'static [AtomicU64],
+    /// Numbers of each pool, which all frontends of the generation have in common: one for [`Threads`], and behind those of
+    /// all pools [`lines::NUMBERS`] for [`PoolLines`].
+    pub numbers: &'static [AtomicU64],
     pub tree: &'a PoolTree,
     pub main: ServerRec<'static>,
     /// httpd's parent; `None` where this process is the parent itself (`-X`).
@@ -94,6 +98,9 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     channel.connect(Vec::new())?;
     // A process of one thread has nothing to share out.
     let half_of_threads = Some(httpd::image::threads_per_child() / 2).filter(|&half| half > 0);
+    let count = start.tree.pools().len();
+    let (moves, lines) = start.numbers.split_at_checked(count).unwrap_or_default();
+    let mut lines = lines.chunks_exact(lines::NUMBERS);
     let pools: Vec<PoolFacts> = start
         .tree
         .pools()
@@ -106,9 +113,10 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             max_threads: p.limits.max_frontend_threads.or(half_of_threads),
             parked: AtomicU32::new(0),
             files: PoolFiles::default(),
+            lines: PoolLines::new(lines.next().unwrap_or_default()),
         })
         .collect();
-    let threads = Threads::new(pools.len(), start.moves);
+    let threads = Threads::new(pools.len(), moves);
     let desk = Desk::new(pools.len(), channel);
     let mut logs = HashMap::new();
     let mut servers = HashMap::new();

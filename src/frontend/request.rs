@@ -5,7 +5,7 @@
 
 use crate::apr::Table;
 use crate::httpd::{client, frontend_tls, hand_over, RequestRec};
-use crate::settings::LoggedNames;
+use crate::settings::{Claim, LoggedNames};
 use crate::wire::codec::Put;
 use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
@@ -270,19 +270,26 @@ fn may_set(name: &[u8]) -> bool {
 }
 
 /// Shows the loggers what the worker tells of the request: of notes and variables those that the logs ask for. A note
-/// that a module of the frontend has made stays as it is.
+/// that a module of the frontend has made stays as it is, and nothing is taken that a log asks whether to log the request.
 pub fn apply_meta(r: RequestRec<'_>, meta: &Meta<'_>, logged: &LoggedNames) {
-    client::set_logged(r, meta.user, meta.auth_type, meta.handler, meta.filename);
+    let told = |claim, said| if logged.takes(claim) { said } else { &[][..] };
+    client::set_logged(
+        r,
+        told(Claim::User, meta.user),
+        told(Claim::AuthType, meta.auth_type),
+        told(Claim::Handler, meta.handler),
+        told(Claim::FileName, meta.filename),
+    );
     r.export_previous();
     let pool = r.pool();
     let (notes, env) = (r.notes(), r.subprocess_env());
-    for (name, value) in meta.notes.iter().filter(|(name, _)| logged.has_note(name) && may_set(name)) {
+    for (name, value) in meta.notes.iter().filter(|(name, _)| logged.takes_note(name) && may_set(name)) {
         let name = pool.copy_str(name);
         if notes.get(name).is_none() {
             notes.setn(name, pool.copy_str(value));
         }
     }
-    for (name, value) in meta.env.iter().filter(|(name, _)| logged.has_env(name) && may_set(name)) {
+    for (name, value) in meta.env.iter().filter(|(name, _)| logged.takes_env(name) && may_set(name)) {
         env.setn(pool.copy_str(name), pool.copy_str(value));
     }
 }

@@ -155,7 +155,7 @@ pub fn serve(r: RequestRec<'_>, pool: u32) -> Handled {
 
 impl Frontend {
     /// The clock of `threads`, which all frontends have in common.
-    fn now() -> Millis {
+    pub(super) fn now() -> Millis {
         clock::micros() / 1000
     }
 }
@@ -305,6 +305,7 @@ impl<'r> Service<'r> {
         self.r.note(c"pool-pid", lease.pid.to_string().as_bytes());
         let parties = Parties {
             r: self.r,
+            pool: self.pool,
             server: self.server,
             pool_name: &self.facts.name,
             logged: &self.frontend.logged,

@@ -5,6 +5,7 @@
 //! Never: reads what a frontend, a tenant or the controller sent; closes what one of them may have filled.
 #![forbid(unsafe_code)]
 
+use crate::policy::lines;
 use crate::settings::PoolTree;
 use crate::sys::heritage::{self, Kept};
 use crate::sys::launch;
@@ -20,6 +21,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Numbers of a pool that all frontends have in common: see `FrontendStart`.
+const NUMBERS_OF_POOL: usize = 1 + lines::NUMBERS;
 
 /// How long the parent waits for the controller to end every pool's processes before it kills the controller.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -48,7 +52,7 @@ struct State {
     /// By generation: the newest one, and older ones that children still belong to. Empty: nothing is served.
     configurations: BTreeMap<u64, Configuration>,
     /// One number for each pool of the newest configuration, which its frontends have in common. Not read here.
-    moves: Option<SharedNumbers>,
+    numbers: Option<SharedNumbers>,
     /// The MPM's children. Dropped in the parent only.
     children: BTreeMap<u32, Child>,
     /// Those of which the controller was not told yet.
@@ -119,7 +123,7 @@ pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
     let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
     let (generation, controller_argv) = (state.generation, start.controller_argv.clone());
     // Without the memory each frontend counts for itself.
-    state.moves = SharedNumbers::new(table.pools.len()).ok();
+    state.numbers = SharedNumbers::new(table.pools.len().saturating_mul(NUMBERS_OF_POOL)).ok();
     state.configurations.insert(generation, Configuration { table, controller_argv });
     state.forget_configurations();
     let started = state.ensure_controller()?;
@@ -172,8 +176,8 @@ pub struct Inherited {
     pub generation: u64,
     /// This child's own.
     pub connector: OwnedFd,
-    /// One for each pool, of all frontends of the generation.
-    pub moves: &'static [AtomicU64],
+    /// [`NUMBERS_OF_POOL`] for each pool, of all frontends of the generation.
+    pub numbers: &'static [AtomicU64],
 }
 
 /// Once in each frontend.
@@ -183,8 +187,8 @@ pub fn frontend_start() -> Option<Inherited> {
     // With -X the parent itself is the frontend.
     let own =
         if state.owner == launch::own_pid() { connector.speak.try_clone().ok()? } else { heritage::own_connector()? };
-    let moves = state.moves.take().map_or(&[][..], SharedNumbers::for_good);
-    Some(Inherited { generation: state.generation, connector: own, moves })
+    let numbers = state.numbers.take().map_or(&[][..], SharedNumbers::for_good);
+    Some(Inherited { generation: state.generation, connector: own, numbers })
 }
 
 /// The process that frontends forked from now on belong to; `None` in that process itself.

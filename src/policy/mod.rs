@@ -9,6 +9,7 @@ mod account;
 mod generation;
 pub mod habit;
 mod lending;
+pub mod lines;
 pub mod mpm;
 pub mod near;
 mod queue;

@@ -6,6 +6,7 @@
 use super::outcome::Stop;
 use super::upload::Upload;
 use super::{request, Run};
+use crate::frontend::errors;
 use crate::frontend::files::TenantFile;
 use crate::httpd::errorlog::Writer;
 use crate::httpd::hooks;
@@ -183,6 +184,9 @@ impl Run<'_> {
     }
 
     fn log(&mut self, line: &LogLine<'_>) {
+        if !errors::takes_line(self.pool, line.text.len()) {
+            return;
+        }
         let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));
         let writer = Writer { pool: self.pool_name, pid: self.lease.pid };
         let line = ForeignLine {

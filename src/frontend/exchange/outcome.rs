@@ -7,6 +7,7 @@ use super::delivery::Undelivered;
 use super::request;
 use super::upload::Upload;
 use super::Run;
+use crate::frontend::errors;
 use crate::httpd::client::ClientGone;
 use crate::wire::codec::Malformed;
 use crate::wire::control::Returned;
@@ -116,6 +117,9 @@ impl Run<'_> {
             }
             Stop::Aborted { reason, text, last } => {
                 let how = if last { Returned::Last } else { Returned::Idle };
+                // What failed is told in any case, and the worker's words as far as its pool may write.
+                let text =
+                    if errors::takes_line(self.pool, text.len()) { text } else { "(too much is logged)".to_owned() };
                 match reason {
                     AbortReason::ServerMismatch => {
                         (503, how, format!("has read another configuration: {text}; {REMEDY}"))
