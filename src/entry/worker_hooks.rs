@@ -211,10 +211,13 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
             log::request(
                 log::Level::Error,
                 r,
-                format!(
-                    "POOL116: a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], or with a look-ahead \
+                worker::tagged(
+                    "POOL116",
+                    &format!(
+                    "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], or with a look-ahead \
                      before ProxyPass): use ProxyPass, which the frontend follows, or AssignServerPool none in a \
                      <Location> for this URL"
+                ),
                 ),
             );
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
@@ -223,11 +226,14 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
         log::request(
             log::Level::Error,
             r,
-            format!(
-                "POOL114: the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
+            worker::tagged(
+                "POOL114",
+                &format!(
+                    "the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
                  pools (AssignServerPool none), or have the module work in the pool's processes (PoolModuleRole \
                  {module} worker)",
-                String::from_utf8_lossy(r.handler())
+                    String::from_utf8_lossy(r.handler())
+                ),
             ),
         );
         ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed()

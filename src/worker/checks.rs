@@ -2,6 +2,7 @@
 //!
 //! Runs in: worker.  Trusts: the modules.  Owns: nothing.  Never: lets a request pass whose check cannot be made.
 
+use super::log::tagged;
 use super::state::with;
 use crate::httpd::checkers::{self, Checker};
 use crate::httpd::{config, log, RequestRec};
@@ -26,9 +27,12 @@ fn start(r: RequestRec<'_>, checker: Checker, module: &str, directives: &str) ->
     match started.unwrap_or_else(|| Err("this process is no worker".to_owned())) {
         Ok(()) => true,
         Err(why) => {
-            let text = format!(
-                "POOL133: {directives}: access cannot be checked, as {module} does not start in the pool's process: {why}; \
+            let text = tagged(
+                "POOL133",
+                &format!(
+                    "{directives}: access cannot be checked, as {module} does not start in the pool's process: {why}; \
                  keep this URL out of pools (AssignServerPool none), or remove the directive"
+                ),
             );
             log::request(log::Level::Error, r, text);
             false

@@ -6,6 +6,7 @@
 use super::escape::unescape;
 use super::state::with;
 use crate::httpd::errorlog::{self, LogEvent};
+use crate::sys::launch;
 use crate::wire::frame::FrameKind;
 use crate::wire::plain_log::PlainLine;
 use crate::wire::response::LogLine;
@@ -61,4 +62,11 @@ pub fn error_line(event: LogEvent<'_>) {
         line.push(b'\n');
         let _ = std::io::stderr().write_all(&line);
     }
+}
+
+/// A line of mod_pool's own about a request: its tag, and which process says it. Lines of other modules are as stock httpd
+/// writes them.
+pub fn tagged(tag: &str, text: &str) -> String {
+    let pool = with(|worker| worker.pool.clone()).unwrap_or_default();
+    format!("{tag}: [pool {pool} pid {}] {text}", launch::own_pid())
 }

@@ -39,7 +39,7 @@ pub use http2::{export_http2, http2_variable, is_http2};
 #[cfg(feature = "httpd")]
 pub use input::{body, handler_begins};
 #[cfg(feature = "httpd")]
-pub use log::error_line;
+pub use log::{error_line, tagged};
 #[cfg(feature = "httpd")]
 pub use output::{header, network};
 #[cfg(feature = "httpd")]

@@ -70,7 +70,7 @@ pub fn run(start: WorkerStart) -> ! {
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
     let stop = WORKER.with(|cell| {
-        let worker = cell.get_or_init(|| Worker::new(lease, logged));
+        let worker = cell.get_or_init(|| Worker::new(lease, pool.clone(), logged));
         let mut left = max_requests;
         loop {
             title::set(&titles[0]);

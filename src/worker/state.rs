@@ -31,6 +31,8 @@ pub(super) fn with<T>(body: impl FnOnce(&Worker) -> T) -> Option<T> {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) lease: OwnedFd,
+    /// The pool's name, for log lines.
+    pub(super) pool: String,
     pub(super) logged: LoggedNames,
     pub(super) inbox: RefCell<Inbox>,
     pub(super) outbox: RefCell<Outbox>,
@@ -125,9 +127,10 @@ impl Default for BodyState {
 }
 
 impl Worker {
-    pub(super) fn new(lease: OwnedFd, logged: LoggedNames) -> Self {
+    pub(super) fn new(lease: OwnedFd, pool: String, logged: LoggedNames) -> Self {
         Self {
             lease,
+            pool,
             logged,
             inbox: RefCell::new(Inbox::new()),
             outbox: RefCell::new(Outbox::new()),

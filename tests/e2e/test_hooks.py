@@ -258,7 +258,9 @@ def test_what_a_check_has_started_ends_with_its_worker(httpd):
     assert len(list(tmp.iterdir())) == 1
     # None of them holds this worker's lease: the frontend hears of its death at once.
     connected = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:] if line.split()[5] == "03"}
-    links = (os.readlink(f"/proc/{worker.pid}/fd/{n}") for n in os.listdir(f"/proc/{worker.pid}/fd"))
+    # Standard error is a socket, too, and is handed on.
+    numbers = [n for n in os.listdir(f"/proc/{worker.pid}/fd") if n != "2"]
+    links = {os.readlink(f"/proc/{worker.pid}/fd/{n}") for n in numbers} - {os.readlink(f"/proc/{worker.pid}/fd/2")}
     lease = {link for link in links if link.startswith("socket:") and link[8:-1] in connected}
     assert len(lease) == 1, lease
     for pid in started:
@@ -284,7 +286,7 @@ def test_a_check_that_cannot_be_made_refuses(httpd, protocol):
         assert ask(server, protocol, f"/{place}/p.txt", basic("frank"))[0] == 500, place
         module, directive = ("mod_fcgid", "FcgidAccessChecker") if place in ("access", "authz", "located", "ht-access") \
             else ("mod_wsgi", "WSGIA")
-        server.wait_for_log(rf"pool alice .*POOL133: {directive}.*{module} does not start.*AssignServerPool none")
+        server.wait_for_log(rf"POOL133: \[pool alice pid \d+\] {directive}.*{module} does not start.*AssignServerPool none")
         assert server.count_log("POOL133") == before + 1
     assert ask(server, protocol, "/p.txt")[0] == 200
 

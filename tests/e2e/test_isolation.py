@@ -420,7 +420,7 @@ def test_a_handler_that_works_in_frontends_only_does_not_show_the_script(server,
     found = server.get("/handlers/secret.txt")
     assert found.status == 500
     assert "the-source" not in found.text
-    server.wait_for_log(rf"pool alice .*handler {handler} belongs to {module}.*PoolModuleRole {module} worker")
+    server.wait_for_log(rf"POOL114: \[pool alice pid \d+\] the handler {handler} belongs to {module}.*PoolModuleRole {module} worker")
 
 
 def test_server_status_belongs_to_the_frontends(httpd):
@@ -444,7 +444,7 @@ def test_server_status_belongs_to_the_frontends(httpd):
         at = len(server.error_log())
         found = server.get(path)
         assert (found.status, "Scoreboard" in found.text) == (500, False)
-        server.wait_for_log(r"pool alice .*POOL114.*handler server-status belongs to mod_status\.c", after=at)
+        server.wait_for_log(r"POOL114: \[pool alice pid \d+\] the handler server-status belongs to mod_status\.c", after=at)
     sleeping = Later(server.get, "/sleep.php?s=2")
     row = (rf"<b>W</b>[^W]*<td nowrap>{re.escape(alice.host)}:{server.port}</td>"
            r"<td nowrap>GET /sleep\.php\?s=2 HTTP/1\.1</td>")

@@ -420,7 +420,7 @@ def test_a_rule_that_looks_ahead_leads_to_the_worker(one, kind, protocol):
     assert outcome(server, asked(server, "alice", "/api/x", protocol)) == "backend /p/x"
     assert [uid for *_, uid in server.backend.seen] == [ALICE]
     assert outcome(server, asked(server, "alice", "/tls/x", protocol)) == "500"
-    assert server.count_log(r"\[pool alice pid \d+\] POOL116: a server pool cannot send a request on to https://") == 1
+    assert server.count_log(r"POOL116: \[pool alice pid \d+\] a server pool cannot send a request on to https://") == 1
 
 
 @pytest.mark.pool_only

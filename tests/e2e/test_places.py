@@ -180,7 +180,7 @@ def test_lock_files_are_made_where_the_pool_can(httpd, mutex):
 def test_a_lock_database_that_cannot_be_opened_lets_nothing_pass(httpd):
     server = make(httpd, "DavLockDB @ROOT@/lock/db\n<Location />\nDav On\n</Location>\n", ["dav", "dav_fs"]).start()
     assert server.request("PUT", "/new.txt", "alice", body=b"new").status == 500
-    server.wait_for_log("pool alice.*Could not open the lock database")
+    server.wait_for_log(r"\[dav:error\].*Could not open the lock database")
     assert not (server.sites["alice"].docroot / "new.txt").exists()
 
 

@@ -131,5 +131,5 @@ def test_rule_to_what_only_a_frontend_can_is_refused_with_the_remedy(proxy, plac
     log = proxy.error_log()[at:]
     lines = [line for line in log.splitlines() if "error]" in line]
     assert len(lines) == 1, log
-    assert re.search(r"\[pool alice pid \d+\] POOL116: a server pool cannot send a request on to %s://.*"
+    assert re.search(r"POOL116: \[pool alice pid \d+\] a server pool cannot send a request on to %s://.*"
                      r"use ProxyPass, which the frontend follows, or AssignServerPool none" % target, lines[0])
