@@ -69,7 +69,9 @@ def server(scratch, stall, shared_httpd, kind):
                   f"PoolEnv STALL {stall}"),
              Site("bob", BOB, pool_conf="PoolIdleTimeout 300s")]
     server = shared_httpd(sites=sites, conf="Timeout 6\nH2MinWorkers 8\nH2MaxWorkers 16\n", mpm_conf=(
-        "StartServers 1\nServerLimit 1\nThreadsPerChild 2\nMaxRequestWorkers 2\nMinSpareThreads 1\nMaxSpareThreads 2\n"))
+        "StartServers 1\nServerLimit 1\nThreadsPerChild 2\nMaxRequestWorkers 2\nMinSpareThreads 1\nMaxSpareThreads 2\n"
+        # A burst's connections stay: with the usual factor, mpm_event takes no other one while there are six.
+        "AsyncRequestWorkerFactor 64\n"))
     sites[0].write("forge.php", w.FORGE_PHP)
     sites[0].write("own.txt", "alice herself")
     for size in (16 << 10, 100 << 10, 3 * MIB + 17):
