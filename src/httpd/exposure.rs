@@ -4,7 +4,7 @@
 //! Never: looks into a directory that a tenant can write: what it finds of one is reason enough.
 
 use super::conftree::{self, Node};
-use crate::settings::{PoolTree, ServerPool};
+use crate::settings::{self, PoolTree, ServerPool};
 use crate::sys::look::{look, Kind, Look};
 use std::ffi::OsStr;
 use std::fs;
@@ -129,19 +129,9 @@ fn location(node: Node<'_>) -> Option<String> {
     }
 }
 
-/// Arguments as httpd splits them, but for backslashes in quotes.
+/// Arguments as httpd splits them.
 fn words(args: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(args);
-    let mut rest = text.trim();
-    let mut found = Vec::new();
-    while let Some(first) = rest.chars().next() {
-        let quoted = first == '"' || first == '\'';
-        let from = if quoted { &rest[1..] } else { rest };
-        let end = if quoted { from.find(first) } else { from.find(char::is_whitespace) }.unwrap_or(from.len());
-        found.push(from[..end].to_owned());
-        rest = from.get(end + usize::from(quoted)..).unwrap_or("").trim_start();
-    }
-    found
+    settings::words(args).iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 fn absolute(path: &str) -> PathBuf {

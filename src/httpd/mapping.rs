@@ -13,7 +13,7 @@
 use super::{config, conftree, hooks, image, RequestRec, ServerRec};
 use crate::apr::Table;
 use crate::ffi;
-use crate::settings::{ModuleRole, PoolTree};
+use crate::settings::{words, ModuleRole, PoolTree};
 use once_cell::sync::OnceCell;
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -289,8 +289,8 @@ impl Facts {
         self.rewrites |= is(&REWRITES) && !node.is_in(&OF_DIRECTORIES);
         self.aliases |= is(&ALIASES);
         self.wsgi |= is(&WSGI);
-        self.assigns |=
-            is(&["AssignServerPool"]) && !node.args.get(..4).is_some_and(|a| a.eq_ignore_ascii_case(b"none"));
+        let is_none = || words(node.args).first().is_some_and(|word| word.eq_ignore_ascii_case(b"none"));
+        self.assigns |= is(&["AssignServerPool"]) && !is_none();
     }
 }
 

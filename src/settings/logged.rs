@@ -47,7 +47,7 @@ fn has(names: &[CString], name: &[u8]) -> bool {
 }
 
 /// The words of a directive's arguments, as httpd splits them (`ap_getword_conf`).
-fn words(arguments: &[u8]) -> Vec<Vec<u8>> {
+pub fn words(arguments: &[u8]) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
     let mut rest = arguments.trim_ascii_start();
     while let Some((&first, behind)) = rest.split_first() {

@@ -13,7 +13,7 @@ mod values;
 
 pub use builder::PoolTreeBuilder;
 pub use check::{Findings, Surroundings};
-pub use logged::{Claim, LoggedNames};
+pub use logged::{words, Claim, LoggedNames};
 pub use mpm::{MpmLimits, MpmSettings, ScoreboardSize};
 pub use ssl::{SslDirRecord, SslOptions};
 

@@ -431,6 +431,9 @@ def test_code_that_would_come_before_proxypass_is_refused(conf, directive, modul
         <ServerPool p>
             PoolUser #65534
         </ServerPool>
+        <ServerPool none-such>
+            PoolUser #65533
+        </ServerPool>
         <VirtualHost *:80>
             AssignServerPool {{assigned}}
             ProxyPass / http://127.0.0.1:1/
@@ -446,6 +449,8 @@ def test_code_that_would_come_before_proxypass_is_refused(conf, directive, modul
     assert says in done.stderr and f"say PoolModuleRole mod_{module}.c frontend" in done.stderr
     for more in (f"PoolModuleRole mod_{module}.c worker\n", f"PoolModuleRole mod_{module}.c frontend\n"):
         assert says not in conf(more + text.format(assigned="p"), modules=modules).test().stderr
-    assert says not in conf(text.format(assigned="none"), modules=modules).test().stderr
+    assert says in conf(text.format(assigned="none-such"), modules=modules).test().stderr
+    for none in ("none", '"none"', "none static"):
+        assert says not in conf(text.format(assigned=none), modules=modules).test().stderr
     without = text.format(assigned="p").replace(directive, "")
     assert "translate_name" not in conf(without, modules=modules).test().stderr
