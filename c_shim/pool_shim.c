@@ -33,19 +33,9 @@ void pool_shim_log_server_as(int module_index, int level, const server_rec *s, c
     ap_log_error_(NULL, 0, module_index, level, 0, s, "%s", text);
 }
 
-int pool_shim_request_loglevel(const request_rec *r)
-{
-    return ap_get_request_module_loglevel(r, APLOG_MODULE_INDEX);
-}
-
 void pool_shim_brigade_insert_tail(apr_bucket_brigade *bb, apr_bucket *b)
 {
     APR_BRIGADE_INSERT_TAIL(bb, b);
-}
-
-void pool_shim_brigade_insert_head(apr_bucket_brigade *bb, apr_bucket *b)
-{
-    APR_BRIGADE_INSERT_HEAD(bb, b);
 }
 
 void pool_shim_brigade_concat(apr_bucket_brigade *a, apr_bucket_brigade *b)
@@ -70,29 +60,9 @@ void pool_shim_bucket_delete(apr_bucket *b)
     apr_bucket_delete(b);
 }
 
-void pool_shim_bucket_remove(apr_bucket *b)
-{
-    APR_BUCKET_REMOVE(b);
-}
-
-void pool_shim_bucket_insert_before(apr_bucket *at, apr_bucket *b)
-{
-    APR_BUCKET_INSERT_BEFORE(at, b);
-}
-
 apr_status_t pool_shim_bucket_read(apr_bucket *b, const char **data, apr_size_t *len, apr_read_type_e block)
 {
     return apr_bucket_read(b, data, len, block);
-}
-
-apr_status_t pool_shim_bucket_split(apr_bucket *b, apr_size_t point)
-{
-    return apr_bucket_split(b, point);
-}
-
-apr_status_t pool_shim_bucket_setaside(apr_bucket *b, apr_pool_t *p)
-{
-    return apr_bucket_setaside(b, p);
 }
 
 int pool_shim_bucket_kind(const apr_bucket *b)

@@ -23,21 +23,15 @@ void pool_shim_log_startup(int level, apr_status_t status, const char *text);
 void pool_shim_log_request_as(const char *file, int line, int module_index, int level, apr_status_t status,
                               const request_rec *r, const char *text);
 void pool_shim_log_server_as(int module_index, int level, const server_rec *s, const char *text);
-int pool_shim_request_loglevel(const request_rec *r);
 
 /* Brigades and buckets. */
 void pool_shim_brigade_insert_tail(apr_bucket_brigade *bb, apr_bucket *b);
-void pool_shim_brigade_insert_head(apr_bucket_brigade *bb, apr_bucket *b);
 void pool_shim_brigade_concat(apr_bucket_brigade *a, apr_bucket_brigade *b);
 apr_bucket *pool_shim_brigade_first(apr_bucket_brigade *bb);
 /* NULL at the end of the brigade. */
 apr_bucket *pool_shim_bucket_next(apr_bucket_brigade *bb, apr_bucket *b);
 void pool_shim_bucket_delete(apr_bucket *b);
-void pool_shim_bucket_remove(apr_bucket *b);
-void pool_shim_bucket_insert_before(apr_bucket *at, apr_bucket *b);
 apr_status_t pool_shim_bucket_read(apr_bucket *b, const char **data, apr_size_t *len, apr_read_type_e block);
-apr_status_t pool_shim_bucket_split(apr_bucket *b, apr_size_t point);
-apr_status_t pool_shim_bucket_setaside(apr_bucket *b, apr_pool_t *p);
 
 enum {
     POOL_BUCKET_DATA = 0,
