@@ -262,7 +262,7 @@ unsafe extern "C" fn translate_name(raw: *mut ffi::request_rec) -> c_int {
             return ffi::HTTP_FORBIDDEN.cast_signed();
         }
         // ProxyPass stays in the frontend: if mod_proxy maps this request, httpd goes on with that.
-        if let Mapped::Frontend(answer) = mapping::ask(r, config::assigned_pool(r).is_none()) {
+        if let Mapped::Frontend(answer) = mapping::ask(r) {
             return answer;
         }
         if r.is_redirected() {

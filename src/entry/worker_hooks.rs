@@ -214,10 +214,11 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 worker::tagged(
                     "POOL116",
                     &format!(
-                    "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], or with a look-ahead \
-                     before ProxyPass): use ProxyPass, which the frontend follows, or AssignServerPool none in a \
-                     <Location> for this URL"
-                ),
+                        "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], a look-ahead before \
+                         ProxyPass, or a part of a page that ProxyPass leads there): for what a client asks for, use \
+                         ProxyPass, which the frontend follows, or AssignServerPool none in a <Location> for this URL; a \
+                         part of a page needs a backend at http://"
+                    ),
                 ),
             );
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
@@ -230,8 +231,8 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 "POOL114",
                 &format!(
                     "the handler {} belongs to {module}, which works in the frontends only: keep this URL out of \
-                 pools (AssignServerPool none), or have the module work in the pool's processes (PoolModuleRole \
-                 {module} worker)",
+                     pools (AssignServerPool none), or have the module work in the pool's processes (PoolModuleRole \
+                     {module} worker)",
                     String::from_utf8_lossy(r.handler())
                 ),
             ),

@@ -53,8 +53,8 @@ const TABLE: &[(&str, &str, Disposition)] = &[
     ("mod_wsgi.c", "access_checker", Worker),
     ("mod_wsgi.c", "authn_provider", Worker),
     ("mod_wsgi.c", "authz_provider", Worker),
-    // `mapping`, where no AssignServerPool says that a pool serves the URL.
-    ("mod_wsgi.c", "translate_name", Documented),
+    // `mapping`.
+    ("mod_wsgi.c", "translate_name", Frontend),
     ("mod_cache.c", "handler", Documented),
     ("mod_cache.c", "insert_error_filter", Documented),
     // It reads the variables of its own health checks, which are made in httpd's own processes.

@@ -21,9 +21,9 @@ use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
 /// What these map stays in the frontend.
-const STAYS: [&str; 2] = ["mod_proxy.c", "mod_proxy_express.c"];
-/// The same, where nothing is assigned: its processes are its own daemons', or the frontends'.
-const STAYS_UNASSIGNED: &str = "mod_wsgi.c";
+const STAYS: [&str; 3] = ["mod_proxy.c", "mod_proxy_express.c", WSGI_MODULE];
+/// Its processes are its own daemons', or the frontends'.
+const WSGI_MODULE: &str = "mod_wsgi.c";
 /// Asked before those, where stock httpd does. Their translate_name follows the server's configuration and runs nothing
 /// of a tenant's.
 const ASKED: [&str; 4] = ["mod_rewrite.c", "mod_alias.c", "mod_userdir.c", "mod_vhost_alias.c"];
@@ -80,8 +80,6 @@ pub enum Mapped {
 enum Part {
     /// It is the frontend's.
     Stays,
-    /// As before, where nothing is assigned; else the module is not asked.
-    StaysUnassigned,
     /// The worker will come to the same answer.
     Asked,
 }
@@ -98,7 +96,6 @@ fn steps(tree: &PoolTree) -> &'static [Step] {
         let part = |module: &str| match tree.module_role(module) {
             _ if OURS.contains(&module) => None,
             _ if STAYS.contains(&module) => Some(Part::Stays),
-            _ if module == STAYS_UNASSIGNED => Some(Part::StaysUnassigned),
             _ if ASKED.contains(&module) => Some(Part::Asked),
             // The administrator's word, see `check`. One that works in frontends only is asked by nobody else.
             Some(ModuleRole::Frontend) => Some(Part::Stays),
@@ -121,14 +118,13 @@ fn steps(tree: &PoolTree) -> &'static [Step] {
 }
 
 /// Asks the modules for the mapping of a request that a pool is assigned to, or that is the pool `default`'s.
-pub fn ask(r: RequestRec<'_>, unassigned: bool) -> Mapped {
+pub fn ask(r: RequestRec<'_>) -> Mapped {
     let steps = steps(config::pool_tree(r.server()));
-    let ends = |part: Part| part == Part::Stays || (part == Part::StaysUnassigned && unassigned);
-    let Some(last) = steps.iter().rposition(|step| ends(step.part)) else { return Mapped::Pool };
-    let order_counts = order_counts(r.server(), unassigned);
+    let Some(last) = steps.iter().rposition(|step| step.part == Part::Stays) else { return Mapped::Pool };
+    let order_counts = order_counts(r.server());
     let mut trial = None;
     for step in &steps[..=last] {
-        if !(ends(step.part) || (order_counts && step.part == Part::Asked)) {
+        if step.part == Part::Asked && !order_counts {
             continue;
         }
         if step.part == Part::Asked && trial.is_none() {
@@ -140,7 +136,7 @@ pub fn ask(r: RequestRec<'_>, unassigned: bool) -> Mapped {
             continue;
         }
         // A pool's page cannot be looked at from here. The worker can; there ProxyPass follows, too.
-        if ends(step.part) && !trial.as_ref().is_some_and(Trial::looked_ahead) {
+        if step.part == Part::Stays && !trial.as_ref().is_some_and(Trial::looked_ahead) {
             return Mapped::Frontend(answer);
         }
         break;
@@ -316,21 +312,16 @@ fn facts(main: ServerRec<'_>) -> Vec<(usize, Facts)> {
 }
 
 /// Whether a module of [`ASKED`] may come before what the frontend maps, in this virtual host.
-fn order_counts(s: ServerRec<'_>, unassigned: bool) -> bool {
+fn order_counts(s: ServerRec<'_>) -> bool {
     static SERVERS: OnceCell<Vec<usize>> = OnceCell::new();
-    static UNASSIGNED: OnceCell<Vec<usize>> = OnceCell::new();
-    let find = |counts: fn(&Facts) -> bool| {
+    let servers = SERVERS.get_or_init(|| {
         // SAFETY: httpd's main server of the running configuration.
         let main = unsafe { ServerRec::from_raw(ffi::ap_server_conf) };
+        let counts = |f: &Facts| (f.proxies && f.rewrites) || (f.wsgi && (f.rewrites || f.aliases));
         let mut keys: Vec<usize> = facts(main).iter().filter(|(_, f)| counts(f)).map(|(key, _)| *key).collect();
         keys.sort_unstable();
         keys
-    };
-    let servers = if unassigned {
-        UNASSIGNED.get_or_init(|| find(|f| (f.proxies && f.rewrites) || (f.wsgi && (f.rewrites || f.aliases))))
-    } else {
-        SERVERS.get_or_init(|| find(|f| f.proxies && f.rewrites))
-    };
+    });
     servers.binary_search(&s.key()).is_ok()
 }
 
@@ -342,15 +333,14 @@ pub fn check(main: ServerRec<'_>, tree: &PoolTree) -> Vec<String> {
     let unassigned = tree.unassigned().is_some();
     let facts = facts(main);
     let proxies = facts.iter().any(|(_, f)| f.proxies && (f.assigns || unassigned));
-    let wsgi = unassigned && facts.iter().any(|(_, f)| f.wsgi);
-    let ends = |module: &str| (proxies && STAYS.contains(&module)) || (wsgi && module == STAYS_UNASSIGNED);
+    let wsgi = facts.iter().any(|(_, f)| f.wsgi && (f.assigns || unassigned));
+    let ends = |module: &str| STAYS.contains(&module) && if module == WSGI_MODULE { wsgi } else { proxies };
     let all = hooks::translate_name.modules();
     let Some(last) = all.iter().rposition(|m| ends(m)) else { return Vec::new() };
     let mut errors = Vec::new();
     for module in &all[..last] {
         let name = module.as_str();
-        let known = name == STAYS_UNASSIGNED
-            || [&STAYS[..], &ASKED, &MAPS_NOTHING, &OURS].iter().any(|list| list.contains(&name))
+        let known = [&STAYS[..], &ASKED, &MAPS_NOTHING, &OURS].iter().any(|list| list.contains(&name))
             || tree.module_role(name).is_some();
         let directive = BY_DIRECTIVE.iter().find(|(m, _)| *m == name).map(|(_, directive)| *directive);
         let at = directive.and_then(|d| conftree::find(&[d]));

@@ -12,7 +12,7 @@ use crate::sys::launch;
 use crate::sys::process::PidFd;
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{descendants, syslog, wait};
+use crate::sys::{descendants, syslog, variables, wait};
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable, ANOTHER_CONTROLLER};
 use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -516,9 +516,8 @@ impl State {
 /// httpd's environment for the seeds: apachectl's envvars are in it. What speaks to a service manager is not.
 fn own_environment() -> Vec<Vec<u8>> {
     use std::os::unix::ffi::OsStrExt;
-    const NOT: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
     std::env::vars_os()
-        .filter(|(name, _)| !NOT.iter().any(|n| name == n))
+        .filter(|(name, _)| !variables::is_of_service(name.as_bytes()))
         .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
         .collect()
 }

@@ -30,4 +30,5 @@ pub mod syslog;
 pub mod thread;
 pub mod title;
 pub mod trusted_open;
+pub mod variables;
 pub mod wait;

@@ -9,7 +9,7 @@ use crate::settings::ServerPool;
 use crate::sys::fork::{self, Forked};
 use crate::sys::place::{self, Owner};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{inherited, privileges, shortage, title};
+use crate::sys::{inherited, privileges, shortage, title, variables};
 use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -66,6 +66,7 @@ fn try_become_pool(
         Some(name) => privileges::groups_of(name, user.gid).map_err(|e| ("supplementary groups", e))?,
         None => vec![user.gid],
     };
+    variables::become_users(user.uid, user.user_name.as_deref()).map_err(|e| ("HOME and the like", e))?;
     privileges::change_user(user.uid, user.gid, &groups).map_err(|e| ("changing to PoolUser and PoolGroup", e))?;
     privileges::no_new_privileges().map_err(|e| ("no_new_privs", e))?;
     privileges::not_dumpable().map_err(|e| ("PR_SET_DUMPABLE", e))?;

@@ -391,3 +391,46 @@ def test_pool_env_and_umask(httpd):
     """)
     server.start()
     assert server.get("/env.php").text == "/tmp/for-alice 640"
+
+
+# --- the environment of the processes themselves ------------------------------------------------------
+
+OF_OTHERS = {
+    "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash", "MAIL": "/var/mail/root", "PWD": "/root/secret",
+    "OLDPWD": "/root", "INVOCATION_ID": "0123", "JOURNAL_STREAM": "8:1234", "CREDENTIALS_DIRECTORY": "/run/credentials/httpd",
+    "SYSTEMD_EXEC_PID": "1", "LISTEN_FDNAMES": "web", "WATCHDOG_USEC": "1000000000", "RUNTIME_DIRECTORY": "/run/httpd",
+    "SSH_CONNECTION": "192.0.2.1 5 192.0.2.2 22", "SSH_AUTH_SOCK": "/tmp/agent", "SUDO_USER": "admin", "SUDO_COMMAND": "start",
+    "XDG_RUNTIME_DIR": "/run/user/0", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/0/bus", "KRB5CCNAME": "/tmp/krb5cc_0",
+}
+KEPT = {"LANG": "C", "TZ": "UTC", "SITE_KEY": "for all", "ORACLE_HOME": "/opt/oracle"}
+GETENV_PHP = """<?php
+echo json_encode(['own' => getenv(), 'exec' => explode("\\0", rtrim(shell_exec('cat /proc/self/environ'), "\\0"))]);
+"""
+
+
+@pytest.mark.pool_only
+def test_the_processes_have_the_home_of_their_own_user(httpd):
+    """Of the user and the session that started httpd, and of its service manager, a pool's processes have nothing."""
+    import grp
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    group = grp.getgrgid(nobody.pw_gid).gr_name
+    sites = [Site("alice", ALICE), Site("bob", nobody.pw_uid, nobody.pw_gid, declared=False),
+             Site("carol", ALICE + 2, pool_conf="PoolEnv HOME /srv/carol\nPoolEnv SSH_KEPT said")]
+    block = f"<ServerPool bob>\nPoolUser nobody\nPoolGroup {group}\n</ServerPool>\n"
+    server = httpd(sites=sites, global_pool_conf=block, modules=["cgi"], env=OF_OTHERS | KEPT)
+    for site in sites:
+        site.write("getenv.php", GETENV_PHP)
+    server.start()
+    of_nobody = {"HOME": nobody.pw_dir, "USER": "nobody", "LOGNAME": "nobody", "SHELL": nobody.pw_shell}
+    expected = {"alice": {"HOME": "/"}, "bob": of_nobody, "carol": {"HOME": "/srv/carol", "SSH_KEPT": "said"}}
+    for name, own in expected.items():
+        found = server.get("/getenv.php", name).json()
+        started = dict(entry.split("=", 1) for entry in found["exec"])
+        for seen in (found["own"], started):
+            # A shell between them sets this one itself.
+            seen = {n: v for n, v in seen.items() if n in OF_OTHERS | KEPT | own and (n, v) != ("PWD", "/")}
+            seen.pop("PWD", None) if seen.get("PWD", "").startswith(str(server.root)) else None
+            assert {n: v for n, v in seen.items() if n != "OLDPWD" or v.startswith("/root")} == own | KEPT
+        assert found["own"]["PATH"] == server._environment()["PATH"]

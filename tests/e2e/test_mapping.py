@@ -454,3 +454,52 @@ def test_code_that_would_come_before_proxypass_is_refused(conf, directive, modul
         assert says not in conf(text.format(assigned=none), modules=modules).test().stderr
     without = text.format(assigned="p").replace(directive, "")
     assert "translate_name" not in conf(without, modules=modules).test().stderr
+
+
+@pytest.mark.pool_only
+@pytest.mark.skipif(not has_module("wsgi"), reason="mod_wsgi is not installed")
+def test_wsgi_applications_stay_in_the_frontend(httpd):
+    """In a virtual host with a pool, behind the rules, aliases and redirects that stock httpd asks first."""
+    site = Site("alice", ALICE, conf=f"""
+        RewriteEngine on
+        RewriteRule ^/app/secret - [F]
+        RewriteRule ^/through/(.*) /app/$1 [PT]
+        RewriteRule ^/app/page /text.txt
+        Redirect /app/moved http://elsewhere.test/
+        Alias /app/alias @DOCROOT@/text.txt
+        WSGIScriptAlias /app @ROOT@/apps/app.py
+        WSGIScriptAliasMatch ^/other-(\\w+) @ROOT@/apps/app.py
+        <Directory @ROOT@/apps>
+            Require all granted
+        </Directory>
+        <Location /app/closed>
+            Require all denied
+        </Location>
+    """)
+    server = httpd(sites=[site], modules=["wsgi"])
+    site.write("text.txt", "text")
+    site.write("who.php", "<?php echo posix_geteuid();")
+    apps = server.root / "apps"
+    apps.mkdir()
+    (apps / "app.py").write_text(textwrap.dedent("""
+        import os
+        def application(environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"%d %s" % (os.geteuid(), environ["PATH_INFO"].encode())]
+    """))
+    apps.chmod(0o755)
+    (apps / "app.py").chmod(0o644)
+    server.start()
+    paths = {
+        "/app": (200, f"{FRONTEND} "), "/app/x": (200, f"{FRONTEND} /x"), "/through/y": (200, f"{FRONTEND} /y"),
+        "/other-z": (200, f"{FRONTEND} "), "/app/secret": (403, None), "/app/closed": (403, None), "/app/moved": (302, None),
+        "/app/alias": (200, "text"), "/app/page": (200, "text"), "/who.php": (200, str(ALICE)), "/text.txt": (200, "text"),
+        "/applied": (404, None),
+    }
+    for path, (status, text) in paths.items():
+        found = server.get(path)
+        assert (found.status, found.text if text else None) == (status, text), path
+    with H2(server, tls=True) as c:
+        for path, (status, text) in paths.items():
+            found = c.get(path)
+            assert (found.status, found.text if text else None) == (status, text), path
