@@ -1,16 +1,19 @@
 """What is lacking for a while ends nothing for good: descriptors, processes."""
 
+import contextlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from harness import ALICE, Site, in_threads
-from test_robust import TWO_FRONTENDS, make
+from harness import ALICE, Site, eventually, in_threads
+from test_robust import TWO_FRONTENDS, ForkLimit, frontends, make, serves
 
 pytestmark = pytest.mark.pool_only
 
@@ -47,3 +50,69 @@ def test_the_controller_may_have_more_files_than_httpd_and_pools_may_not(httpd):
     may_raise = subprocess.run([sys.executable, "-c", tries], stderr=subprocess.DEVNULL, check=False).returncode == 0
     expected = (most, most) if may_raise else (own[1], own[1])
     assert resource.prlimit(controller.pid, resource.RLIMIT_NOFILE) == expected
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_a_controller_that_could_not_be_started_is_started_when_it_can_be(httpd, mpm):
+    server = make(httpd, mpm=mpm)
+    with ForkLimit(f"mod_pool-{server.tag}") as group:
+        try:
+            eventually(lambda: serves(server), 15)
+            for _ in range(2):
+                for process in server.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        group.take(process.pid)
+            group.close()
+            [controller] = server.processes("controller")
+            os.kill(controller.pid, signal.SIGKILL)
+            server.wait_for_log("POOL110.*tried again", 15)
+            time.sleep(1)
+            assert server.processes("controller") == []
+            group.open()
+            eventually(lambda: serves(server), 40, what="another controller")
+            assert len(server.processes("controller")) == 1
+        finally:
+            group.open()
+            server.stop()
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mpm", ["pool", "event"])
+def test_a_reload_without_a_controller_ends_nothing(httpd, mpm):
+    server = make(httpd, mpm=mpm)
+    with ForkLimit(f"mod_pool-{server.tag}") as group:
+        try:
+            eventually(lambda: serves(server), 15)
+            for _ in range(2):
+                for process in server.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        group.take(process.pid)
+            group.close()
+            [controller] = server.processes("controller")
+            os.kill(controller.pid, signal.SIGKILL)
+            server.wait_for_log("POOL110", 15)
+            os.kill(server.main, signal.SIGUSR1)
+            server.wait_for_log("POOL155.*tried again", 20)
+            time.sleep(1)
+            os.kill(server.main, 0)
+            # mpm_event ends the older ones, though it cannot fork others.
+            assert frontends(server) or mpm == "event"
+            group.open()
+            eventually(lambda: serves(server), 40, what="another controller")
+        finally:
+            group.open()
+            server.stop()
+
+def test_a_controller_that_dies_at_once_is_started_at_growing_intervals(httpd):
+    server = make(httpd)
+    assert serves(server)
+    end = time.monotonic() + 12
+    killed = 0
+    while time.monotonic() < end:
+        for process in server.processes("controller"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+        time.sleep(0.02)
+    assert 3 <= killed <= 7
+    assert server.count_log("POOL110.*in a row have ended at once") >= 1
+    eventually(lambda: serves(server), 40, what="the next one")
