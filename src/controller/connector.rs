@@ -10,7 +10,7 @@ use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
-use crate::sys::{launch, shortage, syslog};
+use crate::sys::{descriptor, launch, shortage, syslog};
 use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -18,6 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most messages read from one connector before others get their turn.
 const BATCH: usize = 64;
+/// Descriptors that come with one message, and one to read it with.
+const RESERVE: usize = 4;
 /// At most one refusal is logged in this time.
 const REFUSAL_INTERVAL: Millis = 1_000;
 /// Buffer of a frontend's channel: some thousand grants and obituaries between two looks of a busy frontend.
@@ -44,8 +46,9 @@ impl Controller {
     /// The parent's own connector: nobody else has its other end.
     pub(super) fn read_connector(&mut self) {
         for _ in 0..BATCH {
+            self.reserve.clear();
             let Some((message, fds, sender)) = self.next_message(None) else {
-                return;
+                return self.refill_reserve();
             };
             match message {
                 _ if sender.pid != self.start.parent => self.note_refusal(sender, "not of httpd's parent"),
@@ -56,6 +59,17 @@ impl Controller {
                 // With -X.
                 ConnectorMessage::Hello(hello) => self.hello(hello, fds, sender),
             }
+        }
+        self.refill_reserve();
+    }
+
+    /// As many as come with one message of the parent: a configuration that does not arrive is lost.
+    fn refill_reserve(&mut self) {
+        while self.reserve.len() < RESERVE {
+            let Ok(spare) = descriptor::spare() else {
+                return;
+            };
+            self.reserve.push(spare);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Runs in: controller.  Trusts: a frontend that the parent announced, for its own leases only.
 //! Owns: the controller's end of each frontend's channel.  Never: waits for a frontend that does not read.
 
-use super::{hear, Controller, Heard, Watched};
+use super::{hear, log, Controller, Heard, Watched};
 use crate::policy::{Event, FrontendId, PoolKey};
 use crate::sys::descriptor;
 use crate::sys::process::PidFd;
@@ -36,7 +36,8 @@ impl Controller {
                 Heard::Message(message, received) => (message, received.fds),
                 Heard::Nothing => return,
                 Heard::End => return self.close_frontend(id),
-                Heard::Garbage(_, fds) => {
+                Heard::Garbage(why, fds) => {
+                    log::error(&format!("mod_pool: the channel of frontend {}: {why}", frontend.pid));
                     self.discard(None, fds);
                     return self.close_frontend(id);
                 }

@@ -149,6 +149,9 @@ struct Controller {
     begun: bool,
     replaced_noted: bool,
     refusal_noted: Option<Millis>,
+    lack_noted: Option<Millis>,
+    /// Given up while the parent is heard: what it sends finds room.
+    reserve: Vec<OwnedFd>,
     done: bool,
 }
 
@@ -213,6 +216,8 @@ impl Controller {
             begun,
             replaced_noted: false,
             refusal_noted: None,
+            lack_noted: None,
+            reserve: Vec::new(),
             done: false,
         };
         for source in [Source::Connector, Source::Signal, Source::Parent] {

@@ -23,6 +23,8 @@ const PERIOD: Millis = 1_000;
 /// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
 /// controller busy.
 const READ_ALLOWANCE: usize = 4 << 20;
+/// Bytes that a read costs beside its own: waking up for one byte is as much work as for a thousand.
+const READ_COST: usize = 1024;
 /// Bytes read from one socket before others get their turn: what the socket itself holds by default, and a write more.
 const READ: usize = 4096;
 const READS: usize = 24;
@@ -189,7 +191,7 @@ impl Controller {
     fn note_read(&mut self, key: PoolKey, n: usize) -> bool {
         let now = self.now();
         let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
-        budget.read += n;
+        budget.read += n + READ_COST;
         budget.read > READ_ALLOWANCE
     }
 
@@ -205,8 +207,14 @@ impl Controller {
 
     fn resume_pool_errors(&mut self, number: u64) {
         if let Some(errors) = self.errors.open.get(&number) {
-            // It fails for a pipe that was never paused only.
-            let _ = self.poller.add(&errors.fd.what, errors.fd.token);
+            let failed = self.poller.add(&errors.fd.what, errors.fd.token);
+            // Without memory it is tried again; else its process would wait for ever. It is watched already if it was never
+            // paused.
+            if failed.is_err_and(|e| e.kind() != ErrorKind::AlreadyExists) {
+                let (key, since) = (errors.key, self.now());
+                let fresh = Budget { since, ..Budget::default() };
+                self.errors.budgets.entry(key).or_insert(fresh).paused.push(number);
+            }
         }
     }
 

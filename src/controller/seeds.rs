@@ -103,7 +103,15 @@ impl Controller {
             let report = match hear(channel.what.as_fd(), SeedReport::decode) {
                 Heard::Message(report, _) => report,
                 Heard::Nothing => return,
-                Heard::End | Heard::Garbage(..) => return self.drop_seed(generation),
+                Heard::End => return self.drop_seed(generation),
+                Heard::Garbage(why, fds) => {
+                    self.discard(None, fds);
+                    log::error(&format!(
+                        "mod_pool: POOL154: seed of configuration {generation}: {why}: it is ended; if the module was \
+                         upgraded, restart httpd"
+                    ));
+                    return self.drop_seed(generation);
+                }
             };
             match report {
                 SeedReport::Ready { build_id, .. } => {

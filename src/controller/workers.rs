@@ -5,7 +5,7 @@
 
 use super::zygotes::ZygoteProcess;
 use super::{log, Controller, Source, Watched};
-use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
+use crate::policy::{describe_status, Event, Millis, PoolKey, ZygoteId};
 use crate::sys::process::PidFd;
 use crate::sys::socket::{self, Blocking};
 use crate::sys::{descriptor, shortage};
@@ -19,6 +19,9 @@ const DATA_BUFFER: i32 = 256 * 1024;
 /// What the controller has for itself (10 or so), and what another process takes at most while it starts, and a frontend's
 /// hello.
 const SPARE_DESCRIPTORS: usize = 24;
+
+/// The lack of descriptors is logged once in this time.
+const LACK_INTERVAL: Millis = 60_000;
 
 /// A worker, from the order to fork it until it is reaped.
 #[derive(Debug)]
@@ -49,6 +52,10 @@ impl Controller {
             Ok(()) => {}
             // The zygote has ended and is not reaped yet: what its death means for the order, the reaping tells.
             Err(e) if is_end_of_peer(e.kind()) => {}
+            Err(e) if shortage::is_of_descriptors(&e) => {
+                let text = self.lacks_descriptors(&e);
+                self.events.push_back(Event::ForkLacks { lease, text });
+            }
             Err(e) => {
                 let text = format!("the order to fork failed: {}", shortage::told(&e));
                 self.events.push_back(Event::ForkFailed { lease, text });
@@ -62,7 +69,23 @@ impl Controller {
         // Of each process that is being started, its pidfd.
         let starting = |zygote: &ZygoteProcess| zygote.open.len() + usize::from(zygote.process.is_none());
         let starting: usize = self.zygotes.values().map(starting).sum();
-        descriptor::may_have(self.sources.len() + self.workers.len() + starting + SPARE_DESCRIPTORS)
+        // Of each child that has not said hello, the channel and the pidfd that come with it.
+        let silent = 2 * self.children.len().saturating_sub(self.frontends.len());
+        descriptor::may_have(self.sources.len() + self.workers.len() + starting + silent + SPARE_DESCRIPTORS)
+    }
+
+    /// There is none for another process: what to say of it. The log says so once in a while.
+    pub(super) fn lacks_descriptors(&mut self, e: &io::Error) -> String {
+        let now = self.now();
+        if self.lack_noted.is_none_or(|at| now >= at + LACK_INTERVAL) {
+            self.lack_noted = Some(now);
+            let limit = descriptor::limit().unwrap_or(0);
+            log::error(&format!(
+                "mod_pool: POOL153: the controller may have {limit} open files, and has no room for another process: idle \
+                 processes of other pools end first; raise the limit of open files (ulimit -n, systemd's LimitNOFILE)"
+            ));
+        }
+        shortage::told(e)
     }
 
     fn try_fork_worker(&mut self, lease: LeaseId, zygote: ZygoteId, key: PoolKey) -> io::Result<()> {

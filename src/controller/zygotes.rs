@@ -51,9 +51,17 @@ impl ZygoteProcess {
 
 impl Controller {
     pub(super) fn start_zygote(&mut self, id: ZygoteId, key: PoolKey) {
-        if let Err(e) = self.try_start_zygote(id, key) {
-            self.zygote_never_was(id, &format!("the order to the seed failed: {}", shortage::told(&e)));
+        let Err(e) = self.try_start_zygote(id, key) else {
+            return;
+        };
+        if !shortage::is_of_descriptors(&e) {
+            return self.zygote_never_was(id, &format!("the order to the seed failed: {}", shortage::told(&e)));
         }
+        if let Some(zygote) = self.zygotes.remove(&id) {
+            self.close_zygote(zygote);
+        }
+        let text = self.lacks_descriptors(&e);
+        self.events.push_back(Event::ZygoteLacks { zygote: id, text });
     }
 
     fn try_start_zygote(&mut self, id: ZygoteId, key: PoolKey) -> io::Result<()> {

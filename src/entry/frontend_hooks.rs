@@ -123,8 +123,15 @@ unsafe extern "C" fn post_config(
             program: supervise::program_name(main),
         });
         if let Err(e) = started {
-            log::server(log::Level::Emerg, main, format!("POOL108: the controller cannot be started: {e}"));
-            return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
+            if !parent::is_running() {
+                log::server(log::Level::Emerg, main, format!("POOL108: the controller cannot be started: {e}"));
+                return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
+            }
+            let text = format!(
+                "POOL155: the controller does not know the new configuration: {e}: the older frontends serve on, it is \
+                 tried again"
+            );
+            log::server(log::Level::Emerg, main, text);
         }
         // SAFETY: both functions stay mapped; the pools live as long as what is registered in them.
         unsafe { supervise::watch(parent::controller(), pconf, controller_changed) };
@@ -154,7 +161,10 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
         match parent::controller_died() {
             // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
             Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
-            Err(e) => log::main_server(log::Level::Emerg, format!("POOL110: the controller cannot be started: {e}")),
+            Err(e) => log::main_server(
+                log::Level::Emerg,
+                format!("POOL110: the controller cannot be started, it is tried again: {e}"),
+            ),
         }
     });
 }
@@ -191,10 +201,22 @@ unsafe extern "C" fn child_status(
 
 unsafe extern "C" fn monitor(_p: *mut ffi::apr_pool_t, _s: *mut ffi::server_rec) -> c_int {
     guard(HOOK_DECLINED, || {
-        if let Some(silence) = parent::look_after_controller() {
-            let text = format!("POOL120: the controller has read nothing for {} s: it is killed", silence.as_secs());
-            log::main_server(log::Level::Error, text);
-            replace_undying();
+        match parent::look_after_controller() {
+            parent::Looked::Fine => {}
+            parent::Looked::Killed(silence) => {
+                let text =
+                    format!("POOL120: the controller has read nothing for {} s: it is killed", silence.as_secs());
+                log::main_server(log::Level::Error, text);
+                replace_undying();
+            }
+            parent::Looked::Started(pid) => {
+                log::main_server(log::Level::Notice, "the controller has been started at last");
+                // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
+                unsafe { supervise::watch_again(pid, controller_changed) };
+            }
+            parent::Looked::Failed(e) => {
+                log::main_server(log::Level::Emerg, format!("the controller cannot be started, or told: {e}"));
+            }
         }
         HOOK_DECLINED
     })
@@ -235,6 +257,11 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
             }
+        } else if parent::lacks_connector() {
+            // It would refuse every request of a pool for its whole life. Another one may find what was lacking.
+            let text = "there was no descriptor for this frontend's connector: this process ends";
+            log::server(log::Level::Error, main, text);
+            fork::exit_now(ffi::APEXIT_CHILDSICK.cast_signed());
         }
     });
 }

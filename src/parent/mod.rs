@@ -12,7 +12,7 @@ use crate::sys::launch;
 use crate::sys::process::PidFd;
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{descendants, syslog, variables, wait};
+use crate::sys::{descendants, descriptor, syslog, variables, wait};
 use crate::wire::control::{ConnectorMessage, ParentMessage, PoolTable, ANOTHER_CONTROLLER};
 use once_cell::sync::Lazy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +35,13 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// What was sent a moment ago says nothing: in the end it is given so long to be read, while nothing more is sent.
 const LAST_CHANCE: Duration = Duration::from_secs(2);
 const LAST_CHANCE_STEP: Duration = Duration::from_millis(10);
+/// A controller that ends so soon has not started. httpd looks for ended children once a second.
+const STARTED: Duration = Duration::from_millis(2_500);
+/// So many controllers in a row may fail to start before the next one has to wait.
+const QUICK_STARTS: u32 = 3;
+/// Shortest and longest time until the next attempt then; each failure doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long stop goes on waiting for a controller that was killed.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a controller that was killed may take to end before another one is started beside it.
@@ -62,6 +69,16 @@ struct State {
     left_behind: Vec<PidFd>,
     /// Since when the controller has not read everything, and how often that was seen.
     silent: Option<(Instant, u32)>,
+    /// When the controller was started, or was to be.
+    started: Option<Instant>,
+    /// Controllers in a row that failed to start.
+    failures: u32,
+    /// When the next attempt is due to start a controller, or to tell it of the newest configuration.
+    retry: Option<Instant>,
+    /// The controller does not know the newest configuration.
+    untold: bool,
+    /// Children whose hello lay unread at the last look.
+    unheard: BTreeSet<u32>,
     /// Readable when the seed of the newest configuration is ready, or has failed; `None` once that was waited for.
     seed_ready: Option<Kept>,
     /// What the controller was to close and could not be given.
@@ -113,40 +130,28 @@ pub struct Start<'a> {
     pub program: &'a [u8],
 }
 
-/// A configuration has been read: the controller (started if need be) makes a seed of it. Returns the controller's pid
-/// when it was started now, so that httpd can watch it.
-pub fn configure(start: &Start<'_>) -> io::Result<Option<u32>> {
+/// A configuration has been read: the controller (started if need be) makes a seed of it. An error at httpd's start is
+/// the caller's to end it for; where httpd runs already, what serves goes on ([`is_running`]), and
+/// [`look_after_controller`] tries again.
+pub fn configure(start: &Start<'_>) -> io::Result<()> {
     let mut state = state();
-    state.owner = launch::own_pid();
-    state.generation += 1;
-    state.syslog = syslog::destination(start.error_log, start.program);
-    let table = start.tree.to_table(state.generation, start.frontend_uid, start.seed_argv.clone());
-    let (generation, controller_argv) = (state.generation, start.controller_argv.clone());
-    // Without the memory each frontend counts for itself.
-    state.numbers = SharedNumbers::new(table.pools.len().saturating_mul(NUMBERS_OF_POOL)).ok();
-    state.configurations.insert(generation, Configuration { table, controller_argv });
-    state.forget_configurations();
-    let started = state.ensure_controller()?;
-    // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
-    // must not reach a seed that still belongs to the text before. (After a reload, requests wait in the frontends.)
-    // No child may have it, a daemon of another module above all: who has one end can fill the controller's.
-    let (here, there) = if started || start.waits {
-        let (here, there) = socket::seqpacket_pair()?;
-        (Some(heritage::keep(here).map_err(|_| io::Error::other("too many frontends"))?), Some(there))
-    } else {
-        (None, None)
-    };
-    state.send_configuration(generation, there)?;
-    if started {
-        let controller = state.controller_pid();
-        drop(state);
-        if let Some(here) = here {
-            wait_for(here.as_fd(), controller);
-        }
-        return Ok(controller);
+    let told = state.configure(start);
+    if told.is_err() && !state.children.is_empty() {
+        state.untold = true;
+        state.fails();
     }
-    state.seed_ready = here;
-    Ok(None)
+    let waits = told?;
+    let controller = state.controller_pid();
+    drop(state);
+    if let Some(here) = waits {
+        wait_for(here.as_fd(), controller);
+    }
+    Ok(())
+}
+
+/// Whether frontends serve.
+pub fn is_running() -> bool {
+    !state().children.is_empty()
 }
 
 /// After a reload: waits until the new seed can fork and has warmed the pools that are in use, or has failed to get
@@ -191,6 +196,12 @@ pub fn frontend_start() -> Option<Inherited> {
     Some(Inherited { generation: state.generation, connector: own, numbers })
 }
 
+/// Whether a frontend that could not start has no connector, where there are pools.
+pub fn lacks_connector() -> bool {
+    let state = state();
+    state.connector.is_some() && !state.configurations.is_empty()
+}
+
 /// The process that frontends forked from now on belong to; `None` in that process itself.
 pub fn parent_of_frontend() -> Option<u32> {
     let owner = state().owner;
@@ -204,11 +215,18 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     if state.configurations.is_empty() || state.owner != launch::own_pid() {
         return Ok(None);
     }
-    state.ensure_controller()?;
-    let told = state.send_configuration(state.generation, None);
-    state.must_be_heard(&told);
-    state.announce(Blocking::Yes);
-    Ok(state.controller_pid())
+    let lived = state.started.map_or(STARTED, |at| at.elapsed());
+    if lived >= STARTED {
+        state.failures = 0;
+    } else {
+        state.fails();
+        if state.failures > QUICK_STARTS {
+            let pause = state.retry.map_or(FIRST_PAUSE, |at| at.saturating_duration_since(Instant::now()));
+            let text = format!("{} in a row have ended at once; the next one comes in {pause:.0?}", state.failures);
+            return Err(io::Error::other(text));
+        }
+    }
+    state.take_over()
 }
 
 /// The controller was killed: whether it has ended is for httpd to tell. `Some` where it does not end: it is left.
@@ -291,39 +309,39 @@ pub fn child_status(pid: u32, started: bool) -> io::Result<()> {
     told.map_err(|e| io::Error::new(e.kind(), format!("the controller was not told of it, and will be: {e}")))
 }
 
-/// Now and then: tells the controller what it does not know yet, and looks whether it still reads. One that has not
-/// for `SILENCE` is killed: `Some`. httpd then tells of its death.
-pub fn look_after_controller() -> Option<Duration> {
+/// What [`look_after_controller`] has done.
+#[derive(Debug)]
+pub enum Looked {
+    /// There was nothing to do, or it is not time.
+    Fine,
+    /// It has read nothing for so long, and was killed: httpd then tells of its death.
+    Killed(Duration),
+    /// There was none: it was started. Its pid.
+    Started(Option<u32>),
+    /// There is none, and none can be started, or it cannot be told of the newest configuration.
+    Failed(io::Error),
+}
+
+/// Now and then: tells the controller what it does not know yet, and looks whether it still reads: one that has not for
+/// `SILENCE` is killed. Where there is none, one is started.
+pub fn look_after_controller() -> Looked {
     let mut state = state();
     if state.configurations.is_empty() || state.owner != launch::own_pid() {
-        return None;
+        return Looked::Fine;
     }
+    let due = state.retry.is_none_or(|at| Instant::now() >= at);
+    if state.controller.is_none() {
+        return if due { state.take_over().map_or_else(Looked::Failed, Looked::Started) } else { Looked::Fine };
+    }
+    if state.untold && due {
+        if let Err(e) = state.tell_at_last() {
+            return Looked::Failed(e);
+        }
+    }
+    state.announce_unheard();
     state.announce(Blocking::No);
     state.discard_stale();
-    let controller = state.controller.as_ref()?;
-    let speak = state.connector.as_ref()?.speak.as_fd();
-    let unread = || socket::unread_by_peer(speak).ok();
-    let now = Instant::now();
-    if let (Some((since, looks)), true) = (state.silent, unread()? > 0) {
-        // Seen twice: the whole machine may have stood still.
-        let silence = now.duration_since(since);
-        if looks < 1 || silence < SILENCE {
-            state.silent = Some((since, looks + 1));
-            return None;
-        }
-        while unread()? > 0 {
-            if now.elapsed() >= LAST_CHANCE {
-                controller.kill();
-                state.silent = None;
-                return Some(silence);
-            }
-            std::thread::sleep(LAST_CHANCE_STEP);
-        }
-    }
-    // Read, that is the sign of life.
-    let _ = state.send(&ParentMessage::Ping, &[], Blocking::No);
-    state.silent = Some((now, 0));
-    None
+    state.silence().map_or(Looked::Fine, Looked::Killed)
 }
 
 /// httpd ends: the controller ends every process of every pool, and is waited for. Returns the controllers that have not
@@ -371,6 +389,112 @@ impl State {
         self.controller.as_ref().map(PidFd::pid)
     }
 
+    /// What the caller has to wait for, which is so where the controller was started now.
+    fn configure(&mut self, start: &Start<'_>) -> io::Result<Option<Kept>> {
+        self.owner = launch::own_pid();
+        self.generation += 1;
+        self.syslog = syslog::destination(start.error_log, start.program);
+        let table = start.tree.to_table(self.generation, start.frontend_uid, start.seed_argv.clone());
+        let (generation, controller_argv) = (self.generation, start.controller_argv.clone());
+        // Without the memory each frontend counts for itself.
+        self.numbers = SharedNumbers::new(table.pools.len().saturating_mul(NUMBERS_OF_POOL)).ok();
+        self.configurations.insert(generation, Configuration { table, controller_argv });
+        self.forget_configurations();
+        let started = self.ensure_controller()?;
+        // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
+        // must not reach a seed that still belongs to the text before. (After a reload, requests wait in the frontends.)
+        // No child may have it, a daemon of another module above all: who has one end can fill the controller's.
+        let (here, there) = if started || start.waits {
+            let (here, there) = socket::seqpacket_pair()?;
+            (Some(heritage::keep(here).map_err(|_| io::Error::other("too many frontends"))?), Some(there))
+        } else {
+            (None, None)
+        };
+        self.send_configuration(generation, there)?;
+        self.untold = false;
+        if started {
+            return Ok(here);
+        }
+        self.seed_ready = here;
+        Ok(None)
+    }
+
+    /// A controller could not be started, or told: the next attempt comes later.
+    fn fails(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let pause =
+            FIRST_PAUSE.saturating_mul(1 << self.failures.saturating_sub(QUICK_STARTS).min(6)).min(LONGEST_PAUSE);
+        self.retry = Some(Instant::now() + pause);
+    }
+
+    /// Starts a controller, which takes over.
+    fn take_over(&mut self) -> io::Result<Option<u32>> {
+        self.retry = None;
+        if let Err(e) = self.ensure_controller() {
+            self.fails();
+            return Err(e);
+        }
+        let told = self.send_configuration(self.generation, None);
+        self.must_be_heard(&told);
+        self.announce(Blocking::Yes);
+        self.untold = false;
+        Ok(self.controller_pid())
+    }
+
+    /// Tells the controller of the configuration that it could not be told of before. Its frontends have been refused
+    /// meanwhile: they are to say hello again.
+    fn tell_at_last(&mut self) -> io::Result<()> {
+        self.retry = None;
+        if let Err(e) = self.send_configuration(self.generation, None) {
+            self.fails();
+            return Err(e);
+        }
+        self.untold = false;
+        for child in self.children.values().filter(|child| child.generation == self.generation) {
+            let _ = socket::send(child.connector.as_fd(), ANOTHER_CONTROLLER, &[], Blocking::No);
+        }
+        Ok(())
+    }
+
+    /// A child whose hello lies unread was announced in vain: the controller had no descriptor for its connector. It is
+    /// announced again.
+    fn announce_unheard(&mut self) {
+        let unread = |(pid, child): (&u32, &Child)| descriptor::is_readable(child.connector.as_fd()).then_some(*pid);
+        let unheard: BTreeSet<u32> = self.children.iter().filter_map(unread).collect();
+        let twice = unheard.intersection(&self.unheard).copied();
+        self.unannounced.extend(twice);
+        self.unheard = unheard;
+    }
+
+    /// How long the controller has read nothing, if it was killed for that.
+    fn silence(&mut self) -> Option<Duration> {
+        let state = self;
+        let controller = state.controller.as_ref()?;
+        let speak = state.connector.as_ref()?.speak.as_fd();
+        let unread = || socket::unread_by_peer(speak).ok();
+        let now = Instant::now();
+        if let (Some((since, looks)), true) = (state.silent, unread()? > 0) {
+            // Seen twice: the whole machine may have stood still.
+            let silence = now.duration_since(since);
+            if looks < 1 || silence < SILENCE {
+                state.silent = Some((since, looks + 1));
+                return None;
+            }
+            while unread()? > 0 {
+                if now.elapsed() >= LAST_CHANCE {
+                    controller.kill();
+                    state.silent = None;
+                    return Some(silence);
+                }
+                std::thread::sleep(LAST_CHANCE_STEP);
+            }
+        }
+        // Read, that is the sign of life.
+        let _ = state.send(&ParentMessage::Ping, &[], Blocking::No);
+        state.silent = Some((now, 0));
+        None
+    }
+
     fn ensure_controller(&mut self) -> io::Result<bool> {
         if let Some(controller) = self.controller.take() {
             if controller.reap().is_none() {
@@ -401,6 +525,7 @@ impl State {
         // The controller's own, which it does not need.
         drop(heritage::connector_of_last_child());
         self.silent = None;
+        self.started = Some(Instant::now());
         self.unannounced = self.children.keys().copied().collect();
         let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
         self.must_be_heard(&began);

@@ -296,6 +296,7 @@ impl State {
 
     /// Forks what the pool's Wants and spare workers need, as far as the caps allow, and makes room where they do not.
     pub(super) fn grow(&mut self, key: PoolKey) {
+        self.lacking.remove(&key);
         if self.stopping || !self.generation_open(key.generation) {
             return;
         }
@@ -456,6 +457,7 @@ impl State {
             self.timers.disarm(TimerKey::Pressure(key));
             self.timers.disarm(TimerKey::Asked(key));
             self.hungry.remove(&key);
+            self.lacking.remove(&key);
             self.pools.remove(&key);
         }
     }

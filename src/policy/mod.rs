@@ -13,6 +13,7 @@ pub mod lines;
 pub mod mpm;
 pub mod near;
 mod queue;
+mod shortage;
 mod starts;
 mod state;
 pub mod threads;
@@ -136,6 +137,10 @@ pub enum Event {
     Forked { lease: LeaseId, pid: u32 },
     /// The order to fork could not be given; no process exists.
     ForkFailed { lease: LeaseId, text: String },
+    /// The order for the zygote could not be given: the controller has no descriptors left for it. No process exists.
+    ZygoteLacks { zygote: ZygoteId, text: String },
+    /// The same of the order to fork.
+    ForkLacks { lease: LeaseId, text: String },
     /// The worker was reaped.
     WorkerGone { lease: LeaseId, wait_status: i32 },
     /// A worker of a controller that has died still serves a request of the named pool.

@@ -115,6 +115,8 @@ pub struct State {
     pub(super) waiting: BTreeSet<PoolKey>,
     /// Pools that may lack spare workers only because a cap is reached.
     pub(super) hungry: HashSet<PoolKey>,
+    /// Pools for which the controller had no descriptor left, and which have not tried again.
+    pub(super) lacking: BTreeSet<PoolKey>,
     pub(super) numbers: u64,
     pub(super) stopping: bool,
     pub(super) done: bool,
@@ -156,6 +158,8 @@ impl State {
             Event::ZygoteGone { zygote, text } => self.zygote_gone(zygote, &text),
             Event::Forked { lease, pid } => self.forked(lease, pid),
             Event::ForkFailed { lease, text } => self.fork_failed(lease, &text),
+            Event::ZygoteLacks { zygote, text } => self.zygote_lacks(zygote, &text),
+            Event::ForkLacks { lease, text } => self.fork_lacks(lease, &text),
             Event::WorkerGone { lease, wait_status } => self.worker_gone(lease, wait_status),
             Event::ForeignCame { pid, pool } => self.foreign_came(pid, &pool),
             Event::ForeignGone { pid } => self.foreign_gone(pid),
@@ -250,6 +254,8 @@ impl State {
                 if self.min_spare(w.key) > 0 {
                     // It may still lack spare workers, and nobody waits any more who would say so.
                     self.hungry.insert(w.key);
+                } else {
+                    self.lacking.remove(&w.key);
                 }
             }
         }

@@ -112,6 +112,8 @@ impl State {
             // Orders that it got before its channel was closed are answered by nobody.
             self.drop_forking(id);
             self.serve(zygote.key);
+            // Their slots are free, and its descriptors.
+            self.relieve();
         } else {
             let ready = zygote.state == ZygoteState::Ready;
             let proven = zygote.proven || (ready && (!self.has_forking(id) || self.has_forked(id)));

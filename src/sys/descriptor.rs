@@ -40,6 +40,11 @@ pub fn next_number() -> io::Result<u64> {
     u64::try_from(copy.as_raw_fd()).map_err(io::Error::other)
 }
 
+/// One of no other use than to be closed where its number is needed.
+pub fn spare() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open("/dev/null")?.into())
+}
+
 /// An error, that of a process without a number left, unless this one may have so many open.
 pub fn may_have(count: usize) -> io::Result<()> {
     if u64::try_from(count).is_ok_and(|count| limit().is_ok_and(|limit| count <= limit)) {

@@ -180,12 +180,16 @@ pub fn own_uid() -> u32 {
 /// A limit of open descriptors: soft, hard.
 pub type DescriptorLimit = (u64, u64);
 
-/// Raises the soft limit of open descriptors to the hard one; returns what it was, for those we start.
+/// Raises the limit of open descriptors to what the machine allows one process (fs.nr_open), or to the hard limit where
+/// that may not be raised; returns what it was, for those we start.
 pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
     use nix::sys::resource::{getrlimit, setrlimit, Resource};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok((soft, hard))
+    let before = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if most.is_none_or(|most| setrlimit(Resource::RLIMIT_NOFILE, most, most).is_err()) {
+        setrlimit(Resource::RLIMIT_NOFILE, before.1, before.1)?;
+    }
+    Ok(before)
 }
 
 /// "was killed by signal 9", "exited with status 1": what a wait status (waitpid(2)) says.

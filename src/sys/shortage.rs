@@ -14,6 +14,11 @@ pub fn told(e: &io::Error) -> String {
     }
 }
 
+/// Whether this process has no number left for a descriptor.
+pub fn is_of_descriptors(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EMFILE)
+}
+
 /// The same for fork(2), where EAGAIN is a limit of processes.
 pub fn told_of_fork(e: &io::Error) -> String {
     match e.raw_os_error() {

@@ -194,6 +194,9 @@ impl State {
         if self.throttled(key).is_some() {
             let hope = pool.lent + pool.forking > 0;
             assert!(pool.wants.is_empty() || hope, "{key:?} is throttled without a worker, and requests wait");
+        } else if self.lacking.contains(&key) {
+            let again = armed(TimerKey::Pressure(key)) || self.hungry.contains(&key);
+            assert!(again, "{key:?} had no descriptor, and does not try again");
         } else if pool.wants.len().saturating_sub(pool.awaited(self.now)) + keep > pool.forking + pool.idle.len() {
             // Spare workers that were given up for other pools come back when there is room again.
             let room = self.accounts.headroom(&pool.chain) > 0 || !pool.wants.is_empty();

@@ -5,5 +5,6 @@ mod bench;
 mod fairness;
 mod random;
 mod rules;
+mod shortage;
 mod startup;
 mod throttle;

@@ -283,7 +283,9 @@ impl World {
                 if let Some((lease, key)) = dice.pick(&orders) {
                     self.forking.remove(&lease);
                     if dice.roll(20) == 0 {
-                        self.event(Event::ForkFailed { lease, text: "EMFILE".into() });
+                        self.event(Event::ForkFailed { lease, text: "EAGAIN".into() });
+                    } else if dice.roll(20) == 0 {
+                        self.event(Event::ForkLacks { lease, text: "EMFILE".into() });
                     } else {
                         self.workers.insert(lease, key);
                         self.event(Event::Forked { lease, pid: 1 });
@@ -296,6 +298,8 @@ impl World {
                     self.zygotes_starting.remove(&zygote);
                     if dice.roll(10) == 0 {
                         self.event(Event::ZygoteGone { zygote, text: "exit status 1".into() });
+                    } else if dice.roll(10) == 0 {
+                        self.event(Event::ZygoteLacks { zygote, text: "EMFILE".into() });
                     } else {
                         self.zygotes.insert(zygote, key);
                         self.event(Event::ZygoteReady { zygote });
