@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 /// How many workers granted to a request are tried, as long as surely none has read it.
 const MAX_TRIES: u32 = 5;
-/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
-/// is more likely gone, and would have the pool work for nobody.
+/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has waited this long
+/// for a worker is more likely gone, and would have the pool work for nobody. Once a worker has the request, it gets its
+/// answer, as under stock httpd.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a request for which there is no place among the parked ones waits all the same: the controller needs less
 /// to grant a worker that is idle. Without a thread too, or a crowd of them would keep all threads from others.
@@ -321,8 +322,7 @@ impl<'r> Service<'r> {
         let Stage::Exchange(run) = &mut self.stage else { return None };
         let mut outcome = run.go_on(&mut self.replay);
         if matches!(outcome, Outcome::Parked) {
-            let late = self.began.elapsed() >= HALF_CLOSED_PATIENCE;
-            if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, late) {
+            if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, false) {
                 return self.park();
             }
             outcome = run.client_left();
@@ -427,7 +427,9 @@ impl Parked for Service<'_> {
         }
         if awaited.client == Some(Interest::End) && self.half_closed {
             awaited.client = Some(Interest::Reset);
-            awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
+            if matches!(self.stage, Stage::Queue(_)) {
+                awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
+            }
         }
         awaited
     }
