@@ -87,6 +87,18 @@ pub struct Parties<'r> {
     pub max_threads: Option<u32>,
 }
 
+/// What is left of an exchange.
+#[derive(Debug)]
+pub struct Parts<'r> {
+    pub lease: Lease,
+    /// What the client has not taken yet.
+    pub rest: Delivery<'r>,
+    /// Descriptors to be closed.
+    pub doomed: Vec<OwnedFd>,
+    /// The worker has the whole request: its answer can be read on without a client, and this has seen the part so far.
+    pub checker: Option<ResponseChecker>,
+}
+
 /// An exchange. The lease is in order after it only where the outcome says [`Returned::Idle`], or is
 /// [`Outcome::Done`] without `last`.
 #[derive(Debug)]
@@ -186,9 +198,11 @@ impl<'r> Run<'r> {
         self.lease.pid
     }
 
-    /// The exchange is over: its lease, what the client has not taken yet, and descriptors to be closed.
-    pub fn into_parts(self) -> (Lease, Delivery<'r>, Vec<OwnedFd>) {
-        (self.lease, self.out, self.doomed)
+    /// The exchange is over, or its client has left.
+    pub fn into_parts(self) -> Parts<'r> {
+        // With only a part of the request on its way, the worker would take whatever comes next for another.
+        let goes_on = self.sent && (!self.pending || self.reads > 1) && self.upload != Upload::Cut;
+        Parts { lease: self.lease, rest: self.out, doomed: self.doomed, checker: goes_on.then_some(self.checker) }
     }
 
     /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the

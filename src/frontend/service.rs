@@ -4,8 +4,8 @@
 //! Never: believes a worker; keeps a thread for long where the request can be parked.
 
 use super::closer;
-use super::desk::{Desk, Lease, Leased, NoLease, Unserved, Waiting};
-use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered, PARKED_LOOK};
+use super::desk::{self, Desk, Lease, Leased, NoLease, Unserved, Waiting};
+use super::exchange::{Delivery, Outcome, Parties, Parts, Replay, Run, Undelivered, PARKED_LOOK};
 use super::keepalive::{self, Occupied};
 use super::request::{self, ServerName};
 use super::{Frontend, PoolFacts, FRONTEND};
@@ -16,6 +16,7 @@ use crate::policy::Millis;
 use crate::sys::clock;
 use crate::sys::events::Interest;
 use crate::wire::control::{Arrival, Refusal, Returned};
+use crate::wire::exchange::ResponseChecker;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -158,6 +159,18 @@ impl Frontend {
     /// The clock of `threads`, which all frontends have in common.
     pub(super) fn now() -> Millis {
         clock::micros() / 1000
+    }
+
+    /// The client has left; its worker gets free when the script is through, or has to end.
+    fn let_go(&self, lease: Lease, checker: Option<ResponseChecker>) {
+        desk::unwatch(&lease);
+        let left = match checker {
+            Some(checker) => self.drains.take(lease, checker),
+            None => Err(lease),
+        };
+        if let Err(lease) = left {
+            self.desk.release(lease, Returned::Abandoned);
+        }
     }
 }
 
@@ -329,7 +342,7 @@ impl<'r> Service<'r> {
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
-        let (lease, rest, doomed) = run.into_parts();
+        let Parts { lease, rest, doomed, checker } = run.into_parts();
         closer::discard(self.pool, doomed);
         match outcome {
             Outcome::Parked => None,
@@ -343,7 +356,7 @@ impl<'r> Service<'r> {
                 Some(Handled::Status(status))
             }
             Outcome::ClientGone => {
-                desk.release(lease, Returned::Abandoned);
+                self.frontend.let_go(lease, checker);
                 Some(self.undelivered(&rest, pid))
             }
             Outcome::Unread => {
@@ -457,10 +470,13 @@ impl Drop for Service<'_> {
         self.leave_the_lot();
         // The connection has ended under it, or a panic.
         if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let (lease, _, doomed) = run.into_parts();
+            let Parts { lease, doomed, checker, .. } = run.into_parts();
             closer::discard(self.pool, doomed);
-            let how = if std::thread::panicking() { Returned::Violation } else { Returned::Abandoned };
-            self.desk().release(lease, how);
+            if std::thread::panicking() {
+                self.desk().release(lease, Returned::Violation);
+            } else {
+                self.frontend.let_go(lease, checker);
+            }
         }
     }
 }

@@ -508,3 +508,107 @@ def test_the_whole_answer_of_a_worker_that_ends_with_its_upload_unread(httpd):
             found = c.response("POST")
             assert (found.status, found.complete, len(found.body)) == (200, True, 300_000)
     assert not re.search("POOL10[34]", server.error_log())
+
+
+# --- a client that leaves ---------------------------------------------------------------------------
+
+TICKS_PHP = """<?php
+while (ob_get_level()) ob_end_clean();
+$log = getenv('SCRATCH') . '/' . $_GET['log'];
+register_shutdown_function(function () use ($log) {
+    file_put_contents($log, getmypid() . ' ' . connection_status() . ' ' . (int)connection_aborted() . "\\n", FILE_APPEND);
+});
+ignore_user_abort(isset($_GET['ignore']));
+for ($i = 0; $i < 600; $i++) { echo "tick $i\\n"; flush(); usleep(20000); if ($i == 50 && isset($_GET['ignore'])) exit; }
+"""
+
+
+@pytest.fixture(scope="module")
+def left(scratch, shared_httpd):
+    """With fewer processes than clients leave."""
+    site = Site("alice", ALICE, pool_conf=f"PoolIdleTimeout 300s\nPoolMaxProcesses 3\nPoolEnv SCRATCH {scratch}",
+                conf=f"SetEnv SCRATCH {scratch}\n")
+    server = shared_httpd(sites=[site])
+    site.write("ticks.php", TICKS_PHP)
+    site.write("one.php", "<?php echo 'php';")
+    site.write("pid.php", "<?php echo getmypid();")
+    site.write("quiet.php", "<?php ignore_user_abort(true); sleep(2);\n"
+                            "file_put_contents(getenv('SCRATCH') . '/' . $_GET['log'], getmypid() . ' ' . connection_status() . \" 0\\n\");")
+    server.start()
+    return server
+
+
+def leave_soon(server, path, by, how="reset"):
+    """Sends a request, waits for the first of its answer, and leaves."""
+    if by.startswith("http2"):
+        c = H2(server, timeout=20, tls=by.endswith("tls"))
+        stream = c.h2.get_next_available_stream_id()
+        c.h2.send_headers(stream, [(":method", "GET"), (":path", path), (":authority", "alice.test"), (":scheme", "http")],
+                          end_stream=True)
+        c.flush()
+        while b"tick" not in c.conn.sock.recv(65536) and not by.endswith("tls"):
+            pass
+        time.sleep(0.1)
+        return c.conn.reset() if how == "reset" else c.conn.sock.close()
+    c = server.connect(tls=by == "tls", timeout=20)
+    c.request("GET", path)
+    c.head()
+    return c.reset() if how == "reset" else c.close()
+
+
+def told(scratch, log, count):
+    """What the shutdown functions have written."""
+    path = scratch / log
+    eventually(lambda: path.exists() and len(path.read_text().splitlines()) >= count, 30, what="the scripts end")
+    return [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("by", ["http1", "tls", "http2", "http2-tls"])
+def test_a_hundred_clients_that_leave_cost_no_fork(left, scratch, by):
+    if by.startswith("http2") and left.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    log = f"hundred-{by}.log"
+    for i in range(100):
+        leave_soon(left, f"/ticks.php?log={log}", by, "reset" if i % 2 else "close")
+    found = told(scratch, log, 100)
+    assert {(status, aborted) for _, status, aborted in found} == {(1, 1)}, "each script sees that its client has left"
+    pids = {pid for pid, _, _ in found}
+    assert len(pids) <= 3, "no worker ends for a client that has left"
+    assert int(left.get("/pid.php").text) in {p.pid for p in left.workers("alice")}
+    assert pids <= {p.pid for p in left.workers("alice")}
+    assert left.count_log("POOL10[34]") == 0
+
+
+@pytest.mark.pool_only
+def test_a_script_that_goes_on_without_its_client_keeps_its_worker_and_frees_it(left, scratch):
+    leave_soon(left, "/ticks.php?log=ignore.log&ignore", "http1")
+    [(pid, status, aborted)] = told(scratch, "ignore.log", 1)
+    assert (status, aborted) == (1, 1)
+    eventually(lambda: pid in {int(left.get("/pid.php").text) for _ in range(3)}, 10, what="the worker serves again")
+
+
+@pytest.mark.pool_only
+def test_a_silent_job_without_client_ends_and_its_worker_serves_on(left, scratch):
+    c = left.connect()
+    c.request("GET", "/quiet.php?log=quiet.log")
+    time.sleep(0.3)
+    c.reset()
+    [(pid, _, _)] = told(scratch, "quiet.log", 1)
+    time.sleep(1.5)
+    assert pid in {p.pid for p in left.workers("alice")}
+
+
+@pytest.mark.pool_only
+def test_a_client_that_leaves_in_its_upload_costs_no_worker(left):
+    before = {p.pid for p in left.workers("alice")} | {int(left.get("/pid.php").text)}
+    for _ in range(20):
+        c = left.connect()
+        c.request("PUT", "/pid.php", headers=[("Content-Length", 5_000_000)], body=b"x" * 400_000)
+        c.reset()
+    for _ in range(10):
+        assert left.get("/one.php").text == "php"
+    time.sleep(1)
+    now = {p.pid for p in left.workers("alice")}
+    assert len(now - before) <= 3 - len(before), (before, now)
