@@ -158,6 +158,7 @@ fn each_kind_of_frame_has_the_number_of_the_document() {
         ("BODY", FrameKind::Body),
         ("BODY_END", FrameKind::BodyEnd),
         ("BODY_ABORT", FrameKind::BodyAbort),
+        ("CLIENT_GONE", FrameKind::ClientGone),
         ("HEAD", FrameKind::Head),
         ("DATA", FrameKind::Data),
         ("FILE", FrameKind::File),

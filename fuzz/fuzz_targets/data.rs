@@ -38,7 +38,7 @@ fuzz_target!(|message: &[u8]| {
             FrameKind::End => drop(ResponseEnd::decode(payload)),
             FrameKind::Log => drop(LogLine::decode(payload)),
             FrameKind::Abort => drop(Abort::decode(payload)),
-            FrameKind::Body | FrameKind::BodyAbort | FrameKind::Data | FrameKind::NeedBody => {}
+            FrameKind::Body | FrameKind::BodyAbort | FrameKind::ClientGone | FrameKind::Data | FrameKind::NeedBody => {}
         }
     }
     // Frames have one encoding only.

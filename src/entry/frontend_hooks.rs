@@ -236,6 +236,15 @@ fn replace_undying() {
     }
 }
 
+/// Dropped with the child's pool.
+struct ChildEnd;
+
+impl Drop for ChildEnd {
+    fn drop(&mut self) {
+        frontend::end();
+    }
+}
+
 unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::server_rec) {
     guard_or_abort(|| {
         // SAFETY: httpd calls the hook with its main server and the child's pool; both live as long as the child.
@@ -257,6 +266,7 @@ unsafe extern "C" fn child_init(pchild: *mut ffi::apr_pool_t, main: *mut ffi::se
             if let Err(e) = frontend::start(start) {
                 log::server(log::Level::Error, main, format!("POOL111: no channel to the controller: {e}"));
             }
+            pchild.place(ChildEnd);
         } else if parent::lacks_connector() {
             // It would refuse every request of a pool for its whole life. Another one may find what was lacking.
             let text = "there was no descriptor for this frontend's connector: this process ends";

@@ -182,7 +182,7 @@ fn returned_idle(lease: &Lease) -> FrontendMessage {
 }
 
 /// It leaves this process.
-fn unwatch(lease: &Lease) {
+pub(super) fn unwatch(lease: &Lease) {
     if lease.watched.replace(false) {
         parking::unwatch(lease.socket.as_fd());
     }

@@ -12,7 +12,7 @@ use super::desk::Lease;
 use super::files::PoolFiles;
 use super::request::{self, ServerName};
 use crate::httpd::parking::{Awaited, Peer, Ticket};
-use crate::httpd::RequestRec;
+use crate::httpd::{client, RequestRec};
 use crate::settings::LoggedNames;
 use crate::sys::events::{self, Interest};
 use crate::sys::socket::{self, Blocking, Received};
@@ -35,8 +35,14 @@ use upload::{PartEnd, Unsent, Upload};
 const STREAM_POLL: Duration = Duration::from_millis(5);
 /// How often a client that sends nothing is looked at: mod_reqtimeout says only then that its time is over.
 const CLIENT_LOOK: Duration = Duration::from_secs(1);
+/// How long a thread waits for the worker at a time: between, it looks whether the client has left.
+const WORKER_LOOK: Duration = Duration::from_millis(250);
+/// A parked request whose worker computes has no deadline; this is how far ahead of it its entry among the timers is.
+const NO_DEADLINE: Duration = Duration::from_secs(3600);
 /// How often it is looked whether a worker has received a request with a large body: it does so at once.
 const TAKEN_POLL: Duration = Duration::from_millis(1);
+/// How often after [`BRIEF`], where the request cannot be parked.
+const TAKEN_LATE_POLL: Duration = Duration::from_millis(10);
 /// How long after the request a thread waits for that where it can be parked.
 const BRIEF: Duration = Duration::from_millis(10);
 /// Messages that are heard in a row before others get their turn: a worker may send them as fast as they are read.
@@ -81,6 +87,18 @@ pub struct Parties<'r> {
     pub max_threads: Option<u32>,
 }
 
+/// What is left of an exchange.
+#[derive(Debug)]
+pub struct Parts<'r> {
+    pub lease: Lease,
+    /// What the client has not taken yet.
+    pub rest: Delivery<'r>,
+    /// Descriptors to be closed.
+    pub doomed: Vec<OwnedFd>,
+    /// The worker has the whole request: its answer can be read on without a client, and this has seen the part so far.
+    pub checker: Option<ResponseChecker>,
+}
+
 /// An exchange. The lease is in order after it only where the outcome says [`Returned::Idle`], or is
 /// [`Outcome::Done`] without `last`.
 #[derive(Debug)]
@@ -100,7 +118,8 @@ pub struct Run<'r> {
     pending: bool,
     sent_bytes: usize,
     kept: Kept,
-    /// How long the worker, or the client, may take for its next step.
+    /// How long the client may take for its next step, and the worker until it receives the request. Once it has, a page
+    /// may be silent for as long as it computes.
     patience: Duration,
     /// The client sends a body that is not the worker's concern.
     kept_body: bool,
@@ -119,18 +138,20 @@ pub struct Run<'r> {
     reset: bool,
     files: &'static PoolFiles,
     began: Instant,
-    /// When the worker last brought the exchange nearer to its end; log lines and the like do not.
-    progress: Instant,
+    /// Since when the next piece of the body has been the client's turn.
+    awaits_client_since: Instant,
+    /// The message in hand brought the exchange nearer to its end; log lines and the like do not.
     progressed: bool,
+    /// When it was last looked whether the client has left; for requests that cannot be parked.
+    looked: Instant,
     /// Descriptors that the worker has sent and nobody wants.
     doomed: Vec<OwnedFd>,
 }
 
-fn set_timeout(lease: &mut Lease, patience: Duration) -> io::Result<()> {
-    if lease.timeout != patience {
-        socket::receive_timeout(lease.socket.as_fd(), patience)?;
-        let _ = socket::send_timeout(lease.socket.as_fd(), patience);
-        lease.timeout = patience;
+fn set_timeout(lease: &mut Lease) -> io::Result<()> {
+    if lease.timeout != WORKER_LOOK {
+        socket::receive_timeout(lease.socket.as_fd(), WORKER_LOOK)?;
+        lease.timeout = WORKER_LOOK;
     }
     Ok(())
 }
@@ -166,8 +187,9 @@ impl<'r> Run<'r> {
             reset: false,
             files,
             began: Instant::now(),
-            progress: Instant::now(),
+            awaits_client_since: Instant::now(),
             progressed: false,
+            looked: Instant::now(),
             doomed: Vec::new(),
         }
     }
@@ -176,16 +198,18 @@ impl<'r> Run<'r> {
         self.lease.pid
     }
 
-    /// The exchange is over: its lease, what the client has not taken yet, and descriptors to be closed.
-    pub fn into_parts(self) -> (Lease, Delivery<'r>, Vec<OwnedFd>) {
-        (self.lease, self.out, self.doomed)
+    /// The exchange is over, or its client has left.
+    pub fn into_parts(self) -> Parts<'r> {
+        // With only a part of the request on its way, the worker would take whatever comes next for another.
+        let goes_on = self.sent && (!self.pending || self.reads > 1) && self.upload != Upload::Cut;
+        Parts { lease: self.lease, rest: self.out, doomed: self.doomed, checker: goes_on.then_some(self.checker) }
     }
 
     /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the
     /// client's body, and what this one leaves to the next.
     pub fn go_on(&mut self, replay: &mut Option<Replay>) -> Outcome {
         // A socket that cannot take a timeout would hang with its worker: treat it as one that is dead.
-        if set_timeout(&mut self.lease, self.patience).is_err() {
+        if set_timeout(&mut self.lease).is_err() {
             return if self.sent { self.stopped(Stop::Died(None)) } else { Outcome::Unread };
         }
         let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
@@ -241,7 +265,6 @@ impl<'r> Run<'r> {
                     return Outcome::Answer { status: what.status(), how: Returned::Idle, why };
                 }
                 Err(Unsent::Failed(kind)) if self.messages == 0 && is_unread(kind) => return Outcome::Unread,
-                Err(Unsent::Failed(io::ErrorKind::WouldBlock)) => return self.stopped(Stop::Silent),
                 Err(Unsent::Failed(kind)) => return self.stopped(Stop::Died(Some(kind))),
             }
             self.sent = true;
@@ -270,8 +293,8 @@ impl<'r> Run<'r> {
             if !self.out.go_on()? {
                 return Err(Stop::Parks);
             }
-            // The worker had to wait for the client.
-            self.progress = Instant::now();
+            // The client was busy with the response.
+            self.awaits_client_since = Instant::now();
         }
         let mut turns = 0_u64;
         loop {
@@ -282,9 +305,15 @@ impl<'r> Run<'r> {
             if !self.out.is_through() || (self.parks && turns > MOST_TURNS && self.waits()) {
                 return Err(Stop::Parks);
             }
+            self.look_at_client()?;
             if self.upload != Upload::Running && !self.pending {
                 match self.hear(&mut buffers.receive, if self.parks { Blocking::No } else { Blocking::Yes }) {
-                    Err(Stop::Silent) if self.parks && !self.is_overdue() => return Err(Stop::Parks),
+                    Err(Stop::Silent) => {
+                        self.check_taken()?;
+                        if self.parks {
+                            return Err(Stop::Parks);
+                        }
+                    }
                     heard => heard?,
                 }
                 continue;
@@ -297,14 +326,17 @@ impl<'r> Run<'r> {
             }
             match self.hear(&mut buffers.receive, Blocking::No) {
                 Err(Stop::Silent) if self.pending || (self.upload == Upload::Running && self.dry) => {
-                    let left = self.left();
-                    if !left.is_zero() {
-                        self.wait(left)?;
-                    } else if self.pending || self.holds_unread() {
-                        return Err(Stop::Silent);
-                    } else {
+                    self.check_taken()?;
+                    if self.pending || self.holds_unread() {
+                        // It is the worker's turn.
+                        self.awaits_client_since = Instant::now();
+                    }
+                    let left = self.client_left_time();
+                    if left.is_zero() {
                         self.give_up_client(&mut buffers.send);
                         self.pending = true;
+                    } else {
+                        self.wait(left)?;
                     }
                 }
                 Err(Stop::Silent) => {}
@@ -316,23 +348,61 @@ impl<'r> Run<'r> {
     /// Receives a message and does what it says.
     fn hear(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<(), Stop> {
         let received = self.receive(buf, blocking)?;
-        self.message_in_time(&buf[..received.len], received.fds)
+        self.progressed = false;
+        self.message(&buf[..received.len], received.fds)?;
+        if self.progressed {
+            self.awaits_client_since = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Nobody has a thread wait for a client that has left. One that only stopped sending wants its answer, as far as
+    /// anybody can tell. A parked request is told by its client's socket.
+    fn look_at_client(&mut self) -> Result<(), Stop> {
+        if self.parks || self.looked.elapsed() < WORKER_LOOK {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        if client::has_left(self.r, false) {
+            return Err(Stop::ClientGone);
+        }
+        Ok(())
     }
 
     /// Waits until the worker has received the request, or is gone: as long as only that one message is on its way, it
     /// is known whether a worker that died has read it. One that speaks first is heard first.
-    fn wait_until_taken(&self) -> Result<(), Stop> {
-        let lease = self.lease.socket.as_fd();
-        while self.holds_unread() && !events::has_input(lease) {
-            if self.is_overdue() {
-                return Err(Stop::Silent);
-            }
-            if self.parks && self.began.elapsed() > BRIEF {
+    fn wait_until_taken(&mut self) -> Result<(), Stop> {
+        while self.holds_unread() && !events::has_input(self.lease.socket.as_fd()) {
+            let late = self.began.elapsed() > BRIEF;
+            if self.parks && late {
                 return Err(Stop::Parks);
             }
-            wait::readable_or_writable(lease, false, None, TAKEN_POLL).map_err(|e| Stop::Died(Some(e.kind())))?;
+            self.check_taken()?;
+            self.look_at_client()?;
+            let nap = if late { TAKEN_LATE_POLL } else { TAKEN_POLL };
+            wait::readable_or_writable(self.lease.socket.as_fd(), false, None, nap)
+                .map_err(|e| Stop::Died(Some(e.kind())))?;
         }
         Ok(())
+    }
+
+    /// A worker waits in poll(2) for its next request. One that has not received it in `Timeout` runs no script that takes
+    /// its time: it does not serve.
+    fn check_taken(&self) -> Result<(), Stop> {
+        let untaken = self.messages <= 1 && !self.heard && self.began.elapsed() >= self.patience;
+        if untaken && !self.patience.is_zero() && self.holds_unread() {
+            return Err(Stop::Untaken);
+        }
+        Ok(())
+    }
+
+    /// When it is to be looked again, if no descriptor tells anything.
+    fn next_look(&self) -> Duration {
+        let left = self.patience.saturating_sub(self.began.elapsed());
+        if self.messages > 1 || self.heard || left.is_zero() {
+            return NO_DEADLINE;
+        }
+        left
     }
 
     /// The worker has not received everything that was sent to it.
@@ -340,21 +410,17 @@ impl<'r> Run<'r> {
         socket::unread_by_peer(self.lease.socket.as_fd()).is_ok_and(|bytes| bytes > 0)
     }
 
-    /// What is left of the time for the next step.
-    fn left(&self) -> Duration {
-        self.patience.saturating_sub(self.progress.elapsed())
+    /// What is left of the client's time for the next piece of its body.
+    fn client_left_time(&self) -> Duration {
+        self.patience.saturating_sub(self.awaits_client_since.elapsed())
     }
 
-    fn is_overdue(&self) -> bool {
-        self.left().is_zero()
-    }
-
-    /// Waits until either side can go on.
+    /// Waits until either side can go on, `left` at most.
     fn wait(&self, left: Duration) -> Result<(), Stop> {
         let client = if self.pending { None } else { self.out.client.socket() };
         let patience = match client {
             _ if self.parks => return Err(Stop::Parks),
-            _ if self.pending => left,
+            _ if self.pending => left.min(WORKER_LOOK),
             Some(_) => left.min(CLIENT_LOOK),
             None => STREAM_POLL,
         };
@@ -387,13 +453,13 @@ impl<'r> Run<'r> {
         }
         let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
         let (interest, client, patience) = match () {
-            () if self.pending => (Interest::Any, Some(Interest::End), self.left()),
-            () if untaken => (Interest::Read, Some(Interest::End), self.left().min(PARKED_LOOK)),
+            () if self.pending => (Interest::Any, Some(Interest::End), self.next_look()),
+            () if untaken => (Interest::Read, Some(Interest::End), PARKED_LOOK),
             () if self.upload == Upload::Running => {
-                (Interest::Read, Some(Interest::Read), self.left().min(CLIENT_LOOK))
+                (Interest::Read, Some(Interest::Read), self.client_left_time().min(CLIENT_LOOK))
             }
-            () if self.is_fresh() => (Interest::Read, None, self.left().min(PARKED_LOOK)),
-            () => (Interest::Read, Some(Interest::End), self.left()),
+            () if self.is_fresh() => (Interest::Read, None, PARKED_LOOK),
+            () => (Interest::Read, Some(Interest::End), self.next_look()),
         };
         let peer = Peer { fd: self.lease.socket.as_fd(), interest, watched: &self.lease.watched };
         Awaited { peer: Some(peer), client, until: now + patience }

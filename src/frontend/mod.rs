@@ -7,6 +7,7 @@
 mod channel;
 mod closer;
 mod desk;
+mod drain;
 mod errors;
 mod exchange;
 mod files;
@@ -24,6 +25,7 @@ use crate::wire::control::{ControllerMessage, InFlight, MAX_CONTROL_MESSAGE};
 use channel::{Channel, Identity};
 use closer::Closer;
 use desk::Desk;
+use drain::Drains;
 use errors::ErrorLines;
 use files::PoolFiles;
 pub use keepalive::{wait_for_close, wait_for_next_request};
@@ -46,6 +48,7 @@ struct Frontend {
     pools: Vec<PoolFacts>,
     threads: Threads,
     closer: Closer,
+    drains: Drains,
     errors: ErrorLines,
     main: ServerRec<'static>,
     /// Where lines of a pool's standard error go: its first virtual host.
@@ -130,7 +133,8 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     let (closer, errors) = (Closer::default(), ErrorLines::default());
-    let frontend = Frontend { desk, pools, threads, closer, errors, main: start.main, logs, servers, logged };
+    let drains = Drains::default();
+    let frontend = Frontend { desk, pools, threads, closer, drains, errors, main: start.main, logs, servers, logged };
     if FRONTEND.set(frontend).is_err() {
         return Err(std::io::ErrorKind::AlreadyExists.into());
     }
@@ -140,6 +144,13 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             frontend.listen(parent);
         }
     })
+}
+
+/// This process ends, as one of httpd's children does.
+pub fn end() {
+    if let Some(frontend) = FRONTEND.get() {
+        frontend.abandon_drains();
+    }
 }
 
 impl Frontend {

@@ -4,8 +4,8 @@
 //! Never: believes a worker; keeps a thread for long where the request can be parked.
 
 use super::closer;
-use super::desk::{Desk, Lease, Leased, NoLease, Unserved, Waiting};
-use super::exchange::{Delivery, Outcome, Parties, Replay, Run, Undelivered, PARKED_LOOK};
+use super::desk::{self, Desk, Lease, Leased, NoLease, Unserved, Waiting};
+use super::exchange::{Delivery, Outcome, Parties, Parts, Replay, Run, Undelivered, PARKED_LOOK};
 use super::keepalive::{self, Occupied};
 use super::request::{self, ServerName};
 use super::{Frontend, PoolFacts, FRONTEND};
@@ -16,6 +16,7 @@ use crate::policy::Millis;
 use crate::sys::clock;
 use crate::sys::events::Interest;
 use crate::wire::control::{Arrival, Refusal, Returned};
+use crate::wire::exchange::ResponseChecker;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How many workers granted to a request are tried, as long as surely none has read it.
 const MAX_TRIES: u32 = 5;
-/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has taken this long
-/// is more likely gone, and would have the pool work for nobody.
+/// A client that only stopped sending may want its answer nevertheless (`nc -N`); one whose request has waited this long
+/// for a worker is more likely gone, and would have the pool work for nobody. Once a worker has the request, it gets its
+/// answer, as under stock httpd.
 const HALF_CLOSED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a request for which there is no place among the parked ones waits all the same: the controller needs less
 /// to grant a worker that is idle. Without a thread too, or a crowd of them would keep all threads from others.
@@ -157,6 +159,18 @@ impl Frontend {
     /// The clock of `threads`, which all frontends have in common.
     pub(super) fn now() -> Millis {
         clock::micros() / 1000
+    }
+
+    /// The client has left; its worker gets free when the script is through, or has to end.
+    fn let_go(&self, lease: Lease, checker: Option<ResponseChecker>) {
+        desk::unwatch(&lease);
+        let left = match checker {
+            Some(checker) => self.drains.take(lease, checker),
+            None => Err(lease),
+        };
+        if let Err(lease) = left {
+            self.desk.release(lease, Returned::Abandoned);
+        }
     }
 }
 
@@ -321,15 +335,14 @@ impl<'r> Service<'r> {
         let Stage::Exchange(run) = &mut self.stage else { return None };
         let mut outcome = run.go_on(&mut self.replay);
         if matches!(outcome, Outcome::Parked) {
-            let late = self.began.elapsed() >= HALF_CLOSED_PATIENCE;
-            if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, late) {
+            if !run.waits_for_worker() || run.is_fresh() || !client::has_left(self.r, false) {
                 return self.park();
             }
             outcome = run.client_left();
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
-        let (lease, rest, doomed) = run.into_parts();
+        let Parts { lease, rest, doomed, checker } = run.into_parts();
         closer::discard(self.pool, doomed);
         match outcome {
             Outcome::Parked => None,
@@ -343,7 +356,7 @@ impl<'r> Service<'r> {
                 Some(Handled::Status(status))
             }
             Outcome::ClientGone => {
-                desk.release(lease, Returned::Abandoned);
+                self.frontend.let_go(lease, checker);
                 Some(self.undelivered(&rest, pid))
             }
             Outcome::Unread => {
@@ -427,7 +440,9 @@ impl Parked for Service<'_> {
         }
         if awaited.client == Some(Interest::End) && self.half_closed {
             awaited.client = Some(Interest::Reset);
-            awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
+            if matches!(self.stage, Stage::Queue(_)) {
+                awaited.until = awaited.until.min(self.began + HALF_CLOSED_PATIENCE);
+            }
         }
         awaited
     }
@@ -455,10 +470,13 @@ impl Drop for Service<'_> {
         self.leave_the_lot();
         // The connection has ended under it, or a panic.
         if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let (lease, _, doomed) = run.into_parts();
+            let Parts { lease, doomed, checker, .. } = run.into_parts();
             closer::discard(self.pool, doomed);
-            let how = if std::thread::panicking() { Returned::Violation } else { Returned::Abandoned };
-            self.desk().release(lease, how);
+            if std::thread::panicking() {
+                self.desk().release(lease, Returned::Violation);
+            } else {
+                self.frontend.let_go(lease, checker);
+            }
         }
     }
 }

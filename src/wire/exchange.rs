@@ -143,6 +143,11 @@ impl ResponseChecker {
         }
     }
 
+    /// The number that all frames must have.
+    pub fn exchange(&self) -> Exchange {
+        self.exchange
+    }
+
     pub fn stage(&self) -> Stage {
         self.stage
     }
@@ -193,9 +198,11 @@ impl ResponseChecker {
             FrameKind::Log => self.log(frame.payload),
             FrameKind::End => self.end(frame),
             FrameKind::Abort => Ok(Step::Abort { abort: Abort::decode(frame.payload)?, last: frame.has(FLAG_LAST) }),
-            FrameKind::Request | FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort => {
-                Err(Violation::Rule("a frame that only a frontend sends"))
-            }
+            FrameKind::Request
+            | FrameKind::Body
+            | FrameKind::BodyEnd
+            | FrameKind::BodyAbort
+            | FrameKind::ClientGone => Err(Violation::Rule("a frame that only a frontend sends")),
         }
     }
 

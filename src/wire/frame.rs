@@ -9,7 +9,7 @@
 use super::codec::{Malformed, Put, Reader};
 
 /// Version of the data protocol; the first byte of every request.
-pub const DATA_VERSION: u8 = 3;
+pub const DATA_VERSION: u8 = 4;
 /// Bytes of a frame's head: kind, flags, two bytes of zero, exchange, length.
 pub const FRAME_HEAD_LEN: usize = 12;
 /// No message is larger, in bytes; a larger one is a violation. It fits the kernel's default socket buffer (212,992
@@ -47,6 +47,8 @@ pub enum FrameKind {
     BodyEnd = 3,
     /// The request body will not be completed; the payload is a u16 HTTP status that says why.
     BodyAbort = 4,
+    /// The client has left: nobody wants the response.
+    ClientGone = 5,
     /// The response head.
     Head = 16,
     /// A piece of the response body.
@@ -74,6 +76,7 @@ impl FrameKind {
             2 => Self::Body,
             3 => Self::BodyEnd,
             4 => Self::BodyAbort,
+            5 => Self::ClientGone,
             16 => Self::Head,
             17 => Self::Data,
             18 => Self::File,

@@ -49,6 +49,16 @@ impl Inbox {
         Ok(Some(Incoming { kind: frame.kind, flags: frame.flags, exchange: frame.exchange, payload: start..end }))
     }
 
+    /// The current message has no further frame.
+    pub fn is_used_up(&self) -> bool {
+        self.at >= self.len
+    }
+
+    /// The next frame of the current message is one of these.
+    pub fn begins_with(&self, kind: FrameKind) -> bool {
+        matches!(frames(&self.buffer[self.at..self.len]).next(), Some(Ok(frame)) if frame.kind == kind)
+    }
+
     pub fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.buffer[range]
     }

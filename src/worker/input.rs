@@ -183,6 +183,11 @@ impl Worker {
                     let status = Reader::new(self.inbox.borrow().bytes(frame.payload)).u16().unwrap_or(400);
                     return Ok(Step::Bad(i32::from(status)));
                 }
+                FrameKind::ClientGone => {
+                    drop(current);
+                    self.client_left();
+                    return Err(self.fail_body(Status::INCOMPLETE));
+                }
                 _ => {
                     drop(current);
                     return Err(self.client_gone().into());
@@ -205,7 +210,7 @@ impl Worker {
 
     fn next_body_frame(&self, blocking: Blocking) -> Result<Incoming, Status> {
         loop {
-            if self.gone.get() {
+            if self.gone.get() || self.left.get() {
                 return Err(Status::INCOMPLETE);
             }
             let next = self.inbox.borrow_mut().next();

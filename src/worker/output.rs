@@ -171,7 +171,7 @@ impl Worker {
             }
             brigade.delete_first();
         }
-        if self.gone.get() {
+        if self.gone.get() || self.left.get() {
             Err(Status::ABORTED)
         } else {
             Ok(())
@@ -222,15 +222,20 @@ impl Worker {
 
     /// Sends what waits, and has the client see it.
     fn flush(&self) -> Result<(), Gone> {
+        self.look_for_client()?;
         self.tell_early()?;
         self.send(|outbox, lease| outbox.flush(lease))
     }
 
     /// If so many bytes more make a part of the response leave before its end, the loggers' share goes with it.
     fn before_it_leaves(&self, len: usize) -> Result<(), Gone> {
+        if self.left.get() {
+            return Err(Gone);
+        }
         if self.outbox.borrow().has_room(len) {
             return Ok(());
         }
+        self.look_for_client()?;
         self.tell_early()
     }
 

@@ -118,7 +118,8 @@ impl Worker {
             match frame.kind {
                 FrameKind::Request => {}
                 // The rest of a body that the last request did not read.
-                FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort
+                // Nor does anybody need to know that its client has left.
+                FrameKind::Body | FrameKind::BodyEnd | FrameKind::BodyAbort | FrameKind::ClientGone
                     if parts.is_none() && frame.exchange == self.exchange.borrow().number =>
                 {
                     continue
@@ -169,6 +170,7 @@ impl Worker {
     fn begin(&self, number: Exchange) {
         self.outbox.borrow_mut().begin(number);
         self.response.reset();
+        self.left.set(false);
         let mut current = self.exchange.borrow_mut();
         current.number = number;
         current.body = BodyState::default();
@@ -225,7 +227,9 @@ impl Worker {
         }
         if !self.response.finished.get() {
             // The end of the request did not come through the filters: they stopped when the client had gone.
-            self.exchange.borrow_mut().last = true;
+            if !self.left.get() {
+                self.exchange.borrow_mut().last = true;
+            }
             self.abort(AbortReason::Failed, b"the request ended without a response");
         }
         connection.destroy();
@@ -269,6 +273,9 @@ impl Worker {
     pub(super) fn finish(&self, r: RequestRec<'_>) {
         if self.response.finished.replace(true) {
             return;
+        }
+        if self.left.get() {
+            return self.abort(AbortReason::Failed, b"the client has left");
         }
         // What an application has spoilt says nothing of this process. httpd itself gives each request an answer: where
         // there is none, something is broken here, and another worker does better.

@@ -3,12 +3,13 @@
 //! Runs in: worker.  Trusts: nothing.  Owns: the lease, both message buffers, the state of the exchange.
 //! Never: calls httpd while one of its cells is borrowed.
 
-use super::inbox::Inbox;
+use super::inbox::{Filled, Inbox};
 use super::outbox::Outbox;
 use super::tls::Tls;
 use crate::apr::brigade::Status;
 use crate::httpd::rebuild::{self, BodyLength};
 use crate::settings::LoggedNames;
+use crate::sys::socket::Blocking;
 use crate::wire::chunked::Chunked;
 use crate::wire::frame::{Exchange, FrameKind};
 use once_cell::unsync::OnceCell;
@@ -41,6 +42,8 @@ pub(super) struct Worker {
     pub(super) response: Response,
     /// The frontend has let go of the lease, or broke the protocol.
     pub(super) gone: Cell<bool>,
+    /// The frontend has said that the client has left: nothing of the response is sent any more.
+    pub(super) left: Cell<bool>,
     /// A request is being served.
     pub(super) busy: Cell<bool>,
 }
@@ -148,6 +151,7 @@ impl Worker {
             }),
             response: Response::default(),
             gone: Cell::new(false),
+            left: Cell::new(false),
             busy: Cell::new(false),
         }
     }
@@ -167,6 +171,36 @@ impl Worker {
 
     pub(super) fn frame(&self, kind: FrameKind, flags: u8, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Gone> {
         self.send(|outbox, lease| outbox.frame(lease, kind, flags, write))
+    }
+
+    /// The client has left: the request learns it as under stock httpd. The worker stays.
+    pub(super) fn client_left(&self) -> Gone {
+        self.left.set(true);
+        rebuild::with_current(|r| r.set_aborted());
+        Gone
+    }
+
+    /// Looks, before a part of the response leaves, whether the frontend has said that the client has left.
+    pub(super) fn look_for_client(&self) -> Result<(), Gone> {
+        if self.left.get() || self.gone.get() {
+            return Err(Gone);
+        }
+        let filled = {
+            let current = self.exchange.borrow();
+            let mut inbox = self.inbox.borrow_mut();
+            // What is left of a body that was read to its end says nothing more.
+            let is_free = current.body.piece.is_empty() && (inbox.is_used_up() || current.body.ended);
+            if !is_free {
+                return Ok(());
+            }
+            inbox.fill(self.lease(), Blocking::No)
+        };
+        match filled {
+            Ok(Filled::Message) if self.inbox.borrow().begins_with(FrameKind::ClientGone) => Err(self.client_left()),
+            Ok(Filled::End) => Err(self.client_gone()),
+            // Sending finds out what is wrong.
+            Ok(Filled::Message) | Err(_) => Ok(()),
+        }
     }
 
     pub(super) fn client_gone(&self) -> Gone {

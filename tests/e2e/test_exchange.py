@@ -30,6 +30,8 @@ def stalling(make, conf, **kw):
     site.write("length.php", LENGTH_PHP)
     site.write("again.php", "<?php $in = fopen('php://input', 'rb'); for ($i = 0; $i < 3; $i++) echo strlen(fread($in, 8192)), ' ';")
     site.write("late.php", "<?php sleep(6); echo 'late';")
+    site.write("first-then-late.php", "<?php while (ob_get_level()) ob_end_clean();\necho 'first'; flush(); sleep(6); echo ' late';")
+    site.write("reads-late.php", "<?php sleep(6); echo strlen(file_get_contents('php://input'));")
     server.start()
     return server
 
@@ -125,17 +127,92 @@ def test_a_stream_that_stalls_in_its_upload(patient):
 
 
 @pytest.mark.pool_only
-def test_a_script_that_is_silent_is_blamed_though_its_client_stalls_too(patient):
-    """The client gets 408's time first, then the script its own."""
+def test_a_script_is_waited_for_though_its_client_stalls(patient):
+    """Timeout is about the client's body; the script's own silence has no limit, and comes after it."""
     at = len(patient.error_log())
+    before = patient.get("/pid.cgi").text
     with patient.connect(timeout=30) as c:
         c.request("POST", "/late.php", headers=[("Content-Length", 2_000_000)])
         c.send(b"x" * 1_000_000)
         found = c.response("POST")
-    assert found.status == 504
+    assert (found.status, found.text) == (200, "late")
     log = patient.error_log()[at:]
-    line = r"POOL103: \[pool alice pid \d+\] the worker was silent for 3 seconds: 504, for POST /late.php"
+    assert len(re.findall("POOL117: .* the client sent nothing more of its request body for 3 seconds", log)) == 1, log
+    assert "POOL103" not in log and "POOL104" not in log
+    assert patient.get("/pid.cgi").text == before
+
+
+@pytest.mark.parametrize("by", ["http1", "tls", "http2", "http2-tls"])
+def test_a_page_that_is_silent_for_longer_than_timeout_is_served(patient, by):
+    if by.startswith("http2"):
+        if patient.mpm == "prefork":
+            pytest.skip("mod_http2 does nothing under prefork")
+        with H2(patient, timeout=30, tls=by.endswith("tls")) as c:
+            found = c.get("/late.php")
+            assert (found.status, found.body) == (200, b"late")
+            found = c.get("/first-then-late.php")
+            assert (found.status, found.body) == (200, b"first late")
+        return
+    with patient.connect(timeout=30, tls=by == "tls") as c:
+        found = c.get("/late.php")
+        assert (found.status, found.text) == (200, "late")
+        found = c.get("/first-then-late.php")
+        assert (found.status, found.complete, found.text) == (200, True, "first late")
+
+
+def test_a_script_that_reads_its_body_late_is_waited_for(patient):
+    """More body than all sockets on the way take: it stands still for longer than Timeout, and nobody is to blame."""
+    size = 4_000_000
+    with patient.connect(timeout=40) as c:
+        c.request("PUT", "/reads-late.php", headers=[("Content-Length", size)])
+        sender = threading.Thread(target=c.send, args=(b"x" * size,))
+        sender.start()
+        found = c.response("PUT")
+        sender.join()
+    assert (found.status, found.text) == (200, str(size))
+
+
+@pytest.mark.pool_only
+def test_a_stopped_worker_that_does_not_take_its_request_is_given_up(patient):
+    before = int(patient.get("/pid.cgi").text)
+    at = len(patient.error_log())
+    os.kill(before, signal.SIGSTOP)
+    start = time.monotonic()
+    assert patient.get("/length.php", timeout=30).status == 504
+    assert 2.5 < time.monotonic() - start < 12
+    log = patient.error_log()[at:]
+    line = r"POOL103: \[pool alice pid %d\] the worker did not take the request for 3 seconds: 504, for GET /length.php" % before
     assert len(re.findall(line, log)) == len(re.findall("POOL10[34]", log)) == 1, log
+    assert int(patient.get("/pid.cgi").text) != before
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_streams_of_clients_that_left_free_their_threads(httpd, tls):
+    """Each connection has a thread of mod_http2's for its stream, and may have one of the MPM's."""
+    site = Site("alice", ALICE, pool_conf="PoolMaxProcesses 8\nPoolMaxFrontendThreads 100")
+    server = httpd(sites=[site], conf="H2MinWorkers 2\nH2MaxWorkers 2\n",
+                   mpm_conf="ServerLimit 1\nStartServers 1\nThreadsPerChild 4\nThreadLimit 4\nMaxRequestWorkers 4\n"
+                            "MinSpareThreads 1\nMaxSpareThreads 4\n")
+    if server.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    site.write("sleep.php", "<?php sleep(40);")
+    site.write("one.php", "<?php echo 'php';")
+    server.start()
+    clients = [H2(server, timeout=20, tls=tls) for _ in range(4)]
+    for c in clients:
+        stream = c.h2.get_next_available_stream_id()
+        c.h2.send_headers(stream, [(":method", "GET"), (":path", "/sleep.php"), (":authority", "alice.test"),
+                                   (":scheme", "https" if tls else "http")], end_stream=True)
+        c.flush()
+    time.sleep(1.5)
+    for c in clients:
+        c.conn.sock.close()
+    start = time.monotonic()
+    with H2(server, timeout=30, tls=tls) as c:
+        assert c.get("/one.php").body == b"php"
+    assert server.get("/one.php").text == "php"
+    assert time.monotonic() - start < 10, "the scripts sleep for 40 s"
 
 
 def test_mod_reqtimeout_bounds_the_upload_before_timeout_does(httpd):
@@ -431,3 +508,107 @@ def test_the_whole_answer_of_a_worker_that_ends_with_its_upload_unread(httpd):
             found = c.response("POST")
             assert (found.status, found.complete, len(found.body)) == (200, True, 300_000)
     assert not re.search("POOL10[34]", server.error_log())
+
+
+# --- a client that leaves ---------------------------------------------------------------------------
+
+TICKS_PHP = """<?php
+while (ob_get_level()) ob_end_clean();
+$log = getenv('SCRATCH') . '/' . $_GET['log'];
+register_shutdown_function(function () use ($log) {
+    file_put_contents($log, getmypid() . ' ' . connection_status() . ' ' . (int)connection_aborted() . "\\n", FILE_APPEND);
+});
+ignore_user_abort(isset($_GET['ignore']));
+for ($i = 0; $i < 600; $i++) { echo "tick $i\\n"; flush(); usleep(20000); if ($i == 50 && isset($_GET['ignore'])) exit; }
+"""
+
+
+@pytest.fixture(scope="module")
+def left(scratch, shared_httpd):
+    """With fewer processes than clients leave."""
+    site = Site("alice", ALICE, pool_conf=f"PoolIdleTimeout 300s\nPoolMaxProcesses 3\nPoolEnv SCRATCH {scratch}",
+                conf=f"SetEnv SCRATCH {scratch}\n")
+    server = shared_httpd(sites=[site])
+    site.write("ticks.php", TICKS_PHP)
+    site.write("one.php", "<?php echo 'php';")
+    site.write("pid.php", "<?php echo getmypid();")
+    site.write("quiet.php", "<?php ignore_user_abort(true); sleep(2);\n"
+                            "file_put_contents(getenv('SCRATCH') . '/' . $_GET['log'], getmypid() . ' ' . connection_status() . \" 0\\n\");")
+    server.start()
+    return server
+
+
+def leave_soon(server, path, by, how="reset"):
+    """Sends a request, waits for the first of its answer, and leaves."""
+    if by.startswith("http2"):
+        c = H2(server, timeout=20, tls=by.endswith("tls"))
+        stream = c.h2.get_next_available_stream_id()
+        c.h2.send_headers(stream, [(":method", "GET"), (":path", path), (":authority", "alice.test"), (":scheme", "http")],
+                          end_stream=True)
+        c.flush()
+        while b"tick" not in c.conn.sock.recv(65536) and not by.endswith("tls"):
+            pass
+        time.sleep(0.1)
+        return c.conn.reset() if how == "reset" else c.conn.sock.close()
+    c = server.connect(tls=by == "tls", timeout=20)
+    c.request("GET", path)
+    c.head()
+    return c.reset() if how == "reset" else c.close()
+
+
+def told(scratch, log, count):
+    """What the shutdown functions have written."""
+    path = scratch / log
+    eventually(lambda: path.exists() and len(path.read_text().splitlines()) >= count, 30, what="the scripts end")
+    return [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("by", ["http1", "tls", "http2", "http2-tls"])
+def test_a_hundred_clients_that_leave_cost_no_fork(left, scratch, by):
+    if by.startswith("http2") and left.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    log = f"hundred-{by}.log"
+    for i in range(100):
+        leave_soon(left, f"/ticks.php?log={log}", by, "reset" if i % 2 else "close")
+    found = told(scratch, log, 100)
+    assert {(status, aborted) for _, status, aborted in found} == {(1, 1)}, "each script sees that its client has left"
+    pids = {pid for pid, _, _ in found}
+    assert len(pids) <= 3, "no worker ends for a client that has left"
+    assert int(left.get("/pid.php").text) in {p.pid for p in left.workers("alice")}
+    assert pids <= {p.pid for p in left.workers("alice")}
+    assert left.count_log("POOL10[34]") == 0
+
+
+@pytest.mark.pool_only
+def test_a_script_that_goes_on_without_its_client_keeps_its_worker_and_frees_it(left, scratch):
+    leave_soon(left, "/ticks.php?log=ignore.log&ignore", "http1")
+    [(pid, status, aborted)] = told(scratch, "ignore.log", 1)
+    assert (status, aborted) == (1, 1)
+    eventually(lambda: pid in {int(left.get("/pid.php").text) for _ in range(3)}, 10, what="the worker serves again")
+
+
+@pytest.mark.pool_only
+def test_a_silent_job_without_client_ends_and_its_worker_serves_on(left, scratch):
+    c = left.connect()
+    c.request("GET", "/quiet.php?log=quiet.log")
+    time.sleep(0.3)
+    c.reset()
+    [(pid, _, _)] = told(scratch, "quiet.log", 1)
+    time.sleep(1.5)
+    assert pid in {p.pid for p in left.workers("alice")}
+
+
+@pytest.mark.pool_only
+def test_a_client_that_leaves_in_its_upload_costs_no_worker(left):
+    before = {p.pid for p in left.workers("alice")} | {int(left.get("/pid.php").text)}
+    for _ in range(20):
+        c = left.connect()
+        c.request("PUT", "/pid.php", headers=[("Content-Length", 5_000_000)], body=b"x" * 400_000)
+        c.reset()
+    for _ in range(10):
+        assert left.get("/one.php").text == "php"
+    time.sleep(1)
+    now = {p.pid for p in left.workers("alice")}
+    assert len(now - before) <= 3 - len(before), (before, now)

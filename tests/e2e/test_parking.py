@@ -540,11 +540,25 @@ def test_a_worker_that_dies_under_a_parked_request(httpd, path, line):
     assert server.get("/who.php").status == 200
 
 
-def test_a_silent_worker_of_a_parked_request_is_given_up(httpd):
+def test_a_silent_worker_of_a_parked_request_is_waited_for(httpd):
     server = make(httpd, conf="Timeout 2")
-    found = server.get("/sleep.php?s=30")
-    assert found.status == 504
-    assert server.count_log("POOL103: .pool alice pid [0-9]+. the worker was silent for 2 seconds: 504") == 1
+    found = server.get("/sleep.php?s=6", timeout=30)
+    assert (found.status, "end" in found.json()) == (200, True)
+    assert server.count_log("POOL10") == 0
+
+
+def test_a_client_that_only_stops_sending_gets_its_answer_from_a_worker_that_has_its_request(httpd):
+    server = make(httpd, "PoolMaxProcesses 1")
+    for path in ("/sleep.php?s=4", "/first.php?s=4"):
+        before = None
+        with server.connect(timeout=20) as c:
+            c.request("GET", path, headers=[("Connection", "close")])
+            c.half_close()
+            time.sleep(2.5)
+            before = frontend_work(server, "ticks")
+            found = c.response()
+            assert (found.status, found.complete) == (200, True) and found.body
+        assert frontend_work(server, "ticks") - before < 15, "nothing runs while it waits"
 
 
 def test_parked_requests_outlive_a_graceful_restart(httpd):

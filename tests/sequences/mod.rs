@@ -250,6 +250,7 @@ fn put<I: Iterator<Item = u8>>(out: &mut Vec<u8>, bytes: &mut Bytes<'_, I>, stag
             FrameKind::Body,
             FrameKind::BodyEnd,
             FrameKind::BodyAbort,
+            FrameKind::ClientGone,
             FrameKind::Head,
             FrameKind::Data,
             FrameKind::File,
@@ -332,6 +333,10 @@ fn payload<I: Iterator<Item = u8>>(out: &mut Vec<u8>, kind: FrameKind, bytes: &m
             out.put_u8(bytes.byte() % 6);
             out.put_short(b"why");
         }
-        FrameKind::Request | FrameKind::BodyEnd | FrameKind::BodyAbort | FrameKind::NeedBody => {}
+        FrameKind::Request
+        | FrameKind::BodyEnd
+        | FrameKind::BodyAbort
+        | FrameKind::ClientGone
+        | FrameKind::NeedBody => {}
     }
 }

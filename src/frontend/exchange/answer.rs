@@ -17,26 +17,12 @@ use crate::wire::frame::{frames, Frame, FLAG_CLOSE, FLAG_FLUSH, STEERING};
 use crate::wire::response::{is_hop_by_hop, may_be_trailer, FileRange, LogLine, ResponseEnd, ResponseHead};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 use std::vec;
 
 impl Run<'_> {
-    /// A message. One that brings the response no further does not make the worker any less silent: otherwise a log
-    /// line now and then would hold this thread and its client for ever.
-    pub(super) fn message_in_time(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
-        self.progressed = false;
-        self.message(message, fds)?;
-        if self.progressed {
-            self.progress = Instant::now();
-        } else if !self.patience.is_zero() && self.progress.elapsed() > self.patience {
-            return Err(Stop::Silent);
-        }
-        Ok(())
-    }
-
     /// All frames of one message. What is queued for the client points into `message`, so it is passed on before this
     /// returns.
-    fn message(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
+    pub(super) fn message(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Result<(), Stop> {
         let mut fds = fds.into_iter();
         let done = self.frames(message, &mut fds);
         self.doomed.extend(fds);

@@ -54,7 +54,10 @@ pub(super) enum Stop {
     },
     /// Its socket is at its end.
     Died(Option<io::ErrorKind>),
+    /// Nothing is there yet: a worker may take its time.
     Silent,
+    /// The worker has not received the request in time.
+    Untaken,
     /// Not at all: it needs no thread for now.
     Parks,
 }
@@ -102,12 +105,15 @@ impl Run<'_> {
                 Stage::Complete { last } => return Outcome::Done { last, body_left: false },
                 _ => return Outcome::ClientGone,
             },
-            Stop::Parks => return Outcome::Parked,
+            Stop::Parks | Stop::Silent => return Outcome::Parked,
             Stop::Died(Some(kind)) if !self.heard && self.messages <= 1 && self.reads <= 2 && is_unread(kind) => {
                 return Outcome::Unread
             }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
-            Stop::Silent => (504, Returned::TimedOut, format!("was silent for {} seconds", self.patience.as_secs())),
+            Stop::Untaken => {
+                let why = format!("did not take the request for {} seconds", self.patience.as_secs());
+                (504, Returned::TimedOut, why)
+            }
             Stop::Violation(what) => (502, Returned::Violation, format!("broke the protocol: it sent {what}")),
             Stop::Aborted { reason: AbortReason::NoPart, text, last }
                 if request::is_fragment(self.r) && self.checker.stage() == Stage::Waiting =>

@@ -82,19 +82,18 @@ impl Run<'_> {
             self.read_some(&mut buffers.body, &mut buffers.send);
         }
         // A worker that does not read what it has got already is no reason to wait here.
-        let blocking = if self.parks { Blocking::No } else { Blocking::Yes };
-        self.pending = self.send_frames(&buffers.send, blocking).map_err(|e| Unsent::Failed(e.kind()))?;
+        self.pending = self.send_frames(&buffers.send).map_err(|e| Unsent::Failed(e.kind()))?;
         Ok(())
     }
 
     /// Sends frames that may be more than one message, from where it has stopped; says whether some still are to be sent.
-    fn send_frames(&mut self, frames: &[u8], blocking: Blocking) -> io::Result<bool> {
+    fn send_frames(&mut self, frames: &[u8]) -> io::Result<bool> {
         loop {
             let rest = frames.get(self.sent_bytes..).unwrap_or_default();
             let one = if rest.len() <= MAX_MESSAGE { rest } else { request::messages(rest).next().unwrap_or(rest) };
-            match socket::send(self.lease.socket.as_fd(), one, &[], blocking) {
+            match socket::send(self.lease.socket.as_fd(), one, &[], Blocking::No) {
                 Ok(()) => self.messages = self.messages.saturating_add(1),
-                Err(e) if blocking == Blocking::No && e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(e) => return Err(e),
             }
             self.sent_bytes += one.len();
@@ -125,10 +124,10 @@ impl Run<'_> {
     /// Sends frames of the body, or the rest of the request, if the worker's socket takes them; says whether they still
     /// are to be sent.
     pub(super) fn send_some(&mut self, frames: &[u8]) -> Result<bool, Stop> {
-        match self.send_frames(frames, Blocking::No) {
+        match self.send_frames(frames) {
             Ok(left) => {
                 if !left {
-                    self.progress = Instant::now();
+                    self.awaits_client_since = Instant::now();
                 }
                 Ok(left)
             }
@@ -192,12 +191,11 @@ impl Run<'_> {
     }
 
     /// The client has sent nothing for as long as `Timeout` gives it, and the worker waits for more: it is told that
-    /// no more comes, and has its own time for the answer from now on.
+    /// no more comes, and may take its time for the answer.
     pub(super) fn give_up_client(&mut self, out: &mut Vec<u8>) {
         self.blame_client(&format!("sent nothing more of its request body for {} seconds", self.patience.as_secs()));
         out.clear();
         self.put_part(&[], PartEnd::Failed(REQUEST_TIMEOUT), out);
-        self.progress = Instant::now();
     }
 
     fn blame_client(&self, what: &str) {

@@ -247,7 +247,7 @@ fn another_exchange_is_none_of_ours() {
 
 #[test]
 fn a_frontends_frames_are_not_a_workers() {
-    for kind in [FrameKind::Request, FrameKind::Body, FrameKind::BodyEnd, FrameKind::BodyAbort] {
+    for kind in [FrameKind::Request, FrameKind::Body, FrameKind::BodyEnd, FrameKind::BodyAbort, FrameKind::ClientGone] {
         assert_eq!(refused(&[frame(kind, |_| {})]), "a frame that only a frontend sends");
     }
 }
