@@ -69,7 +69,8 @@ fn check(tree: &PoolTree) {
                 let index = u32::try_from(index).expect("a short input");
                 assert!(parent < index && pool.name.len() <= 64 && is_name(&pool.name, "._-"));
                 assert_eq!(tree.find(&pool.name), Some(index));
-                assert_eq!(tree.assignable(&pool.name).is_ok(), pool.user.is_some());
+                let serves = pool.user.is_some() || pool.out_of_service.is_some();
+                assert_eq!(tree.assignable(&pool.name).is_ok(), serves);
             }
         }
     }
@@ -80,8 +81,9 @@ fn check(tree: &PoolTree) {
     let place = Place { file: "fuzz.conf".into(), line: 1 };
     let chroot = DirectiveAt { name: "ChrootDir".into(), value: "/srv".into(), place };
     for (unprivileged, chroot) in [(None, None), (Some((1001, 1001)), Some(chroot))] {
-        let core_dumps = chroot.is_some();
-        let found = tree.check(&Surroundings { unprivileged, frontend_uid: 33, chroot, core_dumps });
+        let (core_dumps, something_unassigned) = (chroot.is_some(), chroot.is_none());
+        let found =
+            tree.check(&Surroundings { unprivileged, frontend_uid: 33, chroot, core_dumps, something_unassigned });
         assert!(found.errors.iter().chain(&found.warnings).all(|text| text.contains("; ")));
     }
 }

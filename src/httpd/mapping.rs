@@ -3,7 +3,7 @@
 //! The worker does all mapping of a pool's request, so nothing has to be done for most. What mod_proxy maps stays in
 //! the frontend; but stock httpd asks mod_rewrite before it, and a rule that refuses, redirects or rewrites comes first.
 //! So the frontend asks the modules in their order, on the request itself. When another one than those of
-//! [`STAYS`] takes the request, or none does, the request is put back to what it was, and the worker asks them all again.
+//! `STAYS` takes the request, or none does, the request is put back to what it was, and the worker asks them all again.
 //!
 //! Runs in: frontend, the thread that has the request; parent, for the check of the configuration.
 //! Trusts: httpd, and the modules of the lists below.

@@ -181,7 +181,7 @@ pub struct Inherited {
     pub generation: u64,
     /// This child's own.
     pub connector: OwnedFd,
-    /// [`NUMBERS_OF_POOL`] for each pool, of all frontends of the generation.
+    /// `NUMBERS_OF_POOL` for each pool, of all frontends of the generation.
     pub numbers: &'static [AtomicU64],
 }
 

@@ -6,6 +6,7 @@ frontend has two threads.
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -270,3 +271,31 @@ def linked(pid, fd):
         return os.readlink(f"/proc/{pid}/fd/{fd}")
     except FileNotFoundError:
         return ""
+
+
+def test_a_file_is_closed_by_no_thread_that_serves(server, tmp_path):
+    """Its last close may have to free a deleted file of any size."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    assert server.get("/own.txt").text == "alice herself"
+    [frontend] = server.processes("frontend")
+    said = tmp_path / "calls"
+    tracer = subprocess.Popen(["strace", "-f", "-e", "trace=recvmsg,close", "-o", str(said), "-p", str(frontend.pid)],
+                              stderr=subprocess.PIPE, text=True)
+    try:
+        assert "attached" in tracer.stderr.readline()
+        assert len(server.get(f"/{100 << 10}.bin").body) == 100 << 10
+
+        def closes():
+            came = re.search(r"^(\d+) .*cmsg_type=SCM_RIGHTS, cmsg_data=\[(\d+)\]", said.read_text(), re.M)
+            if came:
+                thread, fd = came.groups()
+                behind = said.read_text()[came.end():]
+                closed = re.search(rf"^(\d+) +close\({fd}\b", behind, re.M)
+                return closed and (thread, closed.group(1))
+            return None
+        thread, closer = eventually(closes, 5, what="the file is closed")
+        assert closer != thread, said.read_text()
+    finally:
+        tracer.terminate()
+        tracer.wait(10)
