@@ -151,9 +151,9 @@ mod tests {
         let before = mount_of(file.as_fd());
         assert!(before.is_some());
         for i in 0..200 {
-            // SAFETY: all zero is a valid structure: numbers.
+            // SAFETY: all zero is a valid structure: numbers. F_RDLCK is 0, too.
             let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-            (lock.l_type, lock.l_start, lock.l_len) = (libc::F_RDLCK as _, 2 * i, 1);
+            (lock.l_start, lock.l_len) = (2 * i, 1);
             // SAFETY: F_OFD_SETLK reads one live structure.
             assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }, 0);
         }
