@@ -288,7 +288,7 @@ impl Controller {
             Source::ZygoteChannel(id) => self.read_zygote(id),
             Source::ZygoteProcess(id) => self.reap_zygote(id),
             Source::WorkerProcess(lease) => self.reap_worker(lease),
-            Source::PoolErrors(token) => self.read_pool_errors(token),
+            Source::PoolErrors(token) => self.look_at_pool_errors(token),
             Source::Closer(pid) => self.reap_closer(pid),
             Source::Foreign(pid) => {
                 if let Some(process) = self.foreign.remove(&pid) {

@@ -11,7 +11,7 @@ use crate::policy::{Millis, PoolKey};
 use crate::sys::{descriptor, launch, socket};
 use crate::wire::control::{ControllerMessage, MAX_LOG_LINE};
 use crate::wire::plain_log::PlainLine;
-use std::collections::{hash_map::Entry, HashMap};
+use std::collections::{hash_map::Entry, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -23,11 +23,14 @@ const PERIOD: Millis = 1_000;
 /// Bytes of one pool that are read in each period, most of them dropped: who writes more waits, instead of keeping the
 /// controller busy.
 const READ_ALLOWANCE: usize = 4 << 20;
-/// Bytes that a read costs beside its own: waking up for one byte is as much work as for a thousand.
-const READ_COST: usize = 1024;
 /// Bytes read from one socket before others get their turn: what the socket itself holds by default, and a write more.
 const READ: usize = 4096;
 const READS: usize = 24;
+/// Looks at the sockets of one pool in each period, whenever there is something: a look costs more than the write of one byte
+/// that calls for it. What comes then is looked at in turns, [`TURN_LOOKS`] of the sockets after each [`TURN`].
+const LOOKS: usize = 500;
+const TURN: Millis = 10;
+const TURN_LOOKS: usize = 2;
 /// Of each pool, one line about a descriptor is logged in this time.
 const NOTE_INTERVAL: Millis = 60_000;
 
@@ -51,9 +54,39 @@ struct Budget {
     dropped: u64,
     /// Those that are not watched until the period ends.
     paused: Vec<u64>,
+    looks: usize,
+    /// Those that are not watched until their turn comes, and when the next turn is.
+    waiting: VecDeque<u64>,
+    turn: Option<Millis>,
 }
 
 impl Budget {
+    fn new(since: Millis) -> Self {
+        Self { since, ..Self::default() }
+    }
+
+    /// Counts a look at this socket. Whether it waits for its turn from now on.
+    fn looked(&mut self, number: u64, now: Millis) -> bool {
+        self.looks += 1;
+        if self.looks <= LOOKS {
+            return false;
+        }
+        self.waiting.push_back(number);
+        self.turn.get_or_insert(now + TURN);
+        true
+    }
+
+    /// Those whose turn it is.
+    fn take_turn(&mut self, now: Millis) -> Vec<u64> {
+        if self.turn.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let count = self.waiting.len().min(TURN_LOOKS);
+        let turn = self.waiting.drain(..count).collect();
+        self.turn = (!self.waiting.is_empty()).then_some(now + TURN);
+        turn
+    }
+
     /// Counts a line. Whether it is to be logged.
     fn takes(&mut self, len: usize) -> bool {
         let cost = len + LINE_COST;
@@ -83,9 +116,10 @@ impl PoolErrors {
         }
     }
 
-    /// When the next period of a pool that lost lines or may be forgotten ends.
+    /// When the next period of a pool ends, or the next turn of a pool's sockets comes.
     pub(super) fn deadline(&self) -> Option<Millis> {
-        self.budgets.values().map(|b| b.since + PERIOD).min()
+        let next = |b: &Budget| b.turn.map_or(b.since + PERIOD, |turn| turn.min(b.since + PERIOD));
+        self.budgets.values().map(next).min()
     }
 }
 
@@ -140,7 +174,20 @@ impl Controller {
         Ok(number)
     }
 
-    pub(super) fn read_pool_errors(&mut self, number: u64) {
+    /// Something is there, or seems to be.
+    pub(super) fn look_at_pool_errors(&mut self, number: u64) {
+        self.read_pool_errors(number);
+        let now = self.now();
+        let Some(errors) = self.errors.open.get(&number) else {
+            return;
+        };
+        let budget = self.errors.budgets.entry(errors.key).or_insert_with(|| Budget::new(now));
+        if !budget.paused.contains(&number) && budget.looked(number, now) {
+            self.poller.remove(&errors.fd.what);
+        }
+    }
+
+    fn read_pool_errors(&mut self, number: u64) {
         let mut buf = [0; READ];
         for _ in 0..READS {
             let Some(errors) = self.errors.open.get_mut(&number) else {
@@ -190,8 +237,8 @@ impl Controller {
     /// Counts what was read. Whether it is too much for this period.
     fn note_read(&mut self, key: PoolKey, n: usize) -> bool {
         let now = self.now();
-        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
-        budget.read += n + READ_COST;
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget::new(now));
+        budget.read += n;
         budget.read > READ_ALLOWANCE
     }
 
@@ -212,8 +259,7 @@ impl Controller {
             // paused.
             if failed.is_err_and(|e| e.kind() != ErrorKind::AlreadyExists) {
                 let (key, since) = (errors.key, self.now());
-                let fresh = Budget { since, ..Budget::default() };
-                self.errors.budgets.entry(key).or_insert(fresh).paused.push(number);
+                self.errors.budgets.entry(key).or_insert_with(|| Budget::new(since)).paused.push(number);
             }
         }
     }
@@ -239,7 +285,7 @@ impl Controller {
 
     fn pool_line(&mut self, key: PoolKey, pid: u32, line: Vec<u8>) {
         let now = self.now();
-        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget { since: now, ..Budget::default() });
+        let budget = self.errors.budgets.entry(key).or_insert_with(|| Budget::new(now));
         if !budget.takes(line.len()) {
             return;
         }
@@ -264,16 +310,18 @@ impl Controller {
         true
     }
 
-    /// Ends the periods that are over, and says how many lines were lost in each.
+    /// Ends the periods and turns that are over, and says how many lines were lost in each period.
     pub(super) fn report_dropped_lines(&mut self) {
         let now = self.now();
         let mut dropped = Vec::new();
         let mut paused = Vec::new();
         self.errors.budgets.retain(|key, budget| {
             if budget.since + PERIOD > now {
+                paused.extend(budget.take_turn(now));
                 return true;
             }
             paused.append(&mut budget.paused);
+            paused.extend(budget.waiting.drain(..));
             if budget.dropped > 0 {
                 dropped.push((*key, budget.dropped));
             }
@@ -315,6 +363,22 @@ mod tests {
         assert_eq!((taken, budget.dropped), (508, 100_000 - 508));
         let mut budget = Budget::default();
         assert_eq!((0..100).filter(|_| budget.takes(MAX_LOG_LINE)).count(), 30);
+    }
+
+    #[test]
+    fn who_calls_too_often_is_looked_at_in_turns() {
+        let mut budget = Budget::new(0);
+        assert_eq!((1..=LOOKS).filter(|_| budget.looked(7, 1)).count(), 0);
+        assert_eq!(budget.take_turn(5000), []);
+        for number in [7, 8, 9] {
+            assert!(budget.looked(number, 1));
+        }
+        assert_eq!(budget.take_turn(TURN), []);
+        assert_eq!(budget.take_turn(1 + TURN), [7, 8]);
+        assert!(budget.looked(7, 1 + TURN), "and again");
+        assert_eq!(budget.take_turn(1 + TURN), []);
+        assert_eq!(budget.take_turn(1 + 2 * TURN), [9, 7], "each in its order");
+        assert_eq!((budget.take_turn(9000), budget.turn), (vec![], None));
     }
 
     #[test]

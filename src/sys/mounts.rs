@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-/// As much of /proc/self/fdinfo/N as is read: more has only a file with many locks, which take long to list.
+/// As much of /proc/self/fdinfo/N as is read: what belongs to no kind of file has much less.
 const MOST_FDINFO: usize = 1024;
 
 /// The mounts of one mount namespace whose files may be read here, by number.
@@ -61,22 +61,30 @@ fn is_file(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::ioctl(fd.as_raw_fd(), FIOQSIZE as _, size.as_mut_ptr()) == 0 }
 }
 
-/// The number of its mount.
+/// The number of its mount. That is asked of another description of the same file: the kernel lists the locks of the one
+/// that was sent, and writes the whole list, of any length, before the first byte is read. `O_PATH` opens without asking
+/// the file system.
 fn mount_of(fd: BorrowedFd<'_>) -> Option<u64> {
-    use std::io::Write;
-    let mut path = [0u8; 40];
-    write!(&mut path[..], "/proc/self/fdinfo/{}\0", fd.as_raw_fd()).ok()?;
-    // SAFETY: the path ends with a NUL byte; open gives a new descriptor, or -1.
-    let info = unsafe {
-        let raw = libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
-        (raw >= 0).then(|| OwnedFd::from_raw_fd(raw))
-    }?;
+    let path = of_descriptor("fd", fd, libc::O_PATH)?;
+    let info = of_descriptor("fdinfo", path.as_fd(), libc::O_RDONLY)?;
     let mut text = [0u8; MOST_FDINFO];
     let len = nix::unistd::read(info.as_fd(), &mut text).ok()?;
     // A read that fills it has not told everything.
     let text = text.get(..len).filter(|text| text.len() < MOST_FDINFO)?;
     let line = text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"mnt_id:"))?;
     std::str::from_utf8(line).ok()?.trim().parse().ok()
+}
+
+/// What /proc/self has of a descriptor in this directory.
+fn of_descriptor(directory: &str, fd: BorrowedFd<'_>, flags: libc::c_int) -> Option<OwnedFd> {
+    use std::io::Write;
+    let mut path = [0u8; 40];
+    write!(&mut path[..], "/proc/self/{directory}/{}\0", fd.as_raw_fd()).ok()?;
+    // SAFETY: the path ends with a NUL byte; open gives a new descriptor, or -1.
+    unsafe {
+        let raw = libc::open(path.as_ptr().cast(), flags | libc::O_CLOEXEC);
+        (raw >= 0).then(|| OwnedFd::from_raw_fd(raw))
+    }
 }
 
 impl Table {
@@ -135,6 +143,21 @@ mod tests {
         assert_eq!(parse(b"28 27 0:40 / /mnt rw - fuseblk /dev/vdb rw"), None);
         assert_eq!(parse(b"28 27 0:40 / /mnt rw - nfs4 server:/ rw"), None);
         assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn locks_of_the_one_that_was_sent_are_not_listed() {
+        let file = std::fs::File::open("/proc/self/exe").expect("the test itself");
+        let before = mount_of(file.as_fd());
+        assert!(before.is_some());
+        for i in 0..200 {
+            // SAFETY: all zero is a valid structure: numbers. F_RDLCK is 0, too.
+            let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+            (lock.l_start, lock.l_len) = (2 * i, 1);
+            // SAFETY: F_OFD_SETLK reads one live structure.
+            assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }, 0);
+        }
+        assert_eq!(mount_of(file.as_fd()), before);
     }
 
     #[test]

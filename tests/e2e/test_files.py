@@ -153,6 +153,14 @@ def test_descriptors_that_are_no_files_are_refused(server, what):
         assert c.response("POST").status == 502
 
 
+def test_locks_of_a_file_are_not_listed(server):
+    """The kernel lists those of the description that was sent, however many: who asks for it is kept so long."""
+    with server.connect(timeout=15) as c:
+        c.request("POST", "/forge.php", body=w.plan(a_file("locked")))
+        answer = c.response("POST")
+        assert (answer.status, answer.body) == (200, b"l" * 4000)
+
+
 @pytest.mark.parametrize("over", ["h1", "tls", "h2"])
 def test_a_lock_and_a_flag_that_come_later_keep_no_thread(server, stall, over):
     """The description is shared: its owner sets O_DIRECT once it was accepted, and a read waits for the inode's lock."""

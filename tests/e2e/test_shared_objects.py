@@ -171,6 +171,45 @@ def test_ways_to_standard_error(ways, way):
         eventually(written, 5, what="the line")
 
 
+# One byte at a time for some seconds, then a line.
+DRIP = r"""
+use Time::HiRes qw(time sleep);
+my ($seconds, $flags, $writers) = @ARGV;
+for (2 .. $writers) { last if !fork }
+my $end = time + $seconds;
+while (time < $end) { for (1 .. 50) { $flags ? send(STDERR, "\n", $flags) : syswrite(STDERR, "\n", 1) } }
+sleep 0.5;
+syswrite(STDERR, "\nthe dripping $flags is over\n");
+"""
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("urgent, writers", [(0, 1), (0, 4), (1, 1)], ids=["bytes", "four", "urgent"])
+def test_small_writes_to_standard_error_do_not_keep_the_controller_busy(server, urgent, writers):
+    alice = server.sites["alice"]
+    alice.write("drip.pl", DRIP)
+    controller = next(p.pid for p in server.processes() if p.role == "controller")
+    at = len(server.error_log())
+    run(server, f"perl drip.pl 4 {urgent} {writers} >/dev/null </dev/null &")
+    time.sleep(0.5)
+    before, began = cpu_seconds(controller), time.monotonic()
+    while time.monotonic() < began + 2.5:
+        asked = time.monotonic()
+        assert server.get("/pid.php", "bob", timeout=10).status == 200
+        assert time.monotonic() - asked < 5
+        time.sleep(0.1)
+    share = (cpu_seconds(controller) - before) / (time.monotonic() - began)
+    # Processor time, not speed: a busy machine makes it less. Unbounded, it is most of a core.
+    assert share < 0.15, f"the controller used {share:.0%} of a core"
+    server.wait_for_log(f"the dripping {urgent} is over", after=at)
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.pool_only
 @pytest.mark.parametrize("urgent", [False, True])
 def test_a_descriptor_by_standard_error_is_not_received(server, urgent):

@@ -123,6 +123,15 @@ function descriptor($c, $kind) {
             $start = fopen("$dir/huge", 'c');
             fwrite($start, "XXXXX\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
             return $c->open("$dir/huge", 0, 0);
+        case 'locked':
+            // A hundred locks of its description: F_OFD_SETLK, F_RDLCK.
+            file_put_contents("$dir/l", str_repeat('l', 5000)); $fd = $c->open("$dir/l", 0, 0);
+            $locks = FFI::cdef('int fcntl(int, int, void *);');
+            for ($i = 0; $i < 100; $i++) {
+                $lock = FFI::new('char[32]'); FFI::memcpy($lock, pack('ssx4qqlx4', 0, 0, 2 * $i, 1, 0), 32);
+                if ($locks->fcntl($fd, 37, FFI::cast('void *', FFI::addr($lock))) != 0) throw new Exception('no lock');
+            }
+            return $fd;
         case 'memfd': $fd = $c->memfd_create('x', 0); $c->ftruncate($fd, 1 << 60); return $fd;
         case 'proc': return $c->open('/proc/self/status', 0, 0);
         case 'sysfs': return $c->open('/sys/kernel/mm/transparent_hugepage/enabled', 0, 0);
