@@ -214,10 +214,10 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 worker::tagged(
                     "POOL116",
                     &format!(
-                    "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], or with a look-ahead \
-                     before ProxyPass): use ProxyPass, which the frontend follows, or AssignServerPool none in a \
-                     <Location> for this URL"
-                ),
+                        "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P] in .htaccess, \
+                         <Directory> or <Location>, or with a look-ahead): use ProxyPass or a rule of the virtual host, \
+                         which the frontend follows, or AssignServerPool none in a <Location> for this URL"
+                    ),
                 ),
             );
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();
