@@ -214,10 +214,10 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 worker::tagged(
                     "POOL116",
                     &format!(
-                        "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], a look-ahead before \
-                         ProxyPass, or a part of a page that ProxyPass leads there): for what a client asks for, use \
-                         ProxyPass, which the frontend follows, or AssignServerPool none in a <Location> for this URL; a \
-                         part of a page needs a backend at http://"
+                        "a server pool cannot send a request on to {scheme}:// (RewriteRule with [P] in .htaccess, \
+                         <Directory> or <Location>, a look-ahead, or a part of a page that ProxyPass leads there): for what \
+                         a client asks for, use ProxyPass or a rule of the virtual host, which the frontend follows, or \
+                         AssignServerPool none in a <Location> for this URL; a part of a page needs a backend at http://"
                     ),
                 ),
             );

@@ -157,6 +157,15 @@ pub fn is_for_frontends(handler: &[u8]) -> bool {
 /// In a worker: the scheme of a backend that mod_proxy cannot speak to from here. TLS is mod_ssl's, which starts in the
 /// frontends only; a WebSocket needs the client's own connection.
 pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
+    unreachable(r, || hooks::handler.modules().iter().any(|m| m == "mod_proxy_balancer.c"))
+}
+
+/// In a frontend: the same, of a backend that a worker could not speak to.
+pub fn backend_of_frontends(r: RequestRec<'_>, tree: &PoolTree) -> Option<&'static str> {
+    unreachable(r, || role("mod_proxy_balancer.c", tree) != ModuleRole::Frontend)
+}
+
+fn unreachable(r: RequestRec<'_>, has_balancers: impl Fn() -> bool) -> Option<&'static str> {
     let target = r.filename().strip_prefix(b"proxy:").filter(|_| r.is_proxied())?;
     let socket = target.starts_with(b"unix:").then(|| memchr::memchr(b'|', target)).flatten();
     let url = socket.map_or(target, |at| &target[at + 1..]);
@@ -167,7 +176,7 @@ pub fn unreachable_backend(r: RequestRec<'_>) -> Option<&'static str> {
     let possible = match scheme {
         // Without a wish to upgrade it is a request like others.
         "ws" => r.headers_in().get(c"Upgrade").is_none(),
-        "balancer" => hooks::handler.modules().iter().any(|m| m == "mod_proxy_balancer.c"),
+        "balancer" => has_balancers(),
         _ => false,
     };
     (!possible).then_some(scheme)

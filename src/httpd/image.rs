@@ -68,16 +68,26 @@ pub fn worker_answer(code: i32) -> Option<i32> {
 /// Newer than the headers of some releases (ap_mpm.h).
 const AP_MPMQ_CAN_WAITIO: u32 = 19;
 
-/// Runs the modules' start-up as httpd does in its two passes. Errors name what failed; the process must end then.
+/// What these open in `open_logs` is the server's: error logs and their programs, listening sockets.
+const LOGS_OF_THE_SERVER: [&str; 3] = ["core.c", "mod_pool.c", "mod_log_config.c"];
+
+/// Runs the modules' start-up as httpd does in its two passes. Some start in `open_logs` (mod_perl makes its interpreter
+/// there). Errors name what failed; the process must end then.
 pub fn start_modules(
     main: ServerRec<'_>,
     pconf: AprPool<'_>,
     plog: AprPool<'_>,
     ptemp: AprPool<'_>,
 ) -> Result<(), &'static str> {
+    hooks::open_logs.retain(|m| !LOGS_OF_THE_SERVER.contains(&m));
     for state in [ffi::AP_SQ_MS_CREATE_PRE_CONFIG, ffi::AP_SQ_MS_CREATE_CONFIG] {
         // SAFETY: httpd's own variable; one thread.
         unsafe { ffi::ap_main_state = state as i32 };
+        // SAFETY: the pools and the server are those of this configuration (the types say so).
+        let rc = unsafe { ffi::ap_run_open_logs(pconf.as_ptr(), plog.as_ptr(), ptemp.as_ptr(), main.as_ptr()) };
+        if rc != ffi::HOOK_OK {
+            return Err("a module's start-up failed (open_logs)");
+        }
         // SAFETY: the pools and the server are those of this configuration (the types say so).
         let rc = unsafe { ffi::ap_run_post_config(pconf.as_ptr(), plog.as_ptr(), ptemp.as_ptr(), main.as_ptr()) };
         if rc != ffi::HOOK_OK {

@@ -4,13 +4,14 @@
 //! the frontend; but stock httpd asks mod_rewrite before it, and a rule that refuses, redirects or rewrites comes first.
 //! So the frontend asks the modules in their order, on the request itself. When another one than those of
 //! `STAYS` takes the request, or none does, the request is put back to what it was, and the worker asks them all again.
+//! A server's rule with `[P]` stays where it leads to what a worker cannot speak to (TLS, WebSocket, a balancer).
 //!
 //! Runs in: frontend, the thread that has the request; parent, for the check of the configuration.
 //! Trusts: httpd, and the modules of the lists below.
 //! Owns: the lists; the trial that runs on this thread.
 //! Never: runs a module that may run a tenant's code; leaves anything of a trial in a request that goes to a pool.
 
-use super::{config, conftree, hooks, image, RequestRec, ServerRec};
+use super::{classes, config, conftree, hooks, image, RequestRec, ServerRec};
 use crate::apr::Table;
 use crate::ffi;
 use crate::settings::{words, ModuleRole, PoolTree};
@@ -119,7 +120,8 @@ fn steps(tree: &PoolTree) -> &'static [Step] {
 
 /// Asks the modules for the mapping of a request that a pool is assigned to, or that is the pool `default`'s.
 pub fn ask(r: RequestRec<'_>) -> Mapped {
-    let steps = steps(config::pool_tree(r.server()));
+    let tree = config::pool_tree(r.server());
+    let steps = steps(tree);
     let Some(last) = steps.iter().rposition(|step| step.part == Part::Stays) else { return Mapped::Pool };
     let order_counts = order_counts(r.server());
     let mut trial = None;
@@ -136,7 +138,8 @@ pub fn ask(r: RequestRec<'_>) -> Mapped {
             continue;
         }
         // A pool's page cannot be looked at from here. The worker can; there ProxyPass follows, too.
-        if step.part == Part::Stays && !trial.as_ref().is_some_and(Trial::looked_ahead) {
+        let looked_ahead = trial.as_ref().is_some_and(Trial::looked_ahead);
+        if !looked_ahead && (step.part == Part::Stays || classes::backend_of_frontends(r, tree).is_some()) {
             return Mapped::Frontend(answer);
         }
         break;
@@ -281,13 +284,20 @@ impl Facts {
 
     fn see(&mut self, node: &conftree::Node<'_>) {
         let is = |names: &[&str]| names.iter().any(|n| node.name.eq_ignore_ascii_case(n.as_bytes()));
-        self.proxies |= is(&PROXIES);
-        self.rewrites |= is(&REWRITES) && !node.is_in(&OF_DIRECTORIES);
+        let rewrites = is(&REWRITES) && !node.is_in(&OF_DIRECTORIES);
+        self.proxies |= is(&PROXIES) || (rewrites && may_proxy(node.args));
+        self.rewrites |= rewrites;
         self.aliases |= is(&ALIASES);
         self.wsgi |= is(&WSGI);
         let is_none = || words(node.args).first().is_some_and(|word| word.eq_ignore_ascii_case(b"none"));
         self.assigns |= is(&["AssignServerPool"]) && !is_none();
     }
+}
+
+/// A `RewriteRule` that may have the flag `P`.
+fn may_proxy(args: &[u8]) -> bool {
+    let words = args.split(|b| b"[], \t\"'".contains(b));
+    words.into_iter().any(|w| w.eq_ignore_ascii_case(b"P") || w.eq_ignore_ascii_case(b"proxy"))
 }
 
 /// For each server of the configuration, in the order of httpd's list, its address and what may hold for it. What stands
@@ -352,8 +362,8 @@ pub fn check(main: ServerRec<'_>, tree: &PoolTree) -> Vec<String> {
             None => format!("the translate_name function of {name}"),
         };
         let text = format!(
-            "{what}: comes before ProxyPass in httpd, and the frontends do not know what it does: what it refuses, \
-             ProxyPass would let through; say PoolModuleRole {name} frontend, and it is asked there, or PoolModuleRole \
+            "{what}: comes before ProxyPass and RewriteRule with [P] in httpd, and the frontends do not know what it does: \
+             what it refuses, these would let through; say PoolModuleRole {name} frontend, and it is asked there, or PoolModuleRole \
              {name} worker, and it is not asked about what ProxyPass maps"
         );
         if !errors.contains(&text) {

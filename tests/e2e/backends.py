@@ -1,5 +1,7 @@
 """Servers behind httpd: HTTP on a port or a socket in the file system, and FastCGI."""
 
+import base64
+import hashlib
 import http.server
 import os
 import socket
@@ -66,6 +68,41 @@ class Backend(_Backend):
                 pass
 
         return Handler
+
+
+class WebSocket(_Backend):
+    """Takes the upgrade, and sends each frame's text back in capitals, until the client closes."""
+
+    def handler(outer):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                line = self.rfile.readline().decode()
+                fields = {}
+                while (field := self.rfile.readline().decode().rstrip()):
+                    name, _, value = field.partition(":")
+                    fields[name.lower()] = value.strip()
+                if not line:
+                    return
+                outer.seen.append((line.split()[1], fields, outer.uid_of(self.connection, self.client_address)))
+                if fields.get("upgrade", "").lower() != "websocket" or "sec-websocket-key" not in fields:
+                    self.wfile.write(b"HTTP/1.1 426 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    return
+                self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                                 b"Sec-WebSocket-Accept: " + websocket_accept(fields["sec-websocket-key"]) + b"\r\n\r\n")
+                while len(head := self.rfile.read(2)) == 2:
+                    length = head[1] & 0x7F
+                    mask, text = self.rfile.read(4), self.rfile.read(length)
+                    text = bytes(b ^ mask[i % 4] for i, b in enumerate(text))
+                    if head[0] & 0x0F == 8:
+                        self.wfile.write(b"\x88\x00")
+                        return
+                    self.wfile.write(bytes([head[0], length]) + text.upper())
+
+        return Handler
+
+
+def websocket_accept(key):
+    return base64.b64encode(hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest())
 
 
 class FastCgi(_Backend):

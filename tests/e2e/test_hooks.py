@@ -443,6 +443,47 @@ def test_strict_require(httpd):
 # -- what configtest says --
 
 
+@pytest.mark.skipif(not has_module("perl"), reason="libapache2-mod-perl2 is not installed")
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_mod_perl_starts_in_a_pool_and_its_handlers_refuse(httpd, kind, protocol):
+    """mod_perl makes its interpreter in open_logs; an access check in Perl is made, as the pool's user."""
+    if protocol == "h2" and kind["mpm"] == "prefork":
+        pytest.skip("no HTTP/2 with prefork")
+    server = httpd(sites=[Site("alice", ALICE, conf="""
+        <Perl>
+            use Apache2::RequestRec ();
+            use Apache2::RequestIO ();
+            package Closed;
+            sub handler { my $r = shift; return $r->uri =~ /closed/ ? 403 : 0; }
+            package Who;
+            sub handler { my $r = shift; $r->content_type("text/plain"); $r->print("perl $>"); return 0; }
+        </Perl>
+        <Location />
+            PerlAccessHandler Closed
+        </Location>
+        <Location /perl>
+            SetHandler perl-script
+            PerlResponseHandler Who
+        </Location>
+    """)], modules=["perl"])
+    site = server.sites["alice"]
+    site.write("page.php", "<?php echo 'php';")
+    site.write("closed.txt", "closed")
+    server.start()
+
+    def ask_for(path):
+        if protocol == "h2":
+            with H2(server, tls=True, host=site.host) as c:
+                return c.get(path)
+        return server.get(path)
+
+    for path, expected in (("/perl", (200, f"perl {site.owner[0]}")), ("/page.php", (200, "php"))):
+        found = ask_for(path)
+        assert (found.status, found.text) == expected
+    for path in ("/closed.txt", "/closed.php", "/perl/closed"):
+        assert ask_for(path).status == 403, path
+
+
 @pytest.mark.pool_only
 @pytest.mark.parametrize("module, hook", [
     ("access_compat", "access_checker"), ("auth_basic", "check_user_id"), ("authn_file", "authn_provider"),
