@@ -93,10 +93,14 @@ fn the_response_of_the_example_is_what_the_encoder_makes() {
 
 #[test]
 fn each_limit_in_the_document_has_the_value_of_its_constant() {
-    let constants: [(&str, u64); 39] = [
+    let constants: [(&str, u64); 43] = [
         ("FLAG_MORE", frame::FLAG_MORE.into()),
         ("FLAG_FLUSH", frame::FLAG_FLUSH.into()),
         ("FLAG_LAST", frame::FLAG_LAST.into()),
+        ("FLAG_CLOSE", frame::FLAG_CLOSE.into()),
+        ("FLAG_NO_KEEPALIVE", frame::FLAG_NO_KEEPALIVE.into()),
+        ("FLAG_DOWNGRADE", frame::FLAG_DOWNGRADE.into()),
+        ("FLAG_FORCE_1_0", frame::FLAG_FORCE_1_0.into()),
         ("REQUEST_TLS", mod_pool::wire::request::REQUEST_TLS.into()),
         ("REQUEST_LENGTH", mod_pool::wire::request::REQUEST_LENGTH.into()),
         ("REQUEST_CHUNKED", mod_pool::wire::request::REQUEST_CHUNKED.into()),

@@ -212,9 +212,10 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
                 log::Level::Error,
                 r,
                 format!(
-                    "POOL116: a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], or with a look-ahead \
-                     before ProxyPass): use ProxyPass, which the frontend follows, or AssignServerPool none in a \
-                     <Location> for this URL"
+                    "POOL116: a server pool cannot send a request on to {scheme}:// (RewriteRule with [P], a look-ahead \
+                     before ProxyPass, or a part of a page that ProxyPass leads there): for what a client asks for, use \
+                     ProxyPass, which the frontend follows, or AssignServerPool none in a <Location> for this URL; a part \
+                     of a page needs a backend at http://"
                 ),
             );
             return ffi::HTTP_INTERNAL_SERVER_ERROR.cast_signed();

@@ -12,7 +12,7 @@ use crate::wire::frame::{
 };
 use crate::wire::request::{
     Address, RequestHead, HTTP2, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META, REQUEST_TLS,
-    REQUEST_TLS_CHECKED,
+    REQUEST_TLS_CHECKED, UPGRADE,
 };
 use crate::wire::response::Meta;
 use std::borrow::Cow;
@@ -190,7 +190,9 @@ fn put_env(out: &mut Vec<u8>, r: RequestRec<'_>) -> Result<(), TooLong> {
     let mut result = Ok(());
     let (url, args) = r.previous().map(|p| (p.uri(), p.args())).unwrap_or_default();
     let part: &[u8] = if is_fragment(r) { b"1" } else { b"" };
-    let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part)];
+    // A filter of the pool's may take the offer back.
+    let offer = if r.is_subrequest() { None } else { r.headers_out().get(c"Upgrade") };
+    let own = [(PREVIOUS_URL, url), (PREVIOUS_ARGS, args), (PART, part), (UPGRADE, offer.unwrap_or_default())];
     let own = own.into_iter().filter(|(_, value)| !value.is_empty());
     let env = r.subprocess_env();
     let own_of_stream = |name: &[u8]| r.is_stream() && hand_over::is_http2_variable(name);

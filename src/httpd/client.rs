@@ -8,14 +8,37 @@ use super::RequestRec;
 use crate::apr::AprPool;
 use crate::ffi;
 use crate::sys::wait;
+use once_cell::sync::OnceCell;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
 /// APR_TIMEUP, which has too many parentheses for bindgen.
 const TIMED_OUT: i32 = 70_007;
-/// Bytes that httpd's core takes without waiting: less than the default of `FlushMaxThreshold`, which is 65,535.
-pub const PIECE: usize = 60_000;
+/// Most bytes of a body that are passed on in one go.
+const MOST: usize = 60_000;
+/// Fewest: a socket that has taken all before takes so much. httpd's core may wait for it where `FlushMaxThreshold` is lower.
+const LEAST: usize = 1024;
+/// What httpd adds to them: a head, and what frames a chunk.
+const ADDED: usize = 5535;
+
+/// Bytes of a body that httpd's core takes without waiting: with a head they stay below `FlushMaxThreshold`, of which the
+/// core knows one, the main server's; its default is 65,535.
+pub fn piece() -> usize {
+    static PIECE: OnceCell<usize> = OnceCell::new();
+    *PIECE.get_or_init(|| {
+        // SAFETY: httpd's main server of the running configuration; the core's record is of the type of http_core.h.
+        let threshold = unsafe {
+            let core = ffi::ap_get_core_module_config((*ffi::ap_server_conf).module_config);
+            (*core.cast::<ffi::core_server_config>()).flush_max_threshold
+        };
+        piece_below(threshold)
+    })
+}
+
+fn piece_below(threshold: usize) -> usize {
+    threshold.saturating_sub(ADDED).clamp(LEAST, MOST)
+}
 /// Bytes of a body that are dropped in one go.
 const DISCARD: usize = 64 * 1024;
 
@@ -250,6 +273,18 @@ impl<'r> Client<'r> {
         self.add_fields(fields, pool);
     }
 
+    /// What the response says of its connection, for httpd's header filter to follow: its own `Connection: close`, and
+    /// variables that can only end the connection earlier.
+    pub fn set_connection(&self, close: bool, steering: impl Iterator<Item = &'static CStr>) {
+        if close {
+            // In the place of the offer of an upgrade: the filter looks at the first field only.
+            self.r.headers_out().setn(c"Connection", c"close");
+        }
+        for name in steering {
+            self.r.subprocess_env().setn(name, c"1");
+        }
+    }
+
     fn add_fields<'f>(&self, fields: impl Iterator<Item = Field<'f>>, pool: AprPool<'r>) {
         let table = self.r.headers_out();
         for (name, value) in fields {
@@ -289,7 +324,7 @@ impl<'r> Client<'r> {
         }
     }
 
-    /// The head is large: from now on each call passes on `PIECE` bytes at most, and what is beyond waits for
+    /// The head is large: from now on each call passes on [`piece`] bytes at most, and what is beyond waits for
     /// [`pass_piece`](Self::pass_piece).
     pub fn pass_in_pieces(&mut self) {
         self.pieces = Pieces::of(self.r);
@@ -327,7 +362,7 @@ impl<'r> Client<'r> {
 
     /// Passes on the next piece of what waits. The client must have taken all before.
     pub fn pass_piece(&mut self) -> Result<(), ClientGone> {
-        let rc = self.pieces.as_ref().map_or(0, |pieces| pieces.pass(PIECE));
+        let rc = self.pieces.as_ref().map_or(0, |pieces| pieces.pass(piece()));
         self.passed(rc)
     }
 
@@ -348,7 +383,7 @@ impl<'r> Client<'r> {
 
     fn pass_out(&mut self, in_pieces: bool) -> Result<(), ClientGone> {
         if let Some(pieces) = self.pieces.as_ref().filter(|_| in_pieces) {
-            pieces.limit(PIECE);
+            pieces.limit(piece());
         }
         // SAFETY: as above; the brigade is empty or done with afterwards, and cleaned for the next use.
         let rc = unsafe {

@@ -134,17 +134,25 @@ fn merge_languages(r: RequestRec<'_>) {
     r.headers_out().setn(c"Content-Language", r.pool().copy_str(&languages.join(&b","[..])));
 }
 
-/// Sets `r->status_line` to a line that fits the status, as `basic_http_header_check` does.
+/// Sets `r->status_line` as `basic_http_header_check` does: a line with another number gives way to httpd's own, which for
+/// a status without a name is that of 500; so does a number alone, if httpd has words for it.
 fn status_line(r: RequestRec<'_>) {
-    let line = line_of(r);
-    let fits = line.len() >= 4
-        && line[..3] == *r.status().to_string().as_bytes()
-        && line[3] == b' '
-        && line[4..].iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f));
-    if !fits {
-        // SAFETY: the request is live, the text is static or, for an unknown status, lives in its pool.
-        unsafe { (*r.as_ptr()).status_line = ffi::ap_get_status_line_ex((*r.as_ptr()).pool, (*r.as_ptr()).status) };
+    let (line, usual) = (line_of(r), usual_line(r));
+    let number = r.status().to_string();
+    let fits = line.len() >= 3
+        && line[..3] == *number.as_bytes()
+        && line.get(3).is_none_or(|b| *b == b' ')
+        && line[3..].iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f));
+    if !fits || (line.len() == 3 && usual.starts_with(line)) {
+        // SAFETY: the request is live, the text is static.
+        unsafe { (*r.as_ptr()).status_line = ffi::ap_get_status_line((*r.as_ptr()).status) };
     }
+}
+
+/// httpd's own line for the status.
+fn usual_line(r: RequestRec<'_>) -> &'static [u8] {
+    // SAFETY: a static text.
+    unsafe { bytes(ffi::ap_get_status_line(r.status())) }
 }
 
 fn line_of(r: RequestRec<'_>) -> &[u8] {
@@ -154,10 +162,8 @@ fn line_of(r: RequestRec<'_>) -> &[u8] {
 
 /// The status line, or nothing when it is the one that httpd itself has for this status.
 pub fn own_status_line(r: RequestRec<'_>) -> &[u8] {
-    // SAFETY: a static text.
-    let usual = unsafe { bytes(ffi::ap_get_status_line(r.status())) };
     let line = line_of(r);
-    if line == usual || line.contains(&b'\t') {
+    if line == usual_line(r) || line.contains(&b'\t') {
         &[]
     } else {
         line

@@ -55,6 +55,7 @@ pub struct FinalHead<'f> {
     bytes: Cow<'f, [u8]>,
     length: Option<u64>,
     ends_connection: bool,
+    flags: u8,
 }
 
 impl FinalHead<'_> {
@@ -70,6 +71,11 @@ impl FinalHead<'_> {
     /// Recipients do not agree whether this response has a body (205): none of them may find a further response behind it.
     pub fn ends_connection(&self) -> bool {
         self.ends_connection
+    }
+
+    /// It asks for the end of its connection, or for an older protocol, in this way: `FLAG_CLOSE` or one of `STEERING`.
+    pub fn asks(&self, flag: u8) -> bool {
+        self.flags & flag != 0
     }
 }
 
@@ -215,7 +221,7 @@ impl ResponseChecker {
         self.announced = if self.bodiless { None } else { length };
         let ends_connection = head.status == RESET_CONTENT && length != Some(0);
         self.stage = Stage::Body;
-        Ok(Step::Head(FinalHead { bytes, length, ends_connection }))
+        Ok(Step::Head(FinalHead { bytes, length, ends_connection, flags: frame.flags }))
     }
 
     /// Counts bytes of the body against what the head announced, and what httpd can count.

@@ -94,7 +94,20 @@ pub const FLAG_MORE: u8 = 1;
 pub const FLAG_FLUSH: u8 = 2;
 /// The worker takes no further request (End, Abort).
 pub const FLAG_LAST: u8 = 4;
-const KNOWN_FLAGS: u8 = FLAG_MORE | FLAG_FLUSH | FLAG_LAST;
+/// The response has said `Connection: close` (Head).
+pub const FLAG_CLOSE: u8 = 8;
+/// The request has the variable `nokeepalive` (Head).
+pub const FLAG_NO_KEEPALIVE: u8 = 16;
+/// The request has the variable `downgrade-1.0` (Head).
+pub const FLAG_DOWNGRADE: u8 = 32;
+/// The request has the variable `force-response-1.0` (Head).
+pub const FLAG_FORCE_1_0: u8 = 64;
+const KNOWN_FLAGS: u8 =
+    FLAG_MORE | FLAG_FLUSH | FLAG_LAST | FLAG_CLOSE | FLAG_NO_KEEPALIVE | FLAG_DOWNGRADE | FLAG_FORCE_1_0;
+
+/// Variables by which httpd's header filter is told to end the connection, or to speak as HTTP/1.0, and their flags.
+pub const STEERING: [(&std::ffi::CStr, u8); 3] =
+    [(c"nokeepalive", FLAG_NO_KEEPALIVE), (c"downgrade-1.0", FLAG_DOWNGRADE), (c"force-response-1.0", FLAG_FORCE_1_0)];
 
 /// Number of an exchange on one lease. The frontend chooses the first one of each lending; it then rises by one with
 /// each request. A worker answers with the number it was asked with.

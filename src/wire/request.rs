@@ -27,6 +27,8 @@ pub const PREVIOUS_ARGS: &[u8] = b"pool-previous-args";
 /// In the environment of a subrequest, or of an error document: where it fails, the frontend says what it has to say of
 /// that, and no other document takes its place.
 pub const PART: &[u8] = b"pool-part";
+/// In the environment: what the frontend offers in the field `Upgrade` of the response. Not the name of a variable.
+pub const UPGRADE: &[u8] = b"pool-upgrade";
 /// In the environment, in front of the names of mod_http2's variables: they are variables only from fixups on.
 pub const HTTP2: &[u8] = b"pool-http2-";
 

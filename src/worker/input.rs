@@ -31,6 +31,9 @@ pub fn handler_begins(r: RequestRec<'_>) {
     if !r.is_subrequest() && !sent && (200..300).contains(&r.status()) {
         rebuild::unwanted_body(r, true);
     }
+    if !r.is_subrequest() && !sent {
+        with(|worker| worker.offer_upgrade(r));
+    }
 }
 
 /// What the next frame meant for a reader.

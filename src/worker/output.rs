@@ -10,8 +10,9 @@ use crate::httpd::worker_filters::Filter;
 use crate::httpd::{log, rebuild, RequestRec};
 use crate::sys::file;
 use crate::wire::chunked::Chunked;
-use crate::wire::frame::{FrameKind, PairsWriter, MAX_DATA, MAX_INTERIM};
+use crate::wire::frame::{FrameKind, PairsWriter, FLAG_CLOSE, MAX_DATA, MAX_INTERIM, STEERING};
 use crate::wire::interim;
+use crate::wire::request::UPGRADE;
 use crate::wire::response::{is_hop_by_hop, put_response_head, FileRange, MAX_FIELDS};
 
 /// A piece of a file from this size on travels as a descriptor; a smaller one is read.
@@ -94,16 +95,42 @@ impl Worker {
         result
     }
 
+    /// The frontend's offer of another protocol, in the response as httpd's core puts it there: filters may take it out.
+    pub(super) fn offer_upgrade(&self, r: RequestRec<'_>) {
+        let current = self.exchange.borrow();
+        let mut told = super::serve::pairs(&current.env).iter();
+        let Some((_, offer)) = told.find(|(name, _)| *name == UPGRADE) else { return };
+        r.headers_out().setn(c"Upgrade", r.pool().copy_str(offer));
+        r.headers_out().setn(c"Connection", c"Upgrade");
+        self.response.offered.set(true);
+    }
+
+    /// What was taken out of the offer goes to the frontend as a field without a value.
+    fn withdraw_upgrade(&self, r: RequestRec<'_>) {
+        if self.response.offered.get() {
+            for name in [c"Upgrade", c"Connection"] {
+                if r.headers_out().get(name).is_none() {
+                    r.headers_out().setn(name, c"");
+                }
+            }
+        }
+    }
+
     fn send_head(&self, r: RequestRec<'_>) -> Result<(), Status> {
         self.response.head_sent.set(true);
         rebuild::unwanted_body(r, false);
+        self.withdraw_upgrade(r);
         let bodiless = response::is_header_only(r);
         self.response.bodiless.set(bodiless);
         let length = response::content_length(r);
         self.response.remaining.set(if bodiless { None } else { length });
-        let status = u16::try_from(r.status()).unwrap_or(500);
-        self.frame(FrameKind::Head, 0, |out| {
-            put_response_head(out, status, response::own_status_line(r));
+        // httpd's words for a number that is no status are those for 500.
+        let (status, line) = match u16::try_from(r.status()) {
+            Ok(status @ 200..=999) => (status, response::own_status_line(r)),
+            _ => (500, &b""[..]),
+        };
+        self.frame(FrameKind::Head, connection_flags(r), |out| {
+            put_response_head(out, status, line);
             super::meta::put_table(out, r.headers_out());
         })?;
         Ok(())
@@ -127,8 +154,13 @@ impl Worker {
                         self.response.broken.set(true);
                     }
                 }
-                Kind::Error(BAD_GATEWAY) => self.response.broken.set(true),
-                Kind::Error(_) | Kind::Other => {}
+                // Behind the head the client can be told of an error in one way only: the response does not end.
+                Kind::Error(status) => {
+                    if status == BAD_GATEWAY || (self.response.head_sent.get() && !self.response.complete.get()) {
+                        self.response.broken.set(true);
+                    }
+                }
+                Kind::Other => {}
                 Kind::EndOfRequest => {
                     rebuild::with_current(|r| {
                         rebuild::run_loggers(r);
@@ -226,7 +258,7 @@ impl Worker {
         let mut at = 0;
         while !self.response.head_sent.get() {
             match interim::parse(&head[at..]) {
-                Ok(Some(parsed)) if (100..600).contains(&parsed.status) => {
+                Ok(Some(parsed)) if (100..1000).contains(&parsed.status) => {
                     self.raw_head(&parsed)?;
                     at += parsed.len;
                 }
@@ -278,7 +310,8 @@ impl Worker {
             }
             FrameKind::Head
         };
-        self.frame(kind, 0, |out| {
+        let closes = !head.is_interim() && head.fields.iter().any(|(name, value)| closes(name.as_bytes(), value));
+        self.frame(kind, if closes { FLAG_CLOSE } else { 0 }, |out| {
             let plain = !head.reason.is_empty() && !head.reason.contains(char::is_control);
             let line = if plain { format!("{} {}", head.status, head.reason) } else { String::new() };
             put_response_head(out, head.status, line.as_bytes());
@@ -341,6 +374,20 @@ impl Worker {
     }
 }
 
+/// What the response and its variables say of the client's connection, which is the frontend's.
+fn connection_flags(r: RequestRec<'_>) -> u8 {
+    let own = r.headers_out().iter().any(|(name, value)| closes(name, value));
+    let env = r.subprocess_env();
+    let steering = STEERING.iter().filter(|(name, _)| env.get(name).is_some());
+    steering.fold(if own { FLAG_CLOSE } else { 0 }, |flags, (_, flag)| flags | flag)
+}
+
+/// `Connection: close`, also in a list.
+fn closes(name: &[u8], value: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"Connection")
+        && value.split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
 fn is_length(name: &str) -> bool {
     name.eq_ignore_ascii_case("Content-Length")
 }
@@ -359,7 +406,7 @@ fn end_only(filter: Filter<'_>, mut brigade: Brigade<'_>) -> Result<(), Status> 
 
 /// Status and fields are such that a frontend takes them.
 fn check(r: RequestRec<'_>) -> Result<(), response::BadField> {
-    if !(200..600).contains(&r.status()) {
+    if (100..200).contains(&r.status()) {
         return Err(response::BadField(format!("Response status {} is not final, aborting request", r.status())));
     }
     response::check_fields(r, MAX_FIELDS)

@@ -14,7 +14,7 @@ use crate::sys::{fork, thread, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{
-    Address, Request, HTTP2, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
+    Address, Request, HTTP2, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH, UPGRADE,
 };
 use crate::wire::response::{put_response_end, Abort, AbortReason};
 use std::net::IpAddr;
@@ -311,7 +311,7 @@ fn find<S: Copy>(servers: &[(S, u64)], index: u32, hash: u64) -> Option<S> {
 
 /// Not a variable of the environment, or not from the beginning.
 fn is_told(name: &[u8]) -> bool {
-    super::previous::is_told(name) || name == PART || name.starts_with(HTTP2)
+    super::previous::is_told(name) || name == PART || name == UPGRADE || name.starts_with(HTTP2)
 }
 
 fn put_pairs(out: &mut Vec<u8>, pairs: Pairs<'_>) {

@@ -60,6 +60,8 @@ pub(super) struct Response {
     /// More body came than the head has promised.
     pub(super) excess: Cell<bool>,
     pub(super) interims: Cell<u32>,
+    /// The response has the frontend's offer of an upgrade, unless somebody has taken it out.
+    pub(super) offered: Cell<bool>,
     /// Bytes of a head that did not come through the header filter.
     pub(super) raw_head: RefCell<Vec<u8>>,
     /// The body comes in the chunks of such a response.
@@ -74,6 +76,7 @@ impl Response {
         }
         self.excess.set(false);
         self.interims.set(0);
+        self.offered.set(false);
         self.remaining.set(None);
         self.raw_head.borrow_mut().clear();
         self.chunked.set(None);

@@ -216,8 +216,8 @@ def test_body_of_a_head_response(server):
 # --- heads ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [0, 1, 99, 100, 101, 102, 199, 600, 999, 1000, 65535])
-def test_status_outside_200_to_599(attack, server, status):
+@pytest.mark.parametrize("status", [0, 1, 99, 100, 101, 102, 199, 1000, 65535])
+def test_status_outside_200_to_999(attack, server, status):
     seen = attack(w.head(status) + w.data("x") + w.end())
     assert seen.status == 502
     worker_is_replaced(server)

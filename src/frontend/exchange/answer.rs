@@ -13,7 +13,7 @@ use crate::httpd::hooks;
 use crate::httpd::log::{self, ForeignLine};
 use crate::sys::file;
 use crate::wire::exchange::{canonical_length, FinalHead, Stage, Step};
-use crate::wire::frame::{frames, Frame, FLAG_FLUSH};
+use crate::wire::frame::{frames, Frame, FLAG_CLOSE, FLAG_FLUSH, STEERING};
 use crate::wire::response::{is_hop_by_hop, may_be_trailer, FileRange, LogLine, ResponseEnd, ResponseHead};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -120,6 +120,16 @@ impl Run<'_> {
             self.out.client.close_after();
         }
         self.out.client.set_head(head.status, head.status_line, passable(&head));
+        if !self.r.is_subrequest() {
+            let steering = STEERING.iter().filter(|(_, flag)| checked.asks(*flag)).map(|(name, _)| *name);
+            for name in [c"Upgrade", c"Connection"] {
+                let is_it = |(n, v): (&[u8], &[u8])| v.is_empty() && n.eq_ignore_ascii_case(name.to_bytes());
+                if head.fields.iter().any(is_it) {
+                    self.r.headers_out().unset(name);
+                }
+            }
+            self.out.client.set_connection(checked.asks(FLAG_CLOSE), steering);
+        }
         self.out.head(bytes);
         self.progressed = true;
     }

@@ -8,7 +8,7 @@
 //! rest when the socket has taken all of it.
 
 use crate::frontend::files::{Reading, TenantFile};
-use crate::httpd::client::{Client, ClientGone, PIECE};
+use crate::httpd::client::{piece, Client, ClientGone};
 use crate::httpd::parking::{Awaited, Ticket};
 use crate::httpd::{Connection, RequestRec};
 use crate::sys::events::Interest;
@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes of a head that the core takes beside [`PIECE`] of the body.
+/// Bytes of a head that the core takes beside [`piece`] of the body.
 const SMALL_HEAD: usize = 4 * 1024;
 /// Bytes that fit into a socket that says it is writable (a third of the smallest send buffer).
 const FITS: usize = 16 * 1024;
@@ -113,7 +113,7 @@ impl<'r> Delivery<'r> {
             return Ok(());
         };
         loop {
-            let (now, later) = bytes.split_at(bytes.len().min(PIECE - self.queued));
+            let (now, later) = bytes.split_at(bytes.len().min(piece() - self.queued));
             self.client.queue(now);
             self.queued += now.len();
             if later.is_empty() {
@@ -200,7 +200,7 @@ impl<'r> Delivery<'r> {
             self.reading = None;
             read
         } else {
-            let most = if self.connection.is_some() { PIECE } else { MAX_DATA };
+            let most = if self.connection.is_some() { piece() } else { MAX_DATA };
             let want = usize::try_from(*left).unwrap_or(most).min(most);
             if let Some(bytes) = file.read_now(*at, want) {
                 Ok(bytes)
@@ -243,7 +243,7 @@ impl<'r> Delivery<'r> {
             }
             match self.rest.front_mut() {
                 Some(Piece::Bytes { bytes, at }) => {
-                    let end = bytes.len().min(*at + PIECE);
+                    let end = bytes.len().min(*at + piece());
                     self.client.queue(bytes.get(*at..end).unwrap_or_default());
                     *at = end;
                     let over = end == bytes.len();
