@@ -189,7 +189,8 @@ pub fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
 }
 
 /// Default action for every signal, those of real time too, and none blocked: what the controller ignores and blocks
-/// came over the exec.
+/// came over the exec. Ignored are the two that prefork's children ignore: a write to nobody, or beyond the largest size of a
+/// file, is an error of that write and does not end the process, nor a program that it starts.
 pub fn reset_signals() {
     for signal in 1..=64 {
         if signal != libc::SIGKILL && signal != libc::SIGSTOP {
@@ -208,6 +209,7 @@ pub fn reset_signals() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 
@@ -324,7 +326,8 @@ mod tests {
             };
             let before = in_status("SigIgn:") & 1 << 63 != 0 && in_status("SigBlk:") & 1 << 63 != 0;
             reset_signals();
-            before && in_status("SigIgn:") == 1 << (libc::SIGPIPE - 1) && in_status("SigBlk:") == 0
+            let ignored = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
+            before && in_status("SigIgn:") == ignored && in_status("SigBlk:") == 0
         }));
     }
 }

@@ -434,3 +434,31 @@ def test_the_processes_have_the_home_of_their_own_user(httpd):
             seen.pop("PWD", None) if seen.get("PWD", "").startswith(str(server.root)) else None
             assert {n: v for n, v in seen.items() if n != "OLDPWD" or v.startswith("/root")} == own | KEPT
         assert found["own"]["PATH"] == server._environment()["PATH"]
+
+
+SIGNALS_PHP = """<?php
+function signals($text) {
+    preg_match_all('/^Sig(Blk|Ign):\\s*(\\w+)/m', $text, $found);
+    return array_combine($found[1], $found[2]);
+}
+echo json_encode([signals(file_get_contents('/proc/self/status')), signals(shell_exec('exec cat /proc/self/status'))]);
+"""
+SIGNALS_CGI = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; exec cat /proc/self/status\n"
+
+
+@pytest.mark.pool_only
+def test_the_dispositions_of_signals_are_those_of_prefork(httpd):
+    """Ignored and blocked signals pass on to programs: what stock httpd's child and its programs have, and no other."""
+    of_terminal = 0b110  # SIGINT and SIGQUIT: as whoever started the tests has them
+    seen = []
+    for kw in ({}, {"mpm": "prefork", "with_pool": False, "without": ["http2"]}):
+        site = Site("alice", ALICE, conf="AddHandler cgi-script .cgi\n")
+        server = httpd(sites=[site], modules=["cgi"], **kw)
+        site.write("signals.php", SIGNALS_PHP)
+        site.script("signals.cgi", SIGNALS_CGI)
+        server.start()
+        texts = dict(re.findall(r"^Sig(Blk|Ign):\s*(\w+)", server.get("/signals.cgi").text, re.M))
+        sets = [*server.get("/signals.php").json(), texts]
+        seen.append([{name: int(mask, 16) & ~of_terminal for name, mask in one.items()} for one in sets])
+    assert seen[0] == seen[1]
+    assert all(one["Ign"] for one in seen[1])
