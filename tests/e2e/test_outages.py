@@ -103,10 +103,11 @@ def test_a_reload_without_a_controller_ends_nothing(httpd, mpm):
             group.open()
             server.stop()
 
+@pytest.mark.timeout(120)
 def test_a_controller_that_dies_at_once_is_started_at_growing_intervals(httpd):
     server = make(httpd)
     assert serves(server)
-    end = time.monotonic() + 12
+    end = time.monotonic() + 30
     killed = 0
     while time.monotonic() < end:
         for process in server.processes("controller"):
@@ -114,7 +115,7 @@ def test_a_controller_that_dies_at_once_is_started_at_growing_intervals(httpd):
                 os.kill(process.pid, signal.SIGKILL)
                 killed += 1
         time.sleep(0.02)
-    assert 3 <= killed <= 7
+    assert 3 <= killed <= 20  # else one each second
     assert server.count_log("POOL110.*in a row have ended at once") >= 1
     eventually(lambda: serves(server), 40, what="the next one")
 
