@@ -340,7 +340,13 @@ impl Frontend {
         }
         self.uncount(held.waits);
         match held.waits {
-            Waits::Io | Waits::Write => self.give(Task::End(held)),
+            Waits::Io => self.give(Task::End(held)),
+            // It has taken nothing for the whole time: nobody waits for it any more.
+            Waits::Write => {
+                let mut held = held;
+                held.connection.give_up();
+                self.give(Task::End(held));
+            }
             // A request has come, but no thread was free for it.
             Waits::KeepAlive if held.connection.fd().is_some_and(events::has_input) && !self.ends_now() => {
                 self.park_again(held, now);

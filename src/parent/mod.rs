@@ -38,7 +38,7 @@ const LAST_CHANCE_STEP: Duration = Duration::from_millis(10);
 /// A controller that ends so soon has not started. httpd looks for ended children once a second.
 const STARTED: Duration = Duration::from_millis(2_500);
 /// So many controllers in a row may fail to start before the next one has to wait.
-const QUICK_STARTS: u32 = 3;
+const QUICK_STARTS: u32 = 15;
 /// Shortest and longest time until the next attempt then; each failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);

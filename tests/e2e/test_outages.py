@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness import ALICE, Site, eventually, in_threads
-from test_robust import TWO_FRONTENDS, ForkLimit, frontends, make, serves
+from test_robust import PAGES, TWO_FRONTENDS, ForkLimit, frontends, make, serves
 
 pytestmark = pytest.mark.pool_only
 
@@ -102,10 +103,11 @@ def test_a_reload_without_a_controller_ends_nothing(httpd, mpm):
             group.open()
             server.stop()
 
+@pytest.mark.timeout(120)
 def test_a_controller_that_dies_at_once_is_started_at_growing_intervals(httpd):
     server = make(httpd)
     assert serves(server)
-    end = time.monotonic() + 12
+    end = time.monotonic() + 30
     killed = 0
     while time.monotonic() < end:
         for process in server.processes("controller"):
@@ -113,6 +115,34 @@ def test_a_controller_that_dies_at_once_is_started_at_growing_intervals(httpd):
                 os.kill(process.pid, signal.SIGKILL)
                 killed += 1
         time.sleep(0.02)
-    assert 3 <= killed <= 7
+    assert 3 <= killed <= 20  # else one each second
     assert server.count_log("POOL110.*in a row have ended at once") >= 1
     eventually(lambda: serves(server), 40, what="the next one")
+
+
+def slowest_beside_clients_that_take_nothing(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            s = stack.enter_context(socket.socket())
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", server.port))
+            s.sendall(b"GET /large.bin HTTP/1.1\r\nHost: plain.test\r\n\r\n")
+        slowest = 0.0
+        end = time.monotonic() + 7
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert serves(server, PAGES[:1], timeout=15)
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+    return slowest
+
+
+@pytest.mark.timeout(90)
+def test_clients_that_take_nothing_hold_no_thread_at_their_end(httpd):
+    one = "StartServers 1\nServerLimit 1\nThreadsPerChild 2\nMaxRequestWorkers 2\nAsyncRequestWorkerFactor 20"
+    # Without sendfile the core itself waits while it sends what it has mapped.
+    server = make(httpd, conf="Timeout 2\nEnableSendfile on", mpm_conf=one)
+    server.sites["plain"].write("large.bin", "x" * (50 << 20), mode=0o644)
+    assert serves(server)
+    # They end together, and each would hold one of two threads for two seconds. A busy machine may be slow once.
+    assert any(slowest_beside_clients_that_take_nothing(server) < 1.5 for _ in range(3))

@@ -438,6 +438,12 @@ impl Connection {
         unsafe { ffi::apr_table_setn((*self.c()).notes, c"short-lingering-close".as_ptr(), c"1".as_ptr()) };
     }
 
+    /// The client takes nothing: what is left is not sent, and its end not waited for.
+    pub fn give_up(&mut self) {
+        // SAFETY: ours alone.
+        unsafe { (*(*self.at()).c).aborted = 1 };
+    }
+
     /// Sends what is left and our end, waiting for the client up to 2 s if `may_wait`. `None` if there is nothing to
     /// wait for any more; else whether the client gets the short time only.
     pub fn start_end(&mut self, may_wait: bool) -> Option<bool> {
