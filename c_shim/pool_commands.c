@@ -23,6 +23,8 @@ const char *pool_entry_pool_min_spare(ARGS1);
 const char *pool_entry_pool_idle_timeout(ARGS1);
 const char *pool_entry_pool_max_requests(ARGS1);
 const char *pool_entry_pool_queue_timeout(ARGS1);
+const char *pool_entry_pool_request_timeout(ARGS1);
+const char *pool_entry_pool_kill_grace(ARGS1);
 const char *pool_entry_pool_queue_limit(ARGS1);
 const char *pool_entry_pool_max_parked(ARGS1);
 const char *pool_entry_pool_max_frontend_threads(ARGS1);
@@ -63,6 +65,10 @@ const command_rec pool_shim_commands[] = {
         "How many requests a process of the pool serves before it is replaced, 0 for any number"),
     AP_INIT_TAKE1("PoolQueueTimeout", pool_entry_pool_queue_timeout, NULL, IN_SERVER_OR_POOL,
         "How long a request waits for a process of the pool"),
+    AP_INIT_TAKE1("PoolRequestTimeout", pool_entry_pool_request_timeout, NULL, IN_SERVER_OR_POOL,
+        "How long a request may take once a process of the pool has it"),
+    AP_INIT_TAKE1("PoolKillGrace", pool_entry_pool_kill_grace, NULL, IN_SERVER_OR_POOL,
+        "How long a process whose request took longer than PoolRequestTimeout has for its end"),
     AP_INIT_TAKE1("PoolQueueLimit", pool_entry_pool_queue_limit, NULL, IN_SERVER_OR_POOL,
         "How many requests wait for a process of the pool"),
     AP_INIT_TAKE1("PoolMaxParked", pool_entry_pool_max_parked, NULL, IN_SERVER_OR_POOL,

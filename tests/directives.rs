@@ -139,6 +139,7 @@ fn the_manual_tells_the_defaults() {
         ("PoolIdleTimeout", format!("{}s", s::DEFAULT_IDLE_TIMEOUT.as_secs())),
         ("PoolMaxRequestsPerProcess", s::DEFAULT_MAX_REQUESTS.to_string()),
         ("PoolQueueTimeout", format!("{}s", s::DEFAULT_QUEUE_TIMEOUT.as_secs())),
+        ("PoolKillGrace", format!("{}s", s::DEFAULT_KILL_GRACE.as_secs())),
         ("PoolQueueLimit", s::DEFAULT_QUEUE_LIMIT.to_string()),
         ("PoolMaxParked", s::DEFAULT_MAX_PARKED.to_string()),
     ];

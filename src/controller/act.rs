@@ -33,6 +33,7 @@ impl Controller {
                 self.tell(frontend, &ControllerMessage::Obituary { lease, lend, pid, wait_status });
             }
             Action::Retire { lease } => self.retire(lease),
+            Action::Interrupt { lease } => self.interrupt_worker(lease),
             Action::Kill { lease } => self.kill_worker(lease),
             Action::Forget { lease } => self.forget_worker(lease),
             Action::Throttled { key, delay_s, text } => {

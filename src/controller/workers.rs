@@ -140,6 +140,14 @@ impl Controller {
         }
     }
 
+    /// SIGPROF is what PHP's own time limit sends: it ends the script with a fatal error, and runs its shutdown functions.
+    /// Without PHP it ends the process.
+    pub(super) fn interrupt_worker(&mut self, lease: LeaseId) {
+        if let Some(process) = self.workers.get(&lease).and_then(|w| w.process.as_ref()) {
+            process.what.signal(libc::SIGPROF);
+        }
+    }
+
     pub(super) fn kill_worker(&mut self, lease: LeaseId) {
         if let Some(process) = self.workers.get(&lease).and_then(|w| w.process.as_ref()) {
             process.what.kill();

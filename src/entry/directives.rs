@@ -70,6 +70,10 @@ takes_text! {
         config::setting(command, value, PoolTreeBuilder::set_max_requests);
     pool_entry_pool_queue_timeout => |command, _dir, value|
         config::setting(command, value, PoolTreeBuilder::set_queue_timeout);
+    pool_entry_pool_request_timeout => |command, _dir, value|
+        config::setting(command, value, PoolTreeBuilder::set_request_timeout);
+    pool_entry_pool_kill_grace => |command, _dir, value|
+        config::setting(command, value, PoolTreeBuilder::set_kill_grace);
     pool_entry_pool_queue_limit => |command, _dir, value|
         config::setting(command, value, PoolTreeBuilder::set_queue_limit);
     pool_entry_pool_max_parked => |command, _dir, value|

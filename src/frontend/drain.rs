@@ -7,6 +7,7 @@
 
 use super::desk::Lease;
 use super::{closer, errors, Frontend, FRONTEND};
+use crate::httpd::log;
 use crate::sys::events::{EventSet, Interest};
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::{thread, wait};
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Most of them in one frontend, and of one pool.
 const MOST: usize = 256;
@@ -35,6 +37,8 @@ struct Drain {
     checker: ResponseChecker,
     /// The kernel has told that a message was left unread.
     reset: bool,
+    /// When the request has taken too long.
+    expires: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +76,7 @@ impl Drains {
 
     /// Takes the lease of a request whose client has left. `checker` has seen what its worker has sent so far. Gives the
     /// lease back where there are too many, or the worker cannot be told.
-    pub fn take(&self, mut lease: Lease, checker: ResponseChecker) -> Result<(), Lease> {
+    pub fn take(&self, mut lease: Lease, checker: ResponseChecker, expires: Option<Instant>) -> Result<(), Lease> {
         let Ok(set) = self.set() else { return Err(lease) };
         let mut inner = self.lock();
         let of_pool = inner.of_pool.get(&lease.pool).copied().unwrap_or_default();
@@ -91,7 +95,7 @@ impl Drains {
         }
         inner.last_token = token;
         inner.of_pool.insert(lease.pool, of_pool + 1);
-        inner.drains.insert(token, Drain { lease, checker, reset: false });
+        inner.drains.insert(token, Drain { lease, checker, reset: false, expires });
         Ok(())
     }
 
@@ -186,6 +190,30 @@ impl Frontend {
             Ok(how)
         } else {
             Err(())
+        }
+    }
+
+    /// Helper thread: those whose request took longer than `PoolRequestTimeout` end. One that is being read at this moment
+    /// is found by the next look.
+    pub(super) fn expire_drains(&self) {
+        let Some(set) = self.drains.set.get() else { return };
+        let now = Instant::now();
+        let due: Vec<u64> = {
+            let inner = self.drains.lock();
+            let is_due = |drain: &Drain| drain.expires.is_some_and(|at| at <= now);
+            inner.drains.iter().filter(|(_, drain)| is_due(drain)).map(|(token, _)| *token).collect()
+        };
+        for token in due {
+            let Some(drain) = self.drains.lock().drains.remove(&token) else { continue };
+            set.remove(drain.lease.socket.as_fd());
+            self.drains.forget(drain.lease.pool);
+            let name = usize::try_from(drain.lease.pool).ok().and_then(|i| self.pools.get(i)).map_or("?", |p| &p.name);
+            let text = format!(
+                "POOL147: [pool {name} pid {}] the worker, whose client has left, was ended by PoolRequestTimeout",
+                drain.lease.pid
+            );
+            log::server(log::Level::Error, self.main, text);
+            self.desk.release(drain.lease, Returned::Expired);
         }
     }
 

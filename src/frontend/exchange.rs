@@ -85,6 +85,8 @@ pub struct Parties<'r> {
     /// The pool's files, and how many threads may be with them.
     pub files: &'static PoolFiles,
     pub max_threads: Option<u32>,
+    /// How long it may take (`PoolRequestTimeout`).
+    pub time_limit: Option<Duration>,
 }
 
 /// What is left of an exchange.
@@ -97,6 +99,8 @@ pub struct Parts<'r> {
     pub doomed: Vec<OwnedFd>,
     /// The worker has the whole request: its answer can be read on without a client, and this has seen the part so far.
     pub checker: Option<ResponseChecker>,
+    /// When the request has taken too long.
+    pub expires: Option<Instant>,
 }
 
 /// An exchange. The lease is in order after it only where the outcome says [`Returned::Idle`], or is
@@ -138,6 +142,7 @@ pub struct Run<'r> {
     reset: bool,
     files: &'static PoolFiles,
     began: Instant,
+    time_limit: Option<Duration>,
     /// Since when the next piece of the body has been the client's turn.
     awaits_client_since: Instant,
     /// The message in hand brought the exchange nearer to its end; log lines and the like do not.
@@ -158,7 +163,7 @@ fn set_timeout(lease: &mut Lease) -> io::Result<()> {
 
 impl<'r> Run<'r> {
     pub fn new(parties: Parties<'r>, lease: Lease) -> Self {
-        let Parties { r, pool, server, pool_name, logged, ticket, files, max_threads } = parties;
+        let Parties { r, pool, server, pool_name, logged, ticket, files, max_threads, time_limit } = parties;
         let parks = ticket.is_some();
         let checker = ResponseChecker::new(lease.exchange, r.method() == b"HEAD");
         Self {
@@ -187,6 +192,7 @@ impl<'r> Run<'r> {
             reset: false,
             files,
             began: Instant::now(),
+            time_limit,
             awaits_client_since: Instant::now(),
             progressed: false,
             looked: Instant::now(),
@@ -202,7 +208,9 @@ impl<'r> Run<'r> {
     pub fn into_parts(self) -> Parts<'r> {
         // With only a part of the request on its way, the worker would take whatever comes next for another.
         let goes_on = self.sent && (!self.pending || self.reads > 1) && self.upload != Upload::Cut;
-        Parts { lease: self.lease, rest: self.out, doomed: self.doomed, checker: goes_on.then_some(self.checker) }
+        let expires = self.expires();
+        let checker = goes_on.then_some(self.checker);
+        Parts { lease: self.lease, rest: self.out, doomed: self.doomed, checker, expires }
     }
 
     /// Goes on, from the beginning or from where it was parked. `replay` carries what an earlier try has taken of the
@@ -290,6 +298,9 @@ impl<'r> Run<'r> {
     /// Until END; returns whether the worker takes no further request.
     fn converse(&mut self, buffers: &mut Buffers) -> Result<bool, Stop> {
         if !self.out.is_through() {
+            if !matches!(self.checker.stage(), Stage::Complete { .. }) {
+                self.check_time()?;
+            }
             if !self.out.go_on()? {
                 return Err(Stop::Parks);
             }
@@ -305,6 +316,7 @@ impl<'r> Run<'r> {
             if !self.out.is_through() || (self.parks && turns > MOST_TURNS && self.waits()) {
                 return Err(Stop::Parks);
             }
+            self.check_time()?;
             self.look_at_client()?;
             if self.upload != Upload::Running && !self.pending {
                 match self.hear(&mut buffers.receive, if self.parks { Blocking::No } else { Blocking::Yes }) {
@@ -378,12 +390,24 @@ impl<'r> Run<'r> {
                 return Err(Stop::Parks);
             }
             self.check_taken()?;
+            self.check_time()?;
             self.look_at_client()?;
             let nap = if late { TAKEN_LATE_POLL } else { TAKEN_POLL };
             wait::readable_or_writable(self.lease.socket.as_fd(), false, None, nap)
                 .map_err(|e| Stop::Died(Some(e.kind())))?;
         }
         Ok(())
+    }
+
+    fn expires(&self) -> Option<Instant> {
+        self.time_limit.map(|limit| self.began + limit)
+    }
+
+    fn check_time(&self) -> Result<(), Stop> {
+        match self.expires() {
+            Some(at) if Instant::now() >= at => Err(Stop::Expired),
+            _ => Ok(()),
+        }
     }
 
     /// A worker waits in poll(2) for its next request. One that has not received it in `Timeout` runs no script that takes
@@ -447,6 +471,14 @@ impl<'r> Run<'r> {
 
     /// What a parked exchange waits for.
     pub fn awaited(&self) -> Awaited<'_> {
+        let mut awaited = self.awaited_without_limit();
+        if let Some(at) = self.expires().filter(|_| !matches!(self.checker.stage(), Stage::Complete { .. })) {
+            awaited.until = awaited.until.min(at);
+        }
+        awaited
+    }
+
+    fn awaited_without_limit(&self) -> Awaited<'_> {
         let now = Instant::now();
         if !self.out.is_through() {
             return self.out.awaited();

@@ -64,6 +64,7 @@ struct PoolFacts {
     /// Why its requests get 503, whatever they are.
     out_of_service: Option<String>,
     queue_timeout: Duration,
+    request_timeout: Option<Duration>,
     max_parked: u32,
     /// `None`: threads are not shared between requests here.
     max_threads: Option<u32>,
@@ -112,6 +113,7 @@ pub fn start(start: FrontendStart<'_>) -> std::io::Result<()> {
             name: p.name.clone(),
             out_of_service: p.out_of_service.clone(),
             queue_timeout: p.limits.queue_timeout,
+            request_timeout: p.limits.request_timeout,
             max_parked: p.limits.max_parked,
             max_threads: p.limits.max_frontend_threads.or(half_of_threads),
             parked: AtomicU32::new(0),
@@ -175,6 +177,7 @@ impl Frontend {
             }
             if looked.elapsed() >= Duration::from_millis(250) {
                 self.desk.return_idle();
+                self.expire_drains();
                 looked = Instant::now();
             }
         }

@@ -162,10 +162,10 @@ impl Frontend {
     }
 
     /// The client has left; its worker gets free when the script is through, or has to end.
-    fn let_go(&self, lease: Lease, checker: Option<ResponseChecker>) {
+    fn let_go(&self, lease: Lease, checker: Option<ResponseChecker>, expires: Option<Instant>) {
         desk::unwatch(&lease);
         let left = match checker {
-            Some(checker) => self.drains.take(lease, checker),
+            Some(checker) => self.drains.take(lease, checker, expires),
             None => Err(lease),
         };
         if let Err(lease) = left {
@@ -326,6 +326,7 @@ impl<'r> Service<'r> {
             ticket: self.ticket,
             files: &self.facts.files,
             max_threads: self.facts.max_threads,
+            time_limit: self.facts.request_timeout,
         };
         self.stage = Stage::Exchange(Run::new(parties, lease));
     }
@@ -342,7 +343,7 @@ impl<'r> Service<'r> {
         }
         let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
         let (desk, pid) = (self.desk(), run.pid());
-        let Parts { lease, rest, doomed, checker } = run.into_parts();
+        let Parts { lease, rest, doomed, checker, expires } = run.into_parts();
         closer::discard(self.pool, doomed);
         match outcome {
             Outcome::Parked => None,
@@ -356,7 +357,7 @@ impl<'r> Service<'r> {
                 Some(Handled::Status(status))
             }
             Outcome::ClientGone => {
-                self.frontend.let_go(lease, checker);
+                self.frontend.let_go(lease, checker, expires);
                 Some(self.undelivered(&rest, pid))
             }
             Outcome::Unread => {
@@ -470,12 +471,12 @@ impl Drop for Service<'_> {
         self.leave_the_lot();
         // The connection has ended under it, or a panic.
         if let Stage::Exchange(run) = std::mem::replace(&mut self.stage, Stage::Over) {
-            let Parts { lease, doomed, checker, .. } = run.into_parts();
+            let Parts { lease, doomed, checker, expires, .. } = run.into_parts();
             closer::discard(self.pool, doomed);
             if std::thread::panicking() {
                 self.desk().release(lease, Returned::Violation);
             } else {
-                self.frontend.let_go(lease, checker);
+                self.frontend.let_go(lease, checker, expires);
             }
         }
     }

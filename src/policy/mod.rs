@@ -191,6 +191,8 @@ pub enum Action {
     Obituary { frontend: FrontendId, lease: LeaseId, lend: LendCount, pid: u32, wait_status: i32 },
     /// Close the own copy of the worker's data socket: it ends by itself.
     Retire { lease: LeaseId },
+    /// Interrupt what the worker runs: PHP ends its script as one that took too long.
+    Interrupt { lease: LeaseId },
     /// Kill the worker.
     Kill { lease: LeaseId },
     /// The worker never came to be: drop what was prepared for it.

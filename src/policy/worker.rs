@@ -189,6 +189,11 @@ impl State {
                 self.end_worker(lease, DEAD_GRACE, None);
                 self.mourn(lease, frontend);
             }
+            Returned::Expired => {
+                let grace = self.row(key).map_or(0, |row| row.limits.kill_grace_ms);
+                self.out.push(Action::Interrupt { lease });
+                self.end_worker(lease, grace, None);
+            }
             Returned::Violation | Returned::TimedOut => self.end_worker(lease, 0, None),
         }
         self.serve(key);

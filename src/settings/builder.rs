@@ -8,9 +8,9 @@
 use super::check::Findings;
 use super::{values, Accounts, Identity, Limits, ModuleRole, Place, PoolTree, ServerPool, ROOT};
 use super::{
-    DEFAULT_IDLE_TIMEOUT, DEFAULT_MAX_PARKED, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE, DEFAULT_POOL,
-    DEFAULT_POOL_MAX_PROCESSES, DEFAULT_POOL_OF_ALL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT, DEFAULT_QUEUE_TIMEOUT,
-    DEFAULT_ROOT_MAX_PROCESSES,
+    DEFAULT_IDLE_TIMEOUT, DEFAULT_KILL_GRACE, DEFAULT_MAX_PARKED, DEFAULT_MAX_REQUESTS, DEFAULT_MIN_SPARE,
+    DEFAULT_POOL, DEFAULT_POOL_MAX_PROCESSES, DEFAULT_POOL_OF_ALL_MAX_PROCESSES, DEFAULT_QUEUE_LIMIT,
+    DEFAULT_QUEUE_TIMEOUT, DEFAULT_ROOT_MAX_PROCESSES,
 };
 use std::collections::HashMap;
 use std::io;
@@ -53,6 +53,8 @@ struct Block {
     max_requests: Option<u32>,
     queue_timeout: Option<Duration>,
     queue_limit: Option<u32>,
+    request_timeout: Option<Duration>,
+    kill_grace: Option<Duration>,
     max_parked: Option<u32>,
     max_frontend_threads: Option<u32>,
     env: Vec<(String, String)>,
@@ -247,6 +249,18 @@ impl PoolTreeBuilder {
         Ok(())
     }
 
+    pub fn set_request_timeout(&mut self, text: &str) -> Set {
+        let value = values::time(text, &values::IDLE);
+        self.here().request_timeout = Some(value.map_err(|e| told("PoolRequestTimeout", text, &e))?);
+        Ok(())
+    }
+
+    pub fn set_kill_grace(&mut self, text: &str) -> Set {
+        let value = values::time(text, &values::WAIT);
+        self.here().kill_grace = Some(value.map_err(|e| told("PoolKillGrace", text, &e))?);
+        Ok(())
+    }
+
     pub fn set_queue_limit(&mut self, text: &str) -> Set {
         let value = values::number(text, &values::QUEUE);
         self.here().queue_limit = Some(value.map_err(|e| told("PoolQueueLimit", text, &e))?);
@@ -424,6 +438,8 @@ fn root_pool(block: &Block) -> ServerPool {
             max_requests: block.max_requests.unwrap_or(DEFAULT_MAX_REQUESTS),
             queue_timeout: block.queue_timeout.unwrap_or(DEFAULT_QUEUE_TIMEOUT),
             queue_limit: block.queue_limit.unwrap_or(DEFAULT_QUEUE_LIMIT),
+            request_timeout: block.request_timeout,
+            kill_grace: block.kill_grace.unwrap_or(DEFAULT_KILL_GRACE),
             max_parked: block.max_parked.unwrap_or(DEFAULT_MAX_PARKED),
             max_frontend_threads: block.max_frontend_threads,
         },
@@ -465,6 +481,8 @@ fn sub_pool(block: &Block, groups: bool, parent: &ServerPool, findings: &mut Fin
             max_requests: block.max_requests.unwrap_or(from.max_requests),
             queue_timeout: block.queue_timeout.unwrap_or(from.queue_timeout),
             queue_limit: block.queue_limit.unwrap_or(from.queue_limit),
+            request_timeout: block.request_timeout.or(from.request_timeout),
+            kill_grace: block.kill_grace.unwrap_or(from.kill_grace),
             max_parked: block.max_parked.unwrap_or(from.max_parked),
             max_frontend_threads: block.max_frontend_threads.or(from.max_frontend_threads),
         },

@@ -35,6 +35,7 @@ pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEFAULT_MAX_REQUESTS: u32 = 10_000;
 /// A browser's user has gone by then.
 pub const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const DEFAULT_KILL_GRACE: Duration = Duration::from_secs(5);
 /// Requests that wait for one pool.
 pub const DEFAULT_QUEUE_LIMIT: u32 = 100;
 
@@ -47,7 +48,7 @@ pub const DEFAULT_POOL: &str = "default";
 pub const DEFAULT_POOL_OF_ALL_MAX_PROCESSES: u32 = 32;
 
 /// What may stand in a `<ServerPool>` block; any other directive in it would act on the main server unnoticed.
-pub const BLOCK_DIRECTIVES: [&str; 13] = [
+pub const BLOCK_DIRECTIVES: [&str; 15] = [
     "<ServerPool",
     "PoolUser",
     "PoolGroup",
@@ -56,6 +57,8 @@ pub const BLOCK_DIRECTIVES: [&str; 13] = [
     "PoolIdleTimeout",
     "PoolMaxRequestsPerProcess",
     "PoolQueueTimeout",
+    "PoolRequestTimeout",
+    "PoolKillGrace",
     "PoolQueueLimit",
     "PoolMaxParked",
     "PoolMaxFrontendThreads",
@@ -123,6 +126,10 @@ pub struct Limits {
     pub max_requests: u32,
     pub queue_timeout: Duration,
     pub queue_limit: u32,
+    /// A request may take so long once a worker has it; `None` for any time.
+    pub request_timeout: Option<Duration>,
+    /// So long the worker of one that took longer has for its end.
+    pub kill_grace: Duration,
     /// Requests that wait without a thread, in each frontend process.
     pub max_parked: u32,
     /// Threads of each frontend process that may be with its requests for long; `None` for half of them.
@@ -226,6 +233,7 @@ fn row(pool: &ServerPool) -> PoolRow {
         idle_timeout_ms: millis(limits.idle_timeout),
         queue_timeout_ms: millis(limits.queue_timeout),
         queue_limit: limits.queue_limit,
+        kill_grace_ms: millis(limits.kill_grace),
     }
 }
 

@@ -261,6 +261,7 @@ impl Stage {
             idle_timeout_ms,
             queue_timeout_ms: 10_000,
             queue_limit: 10,
+            kill_grace_ms: 5_000,
         };
         let table = PoolTable {
             generation,

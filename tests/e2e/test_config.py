@@ -276,6 +276,8 @@ def test_a_misspelt_directive_in_a_pool_is_unknown(conf):
         ("PoolMaxRequestsPerProcess -5", "-5: not a whole number from 0", "give one in this range"),
         ("PoolMaxRequestsPerProcess 2e3", "2e3: not a whole number", "give one in this range"),
         ("PoolQueueTimeout 0", "0: not a time from 1ms to 1h", "give a number with the unit"),
+        ("PoolRequestTimeout 0", "0: not a time from 100ms to 168h", "give a number with the unit"),
+        ("PoolKillGrace 2h", "2h: not a time from 1ms to 1h", "give a number with the unit"),
         ("PoolQueueTimeout 2h", "2h: not a time", "give a number with the unit"),
         ("PoolQueueLimit -1", "-1: not a whole number from 0 to 100000", "give one in this range"),
         ("PoolQueueLimit 100001", "100001: not a whole number", "give one in this range"),
@@ -305,6 +307,7 @@ def test_refused_in_a_block(conf, line, value, remedy):
     [
         *"PoolUser PoolGroup PoolMaxProcesses PoolMinSpare PoolIdleTimeout PoolMaxRequestsPerProcess".split(),
         *"PoolQueueTimeout PoolQueueLimit PoolMaxParked PoolMaxFrontendThreads PoolEnv PoolUmask".split(),
+        *"PoolRequestTimeout PoolKillGrace".split(),
     ],
 )
 def test_refused_number_of_arguments(conf, directive, count):
@@ -565,6 +568,7 @@ SERVER = "write it in the server config, outside of any other section than <Serv
         *((f"{directive} 1", SERVER) for directive in "PoolIdleTimeout PoolMaxRequestsPerProcess".split()),
         *((f"{directive} 1", SERVER) for directive in "PoolQueueTimeout PoolQueueLimit PoolMaxParked".split()),
         *((f"{directive} 1", SERVER) for directive in "PoolMaxFrontendThreads PoolUmask".split()),
+        *((f"{directive} 1", SERVER) for directive in "PoolRequestTimeout PoolKillGrace".split()),
     ],
 )
 @pytest.mark.parametrize("wish", ["AllowOverride All", "AllowOverride Indexes", "AllowOverrideList @"])

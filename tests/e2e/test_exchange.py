@@ -612,3 +612,92 @@ def test_a_client_that_leaves_in_its_upload_costs_no_worker(left):
     time.sleep(1)
     now = {p.pid for p in left.workers("alice")}
     assert len(now - before) <= 3 - len(before), (before, now)
+
+
+# --- PoolRequestTimeout -----------------------------------------------------------------------------
+
+LOOPS_PHP = """<?php
+$log = getenv('SCRATCH') . '/' . $_GET['log'];
+register_shutdown_function(function () use ($log) {
+    file_put_contents($log, getmypid() . ' ' . connection_status() . ' 0' . "\\n", FILE_APPEND);
+    if (isset($_GET['stuck'])) while (true) usleep(100000);
+});
+while (ob_get_level()) ob_end_clean();
+if (isset($_GET['first'])) { echo 'first'; flush(); }
+if ($_GET['how'] == 'sleep') sleep(60);
+if ($_GET['how'] == 'ticks') { ignore_user_abort(true); while (true) { echo 'tick'; flush(); usleep(50000); } }
+while (true) usleep(1);
+"""
+
+
+@pytest.fixture(scope="module")
+def limited(scratch, shared_httpd):
+    limits = "PoolIdleTimeout 300s\nPoolMaxProcesses 3\nPoolRequestTimeout 2s\nPoolKillGrace 2s\n"
+    site = Site("alice", ALICE, pool_conf=f"{limits}PoolEnv SCRATCH {scratch}", conf=STALL_CONF)
+    server = shared_httpd(sites=[site], modules=["cgi"])
+    site.write("loops.php", LOOPS_PHP)
+    site.write("pid.php", "<?php echo getmypid();")
+    site.script("sleeps.cgi", "#!/bin/sh\nsleep 60\n")
+    server.start()
+    return server
+
+
+@pytest.mark.pool_only
+@pytest.mark.parametrize("how", ["sleep", "loop"])
+@pytest.mark.parametrize("by", ["http1", "tls", "http2", "http2-tls"])
+def test_a_request_beyond_its_time_gets_504_and_its_shutdown_functions_run(limited, scratch, by, how):
+    if by.startswith("http2") and limited.mpm == "prefork":
+        pytest.skip("mod_http2 does nothing under prefork")
+    log = f"over-{by}-{how}.log"
+    at = len(limited.error_log())
+    start = time.monotonic()
+    if by.startswith("http2"):
+        with H2(limited, timeout=30, tls=by.endswith("tls")) as c:
+            status = c.get(f"/loops.php?how={how}&log={log}").status
+    else:
+        with limited.connect(timeout=30, tls=by == "tls") as c:
+            status = c.get(f"/loops.php?how={how}&log={log}").status
+    assert status == 504
+    assert 1.9 < time.monotonic() - start < 12
+    [(pid, _, _)] = told(scratch, log, 1)
+    eventually(lambda: pid not in {p.pid for p in limited.workers("alice")}, 10, what="the end of the process")
+    text = limited.error_log()[at:]
+    line = r"POOL103: \[pool alice pid %d\] the worker was ended by PoolRequestTimeout after 2 s: 504, for GET /loops.php" % pid
+    assert len(re.findall(line, text)) == len(re.findall("POOL1", text)) == 1, text
+
+
+@pytest.mark.pool_only
+def test_a_response_beyond_its_time_breaks_off(limited, scratch):
+    at = len(limited.error_log())
+    with limited.connect(timeout=30) as c:
+        c.request("GET", "/loops.php?how=sleep&first&log=broken.log")
+        found = c.response()
+        assert (found.status, found.body, found.complete) == (200, b"first", False)
+    told(scratch, "broken.log", 1)
+    assert len(re.findall("POOL104: .* was ended by PoolRequestTimeout after 2 s", limited.error_log()[at:])) == 1
+
+
+@pytest.mark.pool_only
+def test_a_process_that_does_not_end_is_killed_after_its_grace(limited, scratch):
+    start = time.monotonic()
+    assert limited.get("/loops.php?how=sleep&stuck&log=stuck.log", timeout=30).status == 504
+    [(pid, _, _)] = told(scratch, "stuck.log", 1)
+    eventually(lambda: pid not in {p.pid for p in limited.workers("alice")}, 12, what="the end of the process")
+    assert time.monotonic() - start > 3.5
+
+
+@pytest.mark.pool_only
+def test_a_cgi_program_beyond_its_time_ends(limited):
+    start = time.monotonic()
+    assert limited.get("/sleeps.cgi", timeout=30).status == 504
+    assert 1.9 < time.monotonic() - start < 12
+    assert limited.get("/pid.php").status == 200
+
+
+@pytest.mark.pool_only
+def test_a_job_without_client_ends_with_its_time(limited, scratch):
+    at = len(limited.error_log())
+    leave_soon(limited, "/loops.php?how=ticks&log=job.log", "http1")
+    [(pid, _, _)] = told(scratch, "job.log", 1)
+    eventually(lambda: pid not in {p.pid for p in limited.workers("alice")}, 10, what="the end of the process")
+    assert len(re.findall(r"POOL147: \[pool alice pid %d\]" % pid, limited.error_log()[at:])) == 1

@@ -498,6 +498,18 @@ def test_frames_that_bring_nothing_hold_no_thread_for_a_client_that_left(server,
     server.kill("worker", "alice")
 
 
+@pytest.mark.parametrize("bad", [w.frame(99), w.data("x", exchange=w.FIRST + 1), OK, w.end() + w.data("more")],
+                         ids=["kind", "exchange", "second-head", "behind-the-end"])
+def test_a_worker_whose_client_has_left_is_held_to_the_protocol(server, bad):
+    plan = w.plan({"data": OK + w.data("first", flags=w.FLUSH), "pause": 1}, bad)
+    with server.connect() as c:
+        c.request("POST", "/forge.php", headers=[("Content-Length", len(plan))], body=plan)
+        c.head()
+        c.reset()
+    eventually(lambda: (server.scratch / "forge.log").exists(), 10, what="the forge has sent its frames")
+    worker_is_replaced(server)
+
+
 # --- descriptors ------------------------------------------------------------------------------------
 
 

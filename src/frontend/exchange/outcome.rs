@@ -58,6 +58,8 @@ pub(super) enum Stop {
     Silent,
     /// The worker has not received the request in time.
     Untaken,
+    /// The request took longer than `PoolRequestTimeout`.
+    Expired,
     /// Not at all: it needs no thread for now.
     Parks,
 }
@@ -110,6 +112,10 @@ impl Run<'_> {
                 return Outcome::Unread
             }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),
+            Stop::Expired => {
+                let limit = self.time_limit.unwrap_or_default();
+                (504, Returned::Expired, format!("was ended by PoolRequestTimeout after {} s", limit.as_secs_f32()))
+            }
             Stop::Untaken => {
                 let why = format!("did not take the request for {} seconds", self.patience.as_secs());
                 (504, Returned::TimedOut, why)

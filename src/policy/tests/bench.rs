@@ -17,6 +17,7 @@ pub(super) fn row(name: &str, parent: Option<u32>, cap: u32) -> PoolRow {
         idle_timeout_ms: 30_000,
         queue_timeout_ms: 5_000,
         queue_limit: 100,
+        kill_grace_ms: 5_000,
     }
 }
 

@@ -121,6 +121,9 @@ impl World {
                 self.dying.insert(lease);
                 self.lent.remove(&lease);
             }
+            Action::Interrupt { lease } => {
+                assert!(self.workers.contains_key(&lease), "a worker that does not exist");
+            }
             Action::Forget { lease } => {
                 self.forking.remove(&lease);
             }
@@ -269,6 +272,7 @@ impl World {
                         Returned::Abandoned,
                         Returned::Violation,
                         Returned::TimedOut,
+                        Returned::Expired,
                     ][dice.roll(9)];
                     self.lent.remove(&lease);
                     self.event(Event::Return { frontend, lease, lend, how });

@@ -280,6 +280,14 @@ fn each_way_to_return_has_its_grace() {
         b.pass(1);
         assert!(b.has(|a| *a == Action::Kill { lease: held.0 }), "{how:?}");
     }
+    let mut b = one(1);
+    let held = b.lent(F1, 1, 1);
+    b.give_back(F1, held, Returned::Expired);
+    assert!(b.has(|a| *a == Action::Interrupt { lease: held.0 }));
+    b.pass(5_000 - 1);
+    assert!(!b.has(|a| matches!(a, Action::Kill { .. })), "too early");
+    b.pass(1);
+    assert!(b.has(|a| *a == Action::Kill { lease: held.0 }));
     for how in [Returned::Violation, Returned::TimedOut] {
         let mut b = one(1);
         let held = b.lent(F1, 1, 1);

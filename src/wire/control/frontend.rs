@@ -61,8 +61,10 @@ pub enum Returned {
     Dead,
     /// The worker broke the protocol: kill it.
     Violation,
-    /// The worker was silent for longer than httpd's Timeout: kill it.
+    /// The worker did not take its request within httpd's Timeout: kill it.
     TimedOut,
+    /// Its request took longer than PoolRequestTimeout: interrupt it, and kill it after the pool's grace.
+    Expired,
 }
 
 /// On a frontend's channel, from the controller.
@@ -146,7 +148,8 @@ impl Queued {
 
 impl Returned {
     /// Each at the place that is its number.
-    const ALL: [Self; 6] = [Self::Idle, Self::Last, Self::Abandoned, Self::Dead, Self::Violation, Self::TimedOut];
+    const ALL: [Self; 7] =
+        [Self::Idle, Self::Last, Self::Abandoned, Self::Dead, Self::Violation, Self::TimedOut, Self::Expired];
 }
 
 impl Refusal {

@@ -21,7 +21,7 @@ pub use seed::{SeedOrder, SeedReport, ZygoteOrder, ZygoteReport};
 pub use table::{PoolRow, PoolTable};
 
 /// Version of the control messages; a peer with another one is refused.
-pub const CONTROL_VERSION: u16 = 3;
+pub const CONTROL_VERSION: u16 = 4;
 /// No control message is larger, in bytes. The pool table travels in a memfd instead.
 pub const MAX_CONTROL_MESSAGE: usize = 8192;
 /// Longest name of a pool, in bytes: it has to fit a process title and a log prefix.

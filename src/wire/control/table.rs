@@ -40,6 +40,8 @@ pub struct PoolRow {
     pub queue_timeout_ms: u64,
     /// At most this many requests wait for a worker at a time.
     pub queue_limit: u32,
+    /// A worker whose request took too long has so long for its end, in milliseconds.
+    pub kill_grace_ms: u64,
 }
 
 /// How the parent of a row is written when there is none.
@@ -112,6 +114,7 @@ impl PoolRow {
         out.put_u64(self.idle_timeout_ms);
         out.put_u64(self.queue_timeout_ms);
         out.put_u32(self.queue_limit);
+        out.put_u64(self.kill_grace_ms);
     }
 
     fn decode(r: &mut Reader<'_>, index: usize) -> Result<Self, Malformed> {
@@ -141,6 +144,20 @@ impl PoolRow {
             return Err(Malformed::Field("timeout"));
         }
         let queue_limit = r.u32()?;
-        Ok(Self { name, parent, uid, max_processes, min_spare, idle_timeout_ms, queue_timeout_ms, queue_limit })
+        let kill_grace_ms = r.u64()?;
+        if kill_grace_ms > MAX_TIMEOUT_MS {
+            return Err(Malformed::Field("timeout"));
+        }
+        Ok(Self {
+            name,
+            parent,
+            uid,
+            max_processes,
+            min_spare,
+            idle_timeout_ms,
+            queue_timeout_ms,
+            queue_limit,
+            kill_grace_ms,
+        })
     }
 }

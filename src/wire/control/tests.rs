@@ -34,6 +34,7 @@ fn row(name: &str, parent: Option<u32>) -> PoolRow {
         idle_timeout_ms: 30_000,
         queue_timeout_ms: 5_000,
         queue_limit: 100,
+        kill_grace_ms: 5_000,
     }
 }
 
@@ -147,8 +148,16 @@ fn frontend_messages() {
     ];
     all.push(FrontendMessage::Discard { pool: 2 });
     all.extend(
-        [Returned::Idle, Returned::Last, Returned::Abandoned, Returned::Dead, Returned::Violation, Returned::TimedOut]
-            .map(|how| FrontendMessage::Return { lease, lend, how }),
+        [
+            Returned::Idle,
+            Returned::Last,
+            Returned::Abandoned,
+            Returned::Dead,
+            Returned::Violation,
+            Returned::TimedOut,
+            Returned::Expired,
+        ]
+        .map(|how| FrontendMessage::Return { lease, lend, how }),
     );
     for m in &all {
         check(m, &m.encode(), FrontendMessage::decode);
