@@ -7,7 +7,6 @@ use super::frontends::Frontend;
 use super::keeper::Kept;
 use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
-use crate::sys::privileges::duplicate_to;
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
 use crate::sys::{descriptor, launch, shortage, syslog};
@@ -169,7 +168,8 @@ impl Controller {
     fn parent_says(&mut self, message: &ParentMessage, fds: Vec<OwnedFd>) {
         match *message {
             ParentMessage::Configure { generation, older } => match read_configuration(generation, fds) {
-                Ok((table, until_ready)) => {
+                Ok((table, log, until_ready)) => {
+                    self.use_error_log(log);
                     if let Some(end) = until_ready {
                         self.end_wait(generation);
                         self.until_ready.insert(generation, end);
@@ -342,14 +342,12 @@ impl Controller {
     }
 }
 
-/// Takes the pool table and the new standard error from what came with a Configure, and what the parent waits at.
-fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<(PoolTable, Option<OwnedFd>)> {
+/// Takes the pool table and the new error log from what came with a Configure, and what the parent waits at.
+fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<(PoolTable, OwnedFd, Option<OwnedFd>)> {
     let mut fds = fds.into_iter();
-    let (Some(memory), Some(standard_error), until_ready, None) = (fds.next(), fds.next(), fds.next(), fds.next())
-    else {
+    let (Some(memory), Some(log), until_ready, None) = (fds.next(), fds.next(), fds.next(), fds.next()) else {
         return Err(io::Error::other("two or three descriptors belong to it"));
     };
-    duplicate_to(standard_error.as_fd(), 2)?;
     let mut memory = File::from(memory);
     memory.rewind()?;
     let mut bytes = Vec::new();
@@ -359,5 +357,5 @@ fn read_configuration(generation: u64, fds: Vec<OwnedFd>) -> io::Result<(PoolTab
     if table.generation != generation {
         return Err(io::Error::other("the table is of another generation"));
     }
-    Ok((table, until_ready))
+    Ok((table, log, until_ready))
 }

@@ -47,10 +47,11 @@ pub(super) fn keep(start: &ControllerStart) -> io::Result<Kept> {
         kept.fds.truncate(LASTING);
         let status = wait_for(&controller, &signal)?;
         if status == 0 || parent.has_ended() {
-            orphans::end_children();
+            orphans::end_children(|_| false);
             exit_now(0);
         }
-        log::error(&format!("mod_pool: the controller died: {}; another one is started", describe_status(status)));
+        let died = describe_status(status);
+        log::error_by_child(&format!("mod_pool: the controller died: {died}; another one is started"));
         std::thread::sleep(PAUSE);
     }
 }

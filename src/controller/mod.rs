@@ -62,6 +62,7 @@ enum Source {
     PoolErrors(u64),
     Foreign(u32),
     Closer(u32),
+    LogWriter(u32),
 }
 
 /// What one look at a channel brings.
@@ -144,6 +145,7 @@ struct Controller {
     errors: pool_errors::PoolErrors,
     orphans: orphans::Sweep,
     closers: closers::Closers,
+    log_writers: log::LogWriters,
     connector_token: u64,
     /// The parent speaks to this controller by now.
     begun: bool,
@@ -172,7 +174,7 @@ pub fn run(start: ControllerStart) -> ! {
             status
         }
         Err(e) => {
-            log::error(&format!("mod_pool: the controller cannot start: {e}"));
+            log::error_by_child(&format!("mod_pool: the controller cannot start: {e}"));
             1
         }
     };
@@ -212,6 +214,7 @@ impl Controller {
             errors: pool_errors::PoolErrors::default(),
             orphans: orphans::Sweep::new(clock::micros() / 1000),
             closers: closers::Closers::default(),
+            log_writers: log::LogWriters::default(),
             connector_token: 0,
             begun,
             replaced_noted: false,
@@ -233,6 +236,7 @@ impl Controller {
             controller.poller.add(fd, token)?;
             controller.sources.insert(token, source);
         }
+        controller.begin_logging()?;
         Ok(controller)
     }
 
@@ -260,6 +264,7 @@ impl Controller {
             self.report_dropped_lines();
             self.sweep_orphans();
             self.run_closers();
+            self.look_after_log();
             if self.done {
                 return 0;
             }
@@ -290,6 +295,7 @@ impl Controller {
             Source::WorkerProcess(lease) => self.reap_worker(lease),
             Source::PoolErrors(token) => self.look_at_pool_errors(token),
             Source::Closer(pid) => self.reap_closer(pid),
+            Source::LogWriter(pid) => self.reap_log_writer(pid),
             Source::Foreign(pid) => {
                 if let Some(process) = self.foreign.remove(&pid) {
                     self.unwatch(process.token, &process.what);
@@ -319,8 +325,10 @@ impl Controller {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.now();
-        [self.policy.next_deadline(), self.errors.deadline(), Some(self.orphans.deadline()), self.closers.deadline()]
+        let parts = [self.errors.deadline(), self.closers.deadline(), self.log_writers.deadline(now)];
+        [self.policy.next_deadline(), Some(self.orphans.deadline())]
             .into_iter()
+            .chain(parts)
             .flatten()
             .min()
             .map(|at| Duration::from_millis(at.saturating_sub(now)))

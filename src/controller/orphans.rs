@@ -242,13 +242,15 @@ impl Controller {
             process.kill();
         }
         self.discard_sockets();
-        end_children();
+        let writers = &self.log_writers;
+        end_children(|pid| writers.is_one(pid));
         self.foreign.clear();
         // Each that ends may have had children, which come to our parent in turn.
         let began = Instant::now();
         while self.end_adopted() && began.elapsed() < LAST_LOOK {
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.end_logging();
     }
 }
 
@@ -262,10 +264,11 @@ fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {
     name.map_or_else(|| "a pool".into(), |name| format!("pool {name}"))
 }
 
-/// Ends and reaps every child, and what becomes a child meanwhile.
-pub(super) fn end_children() {
+/// Ends and reaps every child, and what becomes a child meanwhile, but for those that are spared.
+pub(super) fn end_children(spared: impl Fn(u32) -> bool) {
     let began = Instant::now();
-    while let Ok(children) = process::children() {
+    while let Ok(mut children) = process::children() {
+        children.retain(|pid| !spared(*pid));
         if children.is_empty() || began.elapsed() > LAST_LOOK {
             return;
         }

@@ -19,16 +19,6 @@ pub fn read(fd: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
     Ok(nix::unistd::read(fd, buf)?)
 }
 
-/// Writes to standard error unless that would have to wait. Whether it did.
-pub fn write_standard_error(bytes: &[u8]) -> bool {
-    let errors = io::stderr();
-    let mut poll = [PollFd::new(errors.as_fd(), PollFlags::POLLOUT)];
-    match nix::poll::poll(&mut poll, PollTimeout::ZERO) {
-        Ok(1..) => nix::unistd::write(&errors, bytes).is_ok(),
-        _ => false,
-    }
-}
-
 /// How many this process may have open (`RLIMIT_NOFILE`).
 pub fn limit() -> io::Result<u64> {
     Ok(nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0)

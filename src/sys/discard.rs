@@ -40,8 +40,8 @@ pub fn close_in_child(fds: Vec<OwnedFd>) -> Result<u32, (Vec<OwnedFd>, io::Error
     }
 }
 
-/// Closes all descriptors but these, which are in order.
-fn close_others(kept: &[RawFd]) {
+/// Closes all descriptors but these, which are in order, in a child that was just forked and never drops what owns them.
+pub(super) fn close_others(kept: &[RawFd]) {
     let mut first: RawFd = 0;
     for last in kept.iter().map(|fd| fd - 1).chain([RawFd::MAX]) {
         if first <= last {

@@ -14,6 +14,7 @@ pub mod heritage;
 pub mod image;
 pub mod inherited;
 pub mod launch;
+pub mod logger;
 pub mod look;
 pub mod memory;
 pub mod mounts;

@@ -1,7 +1,7 @@
 //! Lines to syslogd, as httpd writes them where `ErrorLog` says syslog.
 //!
-//! Runs in: parent, controller.  Trusts: nothing in a line.  Owns: this process's socket to syslogd.
-//! Never: waits for syslogd, which syslog(3) does.
+//! Runs in: parent; controller, which makes the lines; its log writer, which sends them.  Trusts: nothing in a line.
+//! Owns: the log writer's socket to syslogd.  Never: sends in the controller, as whoever fills /dev/log holds up a sender.
 
 use super::descriptor;
 use std::os::unix::net::UnixDatagram;
@@ -49,8 +49,11 @@ pub enum Level {
 struct Syslog {
     facility: u8,
     ident: String,
-    socket: Option<UnixDatagram>,
 }
+
+/// A connection to syslogd.
+#[derive(Debug, Default)]
+pub struct Socket(Option<UnixDatagram>);
 
 static CURRENT: Mutex<Option<Syslog>> = Mutex::new(None);
 
@@ -67,35 +70,42 @@ pub fn destination(error_log: &[u8], program: &[u8]) -> Option<(u8, Vec<u8>)> {
     Some((facility, ident.iter().copied().take(MAX_IDENT).collect()))
 }
 
-/// [`send`] has an effect from now on, unless `ident` is empty.
+/// [`message`] makes one from now on, unless `ident` is empty.
 pub fn use_from_now_on(facility: u8, ident: &[u8]) {
     let ident: String = String::from_utf8_lossy(ident).chars().filter(|c| !c.is_control()).take(MAX_IDENT).collect();
-    let new = (!ident.is_empty()).then(|| Syslog { facility: facility % 24, ident, socket: None });
+    let new = (!ident.is_empty()).then_some(Syslog { facility: facility % 24, ident });
     *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = new;
 }
 
-/// Sends one line. False if syslog is not in use. A line that syslogd cannot take now is lost.
-pub fn send(level: Level, line: &[u8]) -> bool {
-    let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(syslog) = current.as_mut() else { return false };
-    syslog.send(Path::new(PATH), level, line);
-    true
+/// A line as syslogd takes it; `None` if syslog is not in use.
+pub fn message(level: Level, line: &[u8]) -> Option<Vec<u8>> {
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|syslog| syslog.message(level, line))
 }
 
 impl Syslog {
-    fn send(&mut self, path: &Path, level: Level, line: &[u8]) {
+    fn message(&self, level: Level, line: &[u8]) -> Vec<u8> {
         let priority = u32::from(self.facility) << 3 | level as u32;
         let head = format!("<{priority}>{} {}[{}]: ", time(), self.ident, std::process::id());
-        let message = [head.as_bytes(), line].concat();
+        [head.as_bytes(), line].concat()
+    }
+}
+
+impl Socket {
+    /// Sends what [`message`] has made. Waits for a syslogd that does not read; where there is none, the line is lost.
+    pub fn send(&mut self, message: &[u8]) {
+        self.send_to(Path::new(PATH), message);
+    }
+
+    fn send_to(&mut self, path: &Path, message: &[u8]) {
         // A syslogd that was started again has another socket.
         for _ in 0..2 {
-            if self.socket.is_none() {
-                self.socket = connect(path).ok();
+            if self.0.is_none() {
+                self.0 = connect(path).ok();
             }
-            let Some(socket) = &self.socket else { return };
-            match socket.send(&message) {
-                Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => self.socket = None,
-                _ => return,
+            let Some(socket) = &self.0 else { return };
+            match socket.send(message) {
+                Err(_) => self.0 = None,
+                Ok(_) => return,
             }
         }
     }
@@ -103,7 +113,6 @@ impl Syslog {
 
 fn connect(path: &Path) -> std::io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
     socket.connect(path)?;
     Ok(socket)
 }
@@ -141,25 +150,33 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("mod_pool-syslog-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
         let path = directory.join("log");
-        let mut syslog = Syslog { facility: 19, ident: "web".into(), socket: None };
-        syslog.send(&path, Level::Error, b"nobody there");
+        let syslog = Syslog { facility: 19, ident: "web".into() };
+        let text = syslog.message(Level::Error, b"[pool:error] text");
+        let mut socket = Socket::default();
+        socket.send_to(&path, b"nobody there");
         let mut buf = [0; 100];
         for round in 0..2 {
             let listener = UnixDatagram::bind(&path).expect("a socket");
             listener.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a timeout");
-            syslog.send(&path, Level::Error, b"[pool:error] text");
+            socket.send_to(&path, &text);
             let len = listener.recv(&mut buf).expect("a line");
             let line = String::from_utf8_lossy(&buf[..len]);
             assert!(line.starts_with("<155>"), "{line}");
             assert!(line.ends_with(&format!(" web[{}]: [pool:error] text", std::process::id())), "{line}");
             assert_eq!(line.find(" web["), Some(5 + "Nov  8 09:05:00".len()), "{line}");
             if round == 0 {
-                // It reads nothing: more than its queue takes.
-                (0..10_000).for_each(|_| syslog.send(&path, Level::Notice, b"lost"));
+                // It reads nothing: more than its queue takes. Who waits then goes on when it ends.
+                let (path, text) = (path.clone(), text.clone());
+                let mut other = Socket(connect(&path).ok());
+                let waiting = std::thread::spawn(move || (0..1_000).for_each(|_| other.send_to(&path, &text)));
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                assert!(!waiting.is_finished());
+                std::fs::remove_file(directory.join("log")).expect("no socket");
+                drop(listener);
+                waiting.join().expect("its end");
             }
-            drop(listener);
-            std::fs::remove_file(&path).expect("no socket");
         }
+        std::fs::remove_file(&path).expect("no socket");
         std::fs::remove_dir(&directory).expect("no directory");
     }
 }

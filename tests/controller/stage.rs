@@ -127,9 +127,56 @@ pub fn alive(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
 }
 
+/// But for the writers of the controller's log.
 pub fn children_of(pid: u32) -> Vec<u32> {
+    children(pid).into_iter().filter(|pid| !is_log_writer(*pid)).collect()
+}
+
+pub fn log_writers_of(pid: u32) -> Vec<u32> {
+    children(pid).into_iter().filter(|pid| is_log_writer(*pid)).collect()
+}
+
+fn children(pid: u32) -> Vec<u32> {
     let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     list.split_whitespace().map(|p| p.parse().expect("pid")).collect()
+}
+
+fn is_log_writer(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| title.starts_with(b"mod_pool: log writer"))
+}
+
+/// Somebody who keeps a pipe's mutex: splice(2) waits with it for a socket on which nothing comes. To be declared after the
+/// pipe: who closes the pipe while this one is there waits for it, whatever he is.
+#[derive(Debug)]
+pub struct Holder {
+    pid: u32,
+    _silent: [OwnedFd; 2],
+}
+
+impl Holder {
+    pub fn of(write: &OwnedFd) -> Self {
+        let (silent, other) = socket::seqpacket_pair().expect("socketpair");
+        let pid = fork(|| {
+            // SAFETY: takes integers only: it ends with this process, also where that cannot unwind.
+            unsafe { nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL, 0, 0, 0) };
+            let (from, to, none) = (silent.as_raw_fd(), write.as_raw_fd(), std::ptr::null_mut());
+            // SAFETY: without offsets nothing of our memory is read or written.
+            unsafe { nix::libc::splice(from, none, to, none, 4096, 0) };
+            true
+        });
+        let holder = Self { pid, _silent: [silent, other] };
+        let number = format!("{} ", nix::libc::SYS_splice);
+        let syscall = || std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        eventually("the pipe is held", || syscall().starts_with(&number));
+        holder
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        kill(self.pid);
+        wait(self.pid);
+    }
 }
 
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -314,7 +361,12 @@ impl Drop for Stage {
     fn drop(&mut self) {
         if !self.reaped && self.parent == std::process::id() {
             let all = children_of(self.controller);
-            self.say(&ParentMessage::Stop, &[]);
+            if std::thread::panicking() {
+                // It may not listen, and its queue may be full.
+                kill(self.controller);
+            } else {
+                self.say(&ParentMessage::Stop, &[]);
+            }
             let status = wait(self.controller);
             if !std::thread::panicking() {
                 assert_eq!(status, 0, "the controller's exit status");

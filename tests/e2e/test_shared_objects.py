@@ -13,7 +13,7 @@ import time
 import pytest
 
 from harness import ALICE, BOB, Later, Site, eventually, gone, read_process
-from harness.stuck import held_pipe, read_for_ever
+from harness.stuck import held, held_pipe, read_for_ever
 from pages import FFI, SLEEP_PHP, WHO_PHP
 
 SPLICE = {"x86_64": 275, "aarch64": 76}
@@ -286,6 +286,40 @@ def test_standard_error_is_opened_by_its_path_where_httpd_is_not_root(httpd):
         assert run(server, command).split()[0] == "0"
     server.wait_for_log("by path")
     server.wait_for_log("by number")
+
+
+# --- the error log -----------------------------------------------------------------------------------
+
+
+@pytest.mark.pool_only
+@pytest.mark.timeout(120)
+def test_an_error_log_that_somebody_holds_holds_up_no_pool(httpd):
+    """A piped logger's pipe is standard error of mod_cgid's scripts and mod_wsgi's daemons, too."""
+    sites = [Site("alice", ALICE), Site("bob", BOB)]
+    server = httpd(sites=sites, conf='ErrorLog "|/usr/bin/tee -a @ROOT@/logs/error.log"\n')
+    for site in sites:
+        fill(site)
+    server.start()
+    said = lambda: server.count_log("pool bob: its zygote died")
+    assert server.get("/pid.php", "bob").status == 200
+    server.kill("zygote", "bob")
+    eventually(lambda: said() == 1, 5, what="the controller's line")
+    log = os.open(f"/proc/{server.main}/fd/2", os.O_WRONLY)
+    try:
+        assert os.readlink(f"/proc/self/fd/{log}").startswith("pipe:")
+        with held(log):
+            for _ in range(3):
+                eventually(lambda workers=server.kill("worker", "bob"): gone(*workers), 5)
+                assert server.get("/pid.php", "bob", timeout=10).status == 200
+                [zygote] = server.kill("zygote", "bob")
+                eventually(lambda: gone(zygote), 5)
+            # New processes of another pool, too.
+            assert server.get("/pid.php", "alice", timeout=10).status == 200
+            assert said() == 1, "nobody held the log"
+        eventually(lambda: said() == 4, 5, what="the lines that were said meanwhile")
+        assert server.count_log("POOL120") == 0
+    finally:
+        os.close(log)
 
 
 # --- a controller that waits all the same ------------------------------------------------------------

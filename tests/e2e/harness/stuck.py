@@ -39,25 +39,34 @@ def _wait_for_stop(pid):
 
 
 @contextlib.contextmanager
-def held_pipe():
-    """The read end of a pipe whose mutex somebody has."""
+def held(write):
+    """The write end of a pipe: meanwhile somebody has the pipe's mutex."""
     if platform.machine() != "x86_64":
-        pytest.skip("needs the registers of x86_64")
-    read, write = os.pipe()
+        pytest.skip("the number of splice(2) and the registers are those of x86_64")
     silent, other = socket.socketpair()
     holder = os.fork()
     if holder == 0:
+        _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
         _libc.syscall(SPLICE, silent.fileno(), None, write, None, 4096, 0)
         os._exit(0)
     try:
         eventually(lambda: open(f"/proc/{holder}/syscall").read().startswith(f"{SPLICE} "), 5, what="the pipe is held")
-        yield read
+        yield
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
-        for fd in (read, write):
-            os.close(fd)
         silent.close(), other.close()
+
+
+@contextlib.contextmanager
+def held_pipe():
+    """The read end of a pipe whose mutex somebody has."""
+    read, write = os.pipe()
+    try:
+        with held(write):
+            yield read
+    finally:
+        os.close(read), os.close(write)
 
 
 def read_for_ever(pid, pipe):
