@@ -17,13 +17,13 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// The paths below /proc in a line of code, but for those of the process itself.
+/// The paths below /proc in a line of code, but for those of the process itself and the kernel's own settings.
 fn of_others(line: &str) -> impl Iterator<Item = &str> {
     let code = line.split("//").next().unwrap_or_default();
     let paths = code.match_indices("/proc/").map(|(at, _)| &code[at..]);
     let paths =
         paths.map(|path| path.split(|c: char| c == '"' || c == '\\' || c.is_whitespace()).next().unwrap_or(path));
-    paths.filter(|path| !path.starts_with("/proc/self/"))
+    paths.filter(|path| !path.starts_with("/proc/self/") && !path.starts_with("/proc/sys/"))
 }
 
 #[test]
