@@ -122,13 +122,22 @@ def by_proxy(server, plan, proxy, method="POST"):
         except BrokeOff as e:
             seen = Seen(why=f"broke off: {e}")
     for path in ("/victim.txt", "/victim.php"):
-        with proxy.connect(timeout=15) as c:
-            c.request("GET", path, "bob.test", [("Connection", "close")])
-            strict = Strict(c)
-            victim = strict.response()
-            assert (victim.status, victim.text) == (200, VICTIM), (seen, victim)
-            strict.end()
+        victim = by_proxy_once(proxy, path)
+        # Behind a whole response the proxy may use the connection before it hears of its end, as of one of stock httpd's
+        # whose child has died: that request it answers itself.
+        if victim.status == 502 and "Error reading from remote server" in victim.text and not seen.why:
+            victim = by_proxy_once(proxy, path)
+        assert (victim.status, victim.text) == (200, VICTIM), (seen, victim)
     return seen
+
+
+def by_proxy_once(proxy, path):
+    with proxy.connect(timeout=15) as c:
+        c.request("GET", path, "bob.test", [("Connection", "close")])
+        strict = Strict(c)
+        victim = strict.response()
+        strict.end()
+        return victim
 
 
 def by_h2(server, plan, method="POST"):
