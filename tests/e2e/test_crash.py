@@ -411,7 +411,8 @@ def test_random_deaths_under_load(httpd):
     for site in server.sites.values():
         fill(site)
     server.start()
-    quiet = lambda: {p.role for p in server.processes()} == {"parent", "frontend", "controller", "seed"}
+    own = {"parent", "frontend", "controller", "log writer", "seed"}
+    quiet = lambda: {p.role for p in server.processes()} == own
     recovers(server), recovers(server, "bob")
     eventually(quiet, 12, what="pools at zero")
     parent, controller = own_descriptors(server, "parent"), own_descriptors(server, "controller")
