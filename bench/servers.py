@@ -446,8 +446,32 @@ def version(command, pattern):
     return found[1] if found else "?"
 
 
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
+
+@contextmanager
+def equal_shares():
+    """Every process competes by itself. With autogroups each session has the same share, and a pool's worker is a session
+    of its own, where all of php-fpm's or prefork's processes are one."""
+    before = AUTOGROUP.read_text() if AUTOGROUP.exists() else None
+    if before is not None:
+        AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        if before is not None:
+            AUTOGROUP.write_text(before)
+
+
+def shares():
+    """What was in force, for the report."""
+    if not AUTOGROUP.exists():
+        return "this kernel has no sched_autogroup"
+    return "sched_autogroup off" if AUTOGROUP.read_text().strip() == "0" else "SCHED_AUTOGROUP ON: THE SHARES ARE UNEQUAL"
+
+
 def machine(php):
-    return (f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} processors, Linux {platform.release()}, "
+    return (f"{time.strftime('%Y-%m-%d')}, {shares()}, {os.cpu_count()} processors, Linux {platform.release()}, "
             f"{version(['apache2', '-v'], r'(Apache/[0-9.]+)')}, PHP {version([php['fpm'] or 'php', '-v'], r'PHP ([0-9.]+)')}, "
             f"{version(['wrk', '-v'], r'(wrk [^ ]+)')} (1 thread) on the same machine")
 
@@ -460,9 +484,10 @@ def write_report(name, text, numbers):
 
 
 def run(main):
-    """A benchmark's end by a signal is an ordinary one: the servers are stopped."""
+    """A benchmark's end by a signal is an ordinary one: the servers are stopped, and the machine is as it was."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        main()
+        with equal_shares():
+            main()
     except KeyboardInterrupt:
         sys.exit(130)
