@@ -127,7 +127,9 @@ def others_are_served(server, within, seconds=3):
 
 
 def a_file(kind, length=4000, **more):
-    return {"data": w.head(200, ("Content-Length", str(length))) + w.file(0, length) + w.end(), "fds": [kind], **more}
+    # Its last request: the script hangs then, and another request would wait for it to take that.
+    end = w.end(flags=w.LAST)
+    return {"data": w.head(200, ("Content-Length", str(length))) + w.file(0, length) + end, "fds": [kind], **more}
 
 
 @pytest.mark.parametrize("what", ["fuse", "overlay", "direct"])
