@@ -55,12 +55,15 @@ impl State {
         }
         self.lacking.insert(key);
         let others = self.lacking.intersection(&self.waiting).count();
-        if self.room_comes() >= others || self.end_unused(key) || self.recall_of_others(key) {
+        let may_come = self.room_comes() >= others
+            || self.end_unused(key)
+            || self.recall_of_others(key)
+            || self.others_change(key)
+            || self.yields(key);
+        if may_come {
             self.timers.arm(TimerKey::Pressure(key), self.now + PATIENCE);
-        } else if self.room_comes() == 0 {
-            self.fail_pool(key, text);
         } else {
-            self.timers.arm(TimerKey::Pressure(key), self.now + PATIENCE);
+            self.fail_pool(key, text);
         }
         self.relieve_others();
     }
@@ -107,6 +110,33 @@ impl State {
             self.settle(owner);
         }
         true
+    }
+
+    /// Whether processes of other pools start or end: what comes of them is idle some time, or gone.
+    fn others_change(&self, key: PoolKey) -> bool {
+        let changes = |state: &WorkerState| matches!(state, WorkerState::Forking { .. } | WorkerState::Ending { .. });
+        self.zygotes.values().any(|z| z.key != key && z.state != ZygoteState::Ready)
+            || self.workers.values().any(|w| w.key != key && changes(&w.state))
+    }
+
+    /// Pools that wait keep one another out: each has a zygote, and none has room for a worker. The zygote of the one
+    /// whose request came last ends, until the one whose request came first has room. Whether `key` may hope.
+    fn yields(&mut self, key: PoolKey) -> bool {
+        let age = |key: &PoolKey| {
+            let place = self.pools.get(key)?.wants.first()?;
+            Some((self.wants.get(&place)?.since, *key))
+        };
+        let first = self.lacking.intersection(&self.waiting).filter_map(age).min().map(|(_, key)| key);
+        let alone = |id: &ZygoteId| {
+            let zygote = self.zygotes.get(id).filter(|z| z.state == ZygoteState::Ready && Some(z.key) != first)?;
+            let pool = self.pools.get(&zygote.key)?;
+            (pool.forking + pool.lent + pool.idle.len() == 0).then_some((age(&zygote.key)?, *id))
+        };
+        let last = self.zygotes.keys().filter_map(alone).max().map(|(_, id)| id);
+        if let Some(id) = last {
+            self.end_zygote(id, RETIRE_GRACE);
+        }
+        last.is_some() || first != Some(key)
     }
 
     /// What it lacks by that comes back when somebody ends and nobody waits.

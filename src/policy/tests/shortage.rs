@@ -74,6 +74,61 @@ fn a_lease_that_another_frontend_does_not_use_is_asked_for() {
 }
 
 #[test]
+fn a_pool_without_room_waits_for_what_the_start_of_another_comes_to() {
+    let mut b = two();
+    b.want(F1, 1, 1);
+    let first = b.zygote_started().expect("a zygote");
+    b.want(F1, 2, 2);
+    assert!(lacks(&mut b));
+    b.nothing();
+    b.event(Event::ZygoteReady { zygote: first });
+    b.pass(PATIENCE);
+    let lease = b.fork_ordered().expect("a worker of the first");
+    assert!(lacks(&mut b), "the second tries again");
+    b.nothing();
+    b.event(Event::Forked { lease, pid: 100 });
+    assert_eq!(b.grant().map(|g| g.0), Some(1));
+}
+
+#[test]
+fn of_pools_that_keep_one_another_out_the_last_to_come_yields() {
+    for turn in [[0, 1], [1, 0]] {
+        let mut b = two();
+        b.want(F1, 1, 1);
+        b.pass(1);
+        b.want(F1, 2, 2);
+        let zygotes = [b.zygote_started().expect("a zygote"), b.zygote_started().expect("a zygote")];
+        for zygote in turn {
+            b.event(Event::ZygoteReady { zygote: zygotes[zygote] });
+        }
+        assert!(lacks(&mut b) && lacks(&mut b), "no room for a worker of either");
+        let ended = b.take(|a| matches!(a, Action::EndZygote { .. }));
+        assert_eq!(ended, Some(Action::EndZygote { zygote: zygotes[1] }));
+        b.event(Event::ZygoteGone { zygote: zygotes[1], text: "exit status 0".into() });
+        b.pass(PATIENCE);
+        b.obey();
+        assert_eq!(b.grant().map(|g| g.0), Some(1));
+        assert!(b.refused().is_none());
+    }
+}
+
+#[test]
+fn without_room_for_one_worker_beside_its_zygote_the_pool_fails() {
+    let mut b = two();
+    b.want(F1, 1, 1);
+    b.pass(1);
+    let zygote = b.zygote_started().expect("a zygote");
+    b.event(Event::ZygoteReady { zygote });
+    b.want(F1, 2, 2);
+    assert!(lacks(&mut b) && lacks(&mut b));
+    for _ in 0..4 {
+        b.pass(PATIENCE);
+        while lacks(&mut b) {}
+    }
+    assert!(b.has(|a| matches!(a, Action::Throttled { text, .. } if text == TEXT)));
+}
+
+#[test]
 fn without_anything_idle_elsewhere_the_pool_fails() {
     let mut b = two();
     b.want(F1, 1, 1);
