@@ -296,10 +296,14 @@ impl State {
 
     /// Forks what the pool's Wants and spare workers need, as far as the caps allow, and makes room where they do not.
     pub(super) fn grow(&mut self, key: PoolKey) {
-        self.lacking.remove(&key);
         if self.stopping || !self.generation_open(key.generation) {
+            self.lacking.remove(&key);
             return;
         }
+        if self.is_preceded(key) {
+            return;
+        }
+        self.lacking.remove(&key);
         let spare = self.min_spare(key).max(self.warming(key));
         if spare > 0 {
             self.ensure_pool(key);

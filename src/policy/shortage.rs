@@ -7,8 +7,11 @@ use super::state::State;
 use super::timer::TimerKey;
 use super::worker::WorkerState;
 use super::zygote::ZygoteState;
-use super::{Action, PoolKey, ZygoteId, PATIENCE, RETIRE_GRACE, STARTS_AT_ONCE};
+use super::{Action, Millis, PoolKey, ZygoteId, PATIENCE, RETIRE_GRACE, STARTS_AT_ONCE};
 use crate::wire::control::LeaseId;
+
+/// Most that pools leave the room to another one for: its zygote starts within, and is asked for a worker.
+const PRECEDENCE: Millis = 1_000;
 
 impl State {
     pub(super) fn zygote_lacks(&mut self, id: ZygoteId, text: &str) {
@@ -120,7 +123,8 @@ impl State {
     }
 
     /// Pools that wait keep one another out: each has a zygote, and none has room for a worker. The zygote of the one
-    /// whose request came last ends, until the one whose request came first has room. Whether `key` may hope.
+    /// whose request came last ends, and nobody starts another, until the one whose request came first has a worker.
+    /// Whether `key` may hope.
     fn yields(&mut self, key: PoolKey) -> bool {
         let age = |key: &PoolKey| {
             let place = self.pools.get(key)?.wants.first()?;
@@ -133,10 +137,35 @@ impl State {
             (pool.forking + pool.lent + pool.idle.len() == 0).then_some((age(&zygote.key)?, *id))
         };
         let last = self.zygotes.keys().filter_map(alone).max().map(|(_, id)| id);
-        if let Some(id) = last {
+        if let (Some(id), Some(first)) = (last, first) {
+            self.precedence = Some((first, self.now + PRECEDENCE));
             self.end_zygote(id, RETIRE_GRACE);
         }
         last.is_some() || first != Some(key)
+    }
+
+    /// Whether the pool has to leave the room that there is to another one. It tries again later.
+    pub(super) fn is_preceded(&mut self, key: PoolKey) -> bool {
+        match self.precedence {
+            Some((first, until)) if first != key && until > self.now => {}
+            _ => return false,
+        }
+        if self.waiting.contains(&key) {
+            self.timers.arm(TimerKey::Pressure(key), self.now + PATIENCE);
+        } else if self.min_spare(key).max(self.warming(key)) > 0 {
+            self.hungry.insert(key);
+        } else {
+            return false;
+        }
+        self.lacking.insert(key);
+        true
+    }
+
+    /// The pool has a worker, or needs none any more.
+    pub(super) fn end_precedence(&mut self, key: PoolKey) {
+        if self.precedence.is_some_and(|(first, _)| first == key) {
+            self.precedence = None;
+        }
     }
 
     /// What it lacks by that comes back when somebody ends and nobody waits.

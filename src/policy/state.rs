@@ -117,6 +117,8 @@ pub struct State {
     pub(super) hungry: HashSet<PoolKey>,
     /// Pools for which the controller had no descriptor left, and which have not tried again.
     pub(super) lacking: BTreeSet<PoolKey>,
+    /// The pool that gets the next room, where those that wait keep one another out, and until when the others leave it.
+    pub(super) precedence: Option<(PoolKey, Millis)>,
     pub(super) numbers: u64,
     pub(super) stopping: bool,
     pub(super) done: bool,
@@ -250,6 +252,7 @@ impl State {
             pool.wants.remove(w.frontend, place);
             if pool.wants.is_empty() {
                 self.waiting.remove(&w.key);
+                self.end_precedence(w.key);
                 self.timers.disarm(TimerKey::Pressure(w.key));
                 if self.min_spare(w.key) > 0 {
                     // It may still lack spare workers, and nobody waits any more who would say so.

@@ -84,6 +84,7 @@ impl State {
         worker.state = WorkerState::Ending { room_for: None, mourner: None };
         let key = worker.key;
         self.timers.disarm(TimerKey::Worker(lease));
+        self.end_precedence(key);
         if let Some(pool) = self.pools.get_mut(&key) {
             pool.forking -= 1;
         }

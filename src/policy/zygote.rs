@@ -196,6 +196,7 @@ impl State {
 
     /// A start failed: no other for a while. Who waits is refused with the reason, unless a worker may come free.
     pub(super) fn fail_pool(&mut self, key: PoolKey, text: &str) {
+        self.end_precedence(key);
         let number = self.number();
         let Some(pool) = self.pools.get_mut(&key) else {
             return;

@@ -20,20 +20,21 @@ pytestmark = pytest.mark.pool_only
 
 
 @pytest.mark.timeout(90)
-def test_more_sites_than_the_controller_has_descriptors_for_are_all_served(httpd):
-    """What is idle ends first; nobody is refused."""
+@pytest.mark.parametrize("limit", [72, 100])
+def test_more_sites_than_the_controller_has_descriptors_for_are_all_served(httpd, limit):
+    """What is idle ends first; nobody is refused, and pools that start do not keep one another out."""
     sites = [Site(f"s{n}", ALICE + n % 3, pool_conf="PoolIdleTimeout 60s") for n in range(24)]
     server = httpd(mpm="pool", sites=sites, mpm_conf=TWO_FRONTENDS.replace("ServerLimit 4", "ServerLimit 2"))
     for site in sites:
         site.write("hello.php", "<?php echo 'hello';")
     server.start()
     [controller] = server.processes("controller")
-    resource.prlimit(controller.pid, resource.RLIMIT_NOFILE, (100, 100))
+    resource.prlimit(controller.pid, resource.RLIMIT_NOFILE, (limit, limit))
     answers = [server.get("/hello.php", site.name).status for site in sites * 2]
     assert answers == [200] * len(answers)
     together = in_threads(len(sites), lambda i: server.get("/hello.php", sites[i].name).status)
     assert together == [200] * len(sites)
-    assert server.count_log("POOL153.*100 open files.*ulimit -n") == 1
+    assert server.count_log(f"POOL153.*{limit} open files.*ulimit -n") == 1
     assert server.count_log("fail to start") == 0
 
 def test_the_controller_may_have_more_files_than_httpd_and_pools_may_not(httpd):

@@ -112,6 +112,88 @@ fn of_pools_that_keep_one_another_out_the_last_to_come_yields() {
     }
 }
 
+/// A controller that has room for so many processes, each of which takes its time to start and to end.
+struct Room {
+    bench: Bench,
+    free: usize,
+    /// What happens next in it, and when.
+    comes: Vec<(u64, Event)>,
+    freed: Vec<u64>,
+    served: Vec<u32>,
+}
+
+impl Room {
+    /// Carries out what was ordered and lets a millisecond pass.
+    fn step(&mut self) {
+        for action in std::mem::take(&mut self.bench.actions) {
+            let now = self.bench.now;
+            match action {
+                Action::StartZygote { zygote, .. } if self.free == 0 => {
+                    self.bench.event(Event::ZygoteLacks { zygote, text: TEXT.into() });
+                }
+                Action::Fork { lease, .. } if self.free == 0 => {
+                    self.bench.event(Event::ForkLacks { lease, text: TEXT.into() });
+                }
+                Action::StartZygote { zygote, .. } => {
+                    self.free -= 1;
+                    self.comes.push((now + 20, Event::ZygoteReady { zygote }));
+                }
+                Action::Fork { lease, .. } => {
+                    self.free -= 1;
+                    let pid = u32::try_from(lease.0).expect("small") + 10_000;
+                    self.comes.push((now + 5, Event::Forked { lease, pid }));
+                }
+                Action::EndZygote { zygote } => {
+                    self.freed.push(now + 10);
+                    self.comes.push((now + 10, Event::ZygoteGone { zygote, text: "exit status 0".into() }));
+                }
+                Action::Retire { lease } => {
+                    self.freed.push(now + 3);
+                    self.comes.push((now + 3, Event::WorkerGone { lease, wait_status: 0 }));
+                }
+                Action::Grant { want, lease, lend, frontend, .. } => {
+                    self.served.push(want.0);
+                    self.comes.push((now + 10, Event::Return { frontend, lease, lend, how: Returned::Idle }));
+                }
+                Action::Refuse { want, .. } => panic!("request {} is refused", want.0),
+                _ => {}
+            }
+        }
+        self.bench.pass(1);
+        let now = self.bench.now;
+        let all = self.freed.len();
+        self.freed.retain(|at| *at > now);
+        self.free += all - self.freed.len();
+        let (due, later) = std::mem::take(&mut self.comes).into_iter().partition(|(at, _)| *at <= now);
+        self.comes = later;
+        let due: Vec<(u64, Event)> = due;
+        for (_, event) in due {
+            self.bench.event(event);
+        }
+    }
+}
+
+#[test]
+fn with_room_for_one_pool_all_are_served_in_turn() {
+    const POOLS: u32 = 24;
+    for free in [2, 3, 11] {
+        let pools = (0..POOLS).map(|n| row(&format!("p{n}"), Some(0), 4)).collect();
+        let bench = Bench::new(100, pools);
+        let mut room = Room { bench, free, comes: vec![], freed: vec![], served: vec![] };
+        for n in 1..=POOLS {
+            room.bench.want(F1, n, n);
+            if n % 5 == 0 {
+                room.step();
+            }
+        }
+        for _ in 0..4_900 {
+            room.step();
+        }
+        room.served.sort_unstable();
+        assert_eq!(room.served, (1..=POOLS).collect::<Vec<u32>>(), "with room for {free}");
+    }
+}
+
 #[test]
 fn without_room_for_one_worker_beside_its_zygote_the_pool_fails() {
     let mut b = two();
