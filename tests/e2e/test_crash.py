@@ -197,7 +197,7 @@ def test_death_of_an_idle_worker_costs_no_byte_of_a_body(server, size):
 
 def test_death_of_many_idle_workers_at_once(server):
     in_threads(6, lambda _: server.get("/sleep.php?s=0.4"))
-    server.kill("worker", "alice")
+    eventually(lambda old=server.kill("worker", "alice"): gone(*old), 10)
     assert [a.status for a in in_threads(12, lambda _: server.get("/who.php"))] == [200] * 12
 
 

@@ -635,7 +635,7 @@ def test_a_lingering_socket_in_an_idle_lease_holds_up_nobody(server):
         assert sent.read_text() == "1"
         until = time.monotonic() + 5
         while time.monotonic() < until:
-            server.kill("worker", "bob")
+            eventually(lambda old=server.kill("worker", "bob"): gone(*old), 10)
             start = time.monotonic()
             assert server.get("/victim.php", "bob", timeout=30).status == 200
             assert time.monotonic() - start < 2
@@ -711,7 +711,7 @@ def test_what_a_tenant_does_to_its_own_zygote_stays_his(server, what):
     assert server.get(f"/zygote.php?what={what}").text == "found 1"
     # More of alice's requests than there are workers; bob is served at once, also by a new worker.
     threads = [Later(quiet, server) for _ in range(8)]
-    server.kill("worker", "bob")
+    eventually(lambda old=server.kill("worker", "bob"): gone(*old), 10)
     for _ in range(10):
         start = time.monotonic()
         assert server.get("/victim.php", "bob").status == 200

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ALICE, BOB, H2, Later, Site, eventually, has_module, in_threads
+from harness import ALICE, BOB, H2, Later, Site, eventually, gone, has_module, in_threads
 from pages import SLEEP_PHP, WHO_PHP, usual_pages
 
 BASIC = ("Authorization", "Basic " + b64encode(b"frank:sesame").decode())
@@ -567,7 +567,7 @@ def test_flooding_a_log_that_is_written_slowly_stalls_nobody_else(httpd):
         until = time.monotonic() + 6
         while time.monotonic() < until:
             # A new worker has to be asked of the controller.
-            server.kill("worker", "bob")
+            eventually(lambda old=server.kill("worker", "bob"): gone(*old), 10)
             start = time.monotonic()
             assert server.get("/text.txt", "bob", timeout=60).status == 200
             slowest = max(slowest, time.monotonic() - start)

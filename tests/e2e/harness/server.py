@@ -465,7 +465,8 @@ class Httpd:
         return [p for p in self.processes() if set(p.uids) & set(uids)]
 
     def kill(self, role, pool=None):
-        """Ends every process of a role by SIGKILL; returns their pids. There is a controller, and a seed, soon."""
+        """Ends every process of a role by SIGKILL; returns their pids. There is a controller, and a seed, soon. One that
+        is ending may still take a message out of its socket: see gone()."""
         there = lambda: [p.pid for p in self.processes(role, pool)]
         found = eventually(there, 10, what=f"a {role}") if role in ("controller", "seed") else there()
         for pid in found:
