@@ -3,10 +3,10 @@
 use crate::cast::Behaviour;
 use crate::stage::{self, alive, children_of, eventually, want, Frontend, Stage};
 use crate::Test;
-use mod_pool::sys::socket::Blocking;
-use mod_pool::wire::control::{InFlight, Refusal};
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use mod_pool::sys::socket::{self, Blocking};
+use mod_pool::wire::control::{FrontendMessage, InFlight, ParentMessage, Refusal, Returned};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = tests![
     who_was_not_announced_is_not_served,
@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = tests![
     forged_pids_are_not_believed,
     who_is_of_an_unknown_configuration_is_refused_at_once,
     a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone,
+    what_is_sent_in_vain_holds_up_nobody,
 ];
 
 fn who_was_not_announced_is_not_served() {
@@ -167,4 +168,59 @@ fn a_process_of_the_pools_user_that_httpd_has_not_started_is_left_alone() {
     assert!(alive(process), "it was killed");
     stage::kill(process);
     assert_eq!(stage::wait(started), 0);
+}
+
+/// Sockets that are slow to close, in each place of a message that the controller does not take.
+fn what_is_sent_in_vain_holds_up_nobody() {
+    type Way = fn(&OwnedFd, BorrowedFd<'_>);
+    const WAYS: [(&str, Way); 5] = [
+        ("with garbage", |own, full| {
+            socket::send(own.as_fd(), &[7; 100], &[full], Blocking::Yes).expect("connector");
+        }),
+        ("as the channel of a hello", |own, full| Frontend::hello_with(own, 1, vec![], full)),
+        ("in the channel of a hello that is refused", |own, full| {
+            let (channel, theirs) = socket::seqpacket_pair().expect("socketpair");
+            socket::send(channel.as_fd(), &FrontendMessage::Discard { pool: 1 }.encode(), &[full], Blocking::Yes)
+                .expect("channel");
+            Frontend::hello_with(own, 99, vec![], theirs.as_fd());
+        }),
+        ("in a channel that is left", |own, full| {
+            Frontend::hello(own, 1, vec![]).send_with(&FrontendMessage::Discard { pool: 1 }, &[full]);
+        }),
+        ("in a second hello", |own, full| {
+            let first = Frontend::hello(own, 1, vec![]);
+            first.send_with(&FrontendMessage::Discard { pool: 1 }, &[full]);
+            Frontend::hello_with(own, 1, vec![], full);
+        }),
+    ];
+    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut f = stage.frontend();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address").to_string();
+    let mut number = 0;
+    for (what, way) in WAYS {
+        for left in [false, true] {
+            // What was left is read when the child and its connector are gone.
+            let child = stage.fork(|own| {
+                way(own, stage::lingering(&address).as_fd());
+                true
+            });
+            if left {
+                stage::stop(stage.controller);
+            }
+            stage.announce(&child);
+            assert_eq!(stage::wait(child.pid), 0);
+            stage.say(&ParentMessage::ChildGone { pid: child.pid }, &[]);
+            drop(child);
+            stage::go_on(stage.controller);
+            let began = Instant::now();
+            for _ in 0..3 {
+                number += 1;
+                let lease = f.lease(number, 1);
+                assert!(lease.ask("ping").starts_with("pong"));
+                f.give_back(lease, Returned::Violation);
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{what}, {left}: {:?}", began.elapsed());
+        }
+    }
 }

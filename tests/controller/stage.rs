@@ -55,6 +55,10 @@ pub fn stop(pid: u32) {
     nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP).expect("kill");
 }
 
+pub fn go_on(pid: u32) {
+    nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGCONT).expect("kill");
+}
+
 /// Whether it is there, and stopped now.
 pub fn try_stop(pid: u32) -> bool {
     let _ = nix::sys::signal::kill(pid_of(pid), nix::sys::signal::Signal::SIGSTOP);
