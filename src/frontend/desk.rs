@@ -10,6 +10,7 @@ use super::closer;
 use super::files;
 use crate::httpd::parking;
 use crate::policy::near::{self, Processor};
+use crate::policy::patience::Patience;
 use crate::policy::turns::{Micros, Turns};
 use crate::sys::socket::{self, PeerState};
 use crate::sys::{clock, thread};
@@ -29,8 +30,6 @@ use std::time::{Duration, Instant};
 /// An idle lease goes back to the controller after this time: others may need the worker, and only the controller
 /// knows when it has been idle for long enough.
 const IDLE_BEFORE_RETURN: Micros = 1_000_000;
-/// How long a request waits for the controller's word on how its worker died.
-const OBITUARY_PATIENCE: Duration = Duration::from_millis(50);
 /// Obituaries kept for requests that have not asked yet.
 const MAX_OBITUARIES: usize = 1024;
 
@@ -157,6 +156,7 @@ pub struct Desk {
     next_want: AtomicU32,
     obituaries: Mutex<HashMap<LeaseId, i32>>,
     obituary_came: Condvar,
+    obituary_patience: Patience,
     /// Counts controllers. Their messages are about leases of the current one.
     era: AtomicU32,
     pub channel: Channel,
@@ -214,6 +214,7 @@ impl Desk {
             next_want: AtomicU32::new(1),
             obituaries: Mutex::default(),
             obituary_came: Condvar::new(),
+            obituary_patience: Patience::default(),
             era: AtomicU32::new(0),
             channel,
         }
@@ -360,7 +361,7 @@ impl Desk {
             return None;
         }
         let lease = lease.id;
-        let deadline = Instant::now() + OBITUARY_PATIENCE;
+        let deadline = Instant::now() + self.obituary_patience.now(clock::micros());
         let mut map = lock(&self.obituaries);
         loop {
             if let Some(status) = map.remove(&lease) {
@@ -368,6 +369,7 @@ impl Desk {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                self.obituary_patience.lost(clock::micros());
                 return None;
             }
             map = self.obituary_came.wait_timeout(map, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -12,6 +12,7 @@ mod lending;
 pub mod lines;
 pub mod mpm;
 pub mod near;
+pub mod patience;
 mod queue;
 mod shortage;
 mod starts;
