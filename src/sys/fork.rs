@@ -1,7 +1,7 @@
 //! fork(2) for seeds and zygotes, whose children belong to the controller, for its keeper, and for httpd's parent.
 //!
-//! Runs in: seed, zygote, keeper, parent (each has one thread).  Trusts: the kernel.  Owns: nothing.
-//! Never: runs where other threads exist; the child has only the calling one.
+//! Runs in: seed, zygote, keeper, parent (each has one thread; where a module has started others in a zygote, that is
+//! told).  Trusts: the kernel.  Owns: nothing.  Never: copies another thread than the calling one.
 
 use std::io;
 use std::ptr;

@@ -54,6 +54,22 @@ pub fn runs(id: u32) -> bool {
     stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2)) == Some(&b'R')
 }
 
+/// The names (pthread_setname_np(3)) of this process's threads but the calling one. Errors: those of reading /proc.
+pub fn names_of_others() -> io::Result<Vec<String>> {
+    let own = id().to_string();
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/proc/self/task")? {
+        let entry = entry?;
+        if entry.file_name() != own.as_str() {
+            // One that ends meanwhile has no name.
+            if let Ok(name) = fs::read(entry.path().join("comm")) {
+                names.push(String::from_utf8_lossy(name.trim_ascii_end()).into_owned());
+            }
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! A zygote: a pool's own parent process. It becomes the pool's user, starts the modules, and forks workers.
 //!
-//! Runs in: its own process, forked from a seed (root for the first few calls, then the pool's user; one thread).
+//! Runs in: its own process, forked from a seed (root for the first few calls, then the pool's user; one thread of ours).
 //! Trusts: the controller's end of its channel, the configuration.  Owns: its channel.
 //! Never: runs application code before the privileges are gone, goes on after a step of that failed.
 #![forbid(unsafe_code)]
@@ -9,7 +9,7 @@ use crate::settings::ServerPool;
 use crate::sys::fork::{self, Forked};
 use crate::sys::place::{self, Owner};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{inherited, privileges, shortage, title, variables};
+use crate::sys::{inherited, privileges, shortage, thread, title, variables};
 use crate::wire::control::{ZygoteOrder, ZygoteReport, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -79,8 +79,23 @@ fn try_become_pool(
     Ok(())
 }
 
+/// Workers are copies of this thread alone. What another one holds when they are made, a lock of malloc's for example,
+/// they wait for without end; glibc's own fork(2), which makes no siblings, would see to its own locks only.
+fn warn_of_threads() {
+    let Ok(names) = thread::names_of_others() else { return };
+    if !names.is_empty() {
+        eprintln!(
+            "mod_pool: POOL127: a module or PHP extension has started threads ({}) before the pool's workers are forked: they \
+             do not have them, and may hang; configure it to start none, or keep it out of pools (PoolModuleRole, \
+             PHP_INI_SCAN_DIR)",
+            names.join(", ")
+        );
+    }
+}
+
 /// Serves orders until the controller closes the channel. Returns only in a forked worker.
 pub fn serve(pool: &ServerPool, channel: OwnedFd) -> ForkedWorker {
+    warn_of_threads();
     title::set(&format!("mod_pool: zygote {}", pool.name));
     report(&channel, &ZygoteReport::Ready);
     let mut buf = vec![0; MAX_CONTROL_MESSAGE];

@@ -3,14 +3,9 @@
 The lists of cases are one for both servers; what stock httpd does with each is asked, and not written down.
 """
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from harness import ALICE, Broken, H2, Httpd, Site, eventually
-from test_config import apxs
+from harness import ALICE, Broken, H2, Httpd, Site, compile_module, eventually
 
 CONF = """
     AddHandler cgi-script .cgi
@@ -243,12 +238,7 @@ def test_the_offer_of_another_protocol_can_be_taken_back(server):
 @pytest.fixture(scope="module")
 def late(kind, tmp_path_factory):
     """A server with the handler of tests/e2e/mod_lateerror.c: an error of this status behind head and body."""
-    if not shutil.which("apr-1-config"):
-        pytest.skip("no apr-1-config")
-    so = tmp_path_factory.mktemp("lateerror") / "mod_lateerror.so"
-    flags = subprocess.run(["apr-1-config", "--includes", "--cppflags"], capture_output=True, text=True, check=True)
-    subprocess.run([apxs("CC"), "-shared", "-fPIC", f"-I{apxs('INCLUDEDIR')}", *flags.stdout.split(),
-                    "-o", so, Path(__file__).with_name("mod_lateerror.c")], check=True)
+    so = compile_module("lateerror", tmp_path_factory.mktemp("lateerror"))
     site = Site("alice", ALICE, conf="<Location /late>\nSetHandler late-error\n</Location>\n")
     server = Httpd(sites=[site], conf=f"LoadModule lateerror_module {so}\n", **kind)
     site.write("page.php", PAGE)

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from harness import ALICE, BOB, Site
+from harness import ALICE, BOB, Site, compile_module
 from pages import FFI, WHO_PHP
 
 pytestmark = pytest.mark.pool_only
@@ -250,3 +250,25 @@ def test_a_user_with_groups_of_others_is_told(httpd, member):
     assert found.returncode == 0, found.stderr
     assert f"the users of the pools site are members of group {grp.getgrnam('www-data').gr_gid}, which is that of the" in found.stderr
     assert f"the users of the pools site are members of group {games}, which is the group of the pools gamers" in found.stderr
+
+
+def test_threads_that_workers_will_not_have_are_told(httpd, tmp_path):
+    """They are copies of one thread only; what another one held at that time stays held in them."""
+    so = compile_module("threads", tmp_path)
+    site = Site("alice", ALICE)
+    server = httpd(sites=[site], conf=f"LoadModule threads_module {so}\n")
+    site.write("page.php", "<?php echo 'page';")
+    server.start()
+    for _ in range(3):
+        assert server.get("/page.php").text == "page"
+    server.wait_for_log(r"\[pool alice pid \d+\] mod_pool: POOL127: .*\(agent\).*PoolModuleRole", 5)
+    assert server.count_log("POOL127") == 1
+
+
+def test_a_zygote_with_one_thread_is_not_worth_a_line(httpd):
+    site = Site("alice", ALICE)
+    server = httpd(sites=[site])
+    site.write("page.php", "<?php echo 'page';")
+    server.start()
+    assert server.get("/page.php").text == "page"
+    assert server.count_log("POOL127") == 0

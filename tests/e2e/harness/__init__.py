@@ -11,7 +11,7 @@ is found, under whatever title or environment it runs.
 from .certificates import make_certificate
 from .http1 import Broken
 from .http2 import H2
-from .installed import ALICE, BOB, CAROL, FRONTEND, HTTPD, MODULE_DIR, REPO, has_module, module_so
+from .installed import ALICE, BOB, CAROL, FRONTEND, HTTPD, MODULE_DIR, REPO, compile_module, has_module, module_so
 from .processes import MemoryGroup, descendants, fds_of, gone, may_look_into, read_process
 from .server import Httpd, background
 from .sites import Site
@@ -20,6 +20,6 @@ from .tools import Later, eventually, free_port, in_threads, run
 
 __all__ = [
     "ALICE", "BOB", "BrokeOff", "Broken", "CAROL", "Endless", "FRONTEND", "H2", "HTTPD", "Httpd", "Later", "MODULE_DIR", "MemoryGroup",
-    "NotHttp", "REPO", "Site", "Strict", "background", "descendants", "eventually", "fds_of", "free_port", "gone", "has_module",
+    "NotHttp", "REPO", "Site", "Strict", "background", "compile_module", "descendants", "eventually", "fds_of", "free_port", "gone", "has_module",
     "in_threads", "make_certificate", "may_look_into", "module_so", "read_process", "run",
 ]

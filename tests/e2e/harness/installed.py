@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -51,6 +54,17 @@ def module_so():
         return Path(os.environ["MOD_POOL_SO"])
     built = REPO / "build/mod_pool.so"
     return built if built.exists() else REPO / "target/release/libmod_pool.so"
+
+
+def compile_module(name, into):
+    """mod_NAME.so in a directory, of tests/e2e/mod_NAME.c."""
+    if not shutil.which("apr-1-config"):
+        pytest.skip("no apr-1-config")
+    so = into / f"mod_{name}.so"
+    flags = subprocess.run(["apr-1-config", "--includes", "--cppflags"], capture_output=True, text=True, check=True)
+    subprocess.run([_apxs("CC"), "-shared", "-fPIC", "-pthread", f"-I{_apxs('INCLUDEDIR')}", *flags.stdout.split(),
+                    "-o", so, REPO / f"tests/e2e/mod_{name}.c"], check=True)
+    return so
 
 
 def has_module(name):
