@@ -12,6 +12,7 @@ use once_cell::sync::OnceCell;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::ptr;
+use std::time::Duration;
 
 /// APR_TIMEUP, which has too many parentheses for bindgen.
 const TIMED_OUT: i32 = 70_007;
@@ -80,6 +81,8 @@ pub struct Client<'r> {
     /// What an output filter said when it failed.
     failed: Option<ffi::apr_status_t>,
     input: *mut ffi::apr_bucket_brigade,
+    /// How long the fields behind a chunked body may take; `None` for as long as `Timeout` says.
+    trailer_patience: Option<Duration>,
 }
 
 // SAFETY: as for the request; the brigades are the request's.
@@ -93,7 +96,7 @@ impl<'r> Client<'r> {
             let alloc = (*(*rec).connection).bucket_alloc;
             let out = ffi::apr_brigade_create((*rec).pool, alloc);
             let input = ffi::apr_brigade_create((*rec).pool, alloc);
-            Self { r, out, pieces: None, failed: None, input }
+            Self { r, out, pieces: None, failed: None, input, trailer_patience: None }
         }
     }
 
@@ -138,13 +141,43 @@ impl<'r> Client<'r> {
         }
     }
 
-    /// Appends what has arrived of the body to `into`, at most about `limit` bytes. Does not wait.
+    /// The thread that reads the body is not this request's: where httpd waits for the client in spite of being told not
+    /// to, which it does for the fields behind a chunked body, it shall do so no longer than this.
+    pub fn bound_trailers(&mut self, patience: Duration) {
+        self.trailer_patience = (self.body_length() == BodyLength::Chunked).then_some(patience);
+    }
+
+    /// Sets the timeout of the client's socket; returns the one before. `None` for an HTTP/2 stream.
+    fn socket_timeout(&self, timeout: ffi::apr_interval_time_t) -> Option<ffi::apr_interval_time_t> {
+        let c = self.conn();
+        let mut before = 0;
+        // SAFETY: the connection is live, and its socket lives as long.
+        unsafe {
+            if !(*c).master.is_null() {
+                return None;
+            }
+            let socket = ffi::ap_get_conn_socket(c);
+            if socket.is_null() || ffi::apr_socket_timeout_get(socket, &raw mut before) != 0 {
+                return None;
+            }
+            ffi::apr_socket_timeout_set(socket, timeout);
+        }
+        Some(before)
+    }
+
+    /// Appends what has arrived of the body to `into`, at most about `limit` bytes. Does not wait, but for the fields
+    /// behind a chunked body.
     pub fn read_body(&mut self, into: &mut Vec<u8>, limit: usize) -> BodyRead {
         let rec = self.r.as_ptr();
         let mut refused = 0;
         let limit = limit.min(1 << 30).cast_signed() as ffi::apr_off_t;
+        let bound = self.trailer_patience.map(|patience| i64::try_from(patience.as_micros()).unwrap_or(i64::MAX));
+        let before = bound.and_then(|bound| self.socket_timeout(bound));
         // SAFETY: a live request, of this thread; the brigade is ours and empty, the number ours to be written.
         let rc = unsafe { ffi::pool_shim_read_body(rec, self.input, limit, &raw mut refused) };
+        if let Some(before) = before {
+            self.socket_timeout(before);
+        }
         let result = if refused == 0 { self.take_input(rc, into) } else { BodyRead::Failed(error_status(refused)) };
         // SAFETY: the brigade is ours.
         unsafe { ffi::apr_brigade_cleanup(self.input.cast()) };

@@ -899,3 +899,32 @@ def test_what_reloads_lose_with_stock_mpm_event(httpd):
     eventually(lambda: serves(server), 15)
     reload_under_load(server, 20)
     eventually(lambda: serves(server), 15)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("tls", [False, True])
+def test_half_a_trailer_holds_no_thread(httpd, tls):
+    """httpd reads the fields behind a chunked body waiting for the client, as long as it may be silent."""
+    server = make(httpd, without=["reqtimeout"], conf="Timeout 40\n",
+                  mpm_conf="StartServers 1\nServerLimit 1\nThreadsPerChild 2\nMaxRequestWorkers 2\n")
+    server.sites["alice"].write("length.php", "<?php echo strlen(file_get_contents('php://input'));")
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(4):
+            clients.append(stack.enter_context(server.connect(tls=tls, timeout=30)))
+            clients[-1].request("POST", "/length.php", headers=[("Transfer-Encoding", "chunked")])
+            clients[-1].send(b"5\r\nhello\r\n0\r\nX-Half: a")
+        time.sleep(0.5)
+        # Two at a time, each for a second.
+        for path, site, text in PAGES:
+            assert server.get(path, site, timeout=20).text == text
+        assert time.monotonic() - began < 15
+        assert [client.response().status for client in clients] == [400] * 4
+    # One that is not as slow as that.
+    with server.connect(tls=tls) as client:
+        client.request("POST", "/length.php", headers=[("Transfer-Encoding", "chunked")])
+        client.send(b"5\r\nhello\r\n0\r\nX-Half: a")
+        time.sleep(0.3)
+        client.send(b"\r\n\r\n")
+        assert client.response().text == "5"

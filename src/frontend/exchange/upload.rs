@@ -13,11 +13,13 @@ use crate::wire::frame::{put_frame, FrameKind, MAX_DATA, MAX_MESSAGE};
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Room for the request head, body and END frames of one message beside each other.
 const PREFETCH: usize = MAX_DATA;
 const REQUEST_TIMEOUT: u16 = 408;
+/// How long a client may take for the fields behind its chunked body, where that holds up a thread of many connections.
+const TRAILER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The client's body on its way to the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +65,9 @@ impl Run<'_> {
             BodyLength::Known(n) => (REQUEST_LENGTH, n),
             BodyLength::Chunked => (REQUEST_CHUNKED, 0),
         };
+        if self.parks {
+            self.out.client.bound_trailers(TRAILER_PATIENCE);
+        }
         let expects = flags != 0 && self.out.client.expects_continue();
         self.upload = match (flags, expects) {
             (0, _) => Upload::Complete,
