@@ -70,6 +70,24 @@ class Backend(_Backend):
         return Handler
 
 
+class Raw(_Backend):
+    """Answers a path with the bytes that `answers` has for it, whatever they are, and closes the connection."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        super().__init__()
+
+    def handler(outer):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                path = self.rfile.readline().split()[1].decode()
+                while self.rfile.readline().strip():
+                    pass
+                self.wfile.write(outer.answers[path])
+
+        return Handler
+
+
 class WebSocket(_Backend):
     """Takes the upgrade, and sends each frame's text back in capitals, until the client closes."""
 

@@ -1,4 +1,5 @@
-/* A handler whose response meets an error behind its head: /...?STATUS, with "flush" when the beginning has left. */
+/* A handler whose response meets an error behind its head: /...?STATUS, with "flush" when the beginning has left,
+ * and "silent" when the handler fails and sends nothing that says so. */
 
 #include "httpd.h"
 #include "http_config.h"
@@ -28,6 +29,9 @@ static int handler(request_rec *r)
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(alloc));
     ap_pass_brigade(r->output_filters, bb);
     apr_brigade_cleanup(bb);
+    if (r->args && strstr(r->args, "silent")) {
+        return AP_FILTER_ERROR;
+    }
     APR_BRIGADE_INSERT_TAIL(bb, ap_bucket_error_create(status, NULL, r->pool, alloc));
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(alloc));
     ap_pass_brigade(r->output_filters, bb);

@@ -38,9 +38,10 @@ class H2:
 
     @staticmethod
     def _state():
-        return {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": []}
+        return {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": [],
+                "trailers": []}
 
-    def start(self, path, method="GET", headers=(), body=b"", host=None):
+    def start(self, path, method="GET", headers=(), body=b"", host=None, trailers=()):
         stream = self.h2.get_next_available_stream_id()
         fields = [(":method", method), (":path", path), (":authority", host or self.host),
                   (":scheme", "https" if self.tls else "http"), *headers]
@@ -53,7 +54,10 @@ class H2:
                 self.step()
                 continue
             piece, body = body[:room], body[room:]
-            self.h2.send_data(stream, piece, end_stream=not body)
+            self.h2.send_data(stream, piece, end_stream=not body and not trailers)
+            self.flush()
+        if trailers:
+            self.h2.send_headers(stream, list(trailers), end_stream=True)
             self.flush()
         return stream
 
@@ -76,6 +80,8 @@ class H2:
             elif isinstance(event, ev.DataReceived):
                 state["body"] += event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, ev.TrailersReceived):
+                state["trailers"] = list(event.headers)
             elif isinstance(event, ev.StreamEnded):
                 state["ended"] = True
             elif isinstance(event, ev.StreamReset):
@@ -92,7 +98,8 @@ class H2:
         return Response(
             state["status"] or 0, "", "HTTP/2",
             [(k, v) for k, v in state["headers"] if not k.startswith(":")],
-            state["body"], interim=state["interim"], complete=state["reset"] is None,
+            state["body"], interim=state["interim"], trailers=state["trailers"],
+            complete=state["reset"] is None,
         )
 
     def get(self, path, **kw):
