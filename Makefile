@@ -5,7 +5,7 @@ CARGO = scripts/cargo
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo demo-check test test-debian suite check bench fuzz install uninstall clean
+.PHONY: help deps build demo demo-check test test-debian suite suite-http2 check bench fuzz install uninstall clean
 
 help:
 	@echo "make build      compile build/mod_pool.so"
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-check start the demo, run the commands it prints, compare, stop"
 	@echo "make test       everything: unit, layering, end to end (as root; TEST_WORKERS, TEST_MINUTES)"
 	@echo "make suite      httpd's own test suite, in pools and beside them (as root; SUITE=options of tests/suite/run)"
+	@echo "make suite-http2  httpd's own tests of HTTP/2, likewise (as root; SUITE=options of tests/suite/http2)"
 	@echo "make test-debian  the steps of docs/debian.md in a fresh container (docker; DEBIAN_IMAGE)"
 	@echo "make check      formatting, lints, documentation, without warnings"
 	@echo "make bench      measure beside php-fpm, prefork and mpm_itk (as root)"
@@ -50,6 +51,12 @@ suite:
 	@$(MAKE) --no-print-directory build
 	@tests/suite/fetch
 	@exec tests/suite/run $(SUITE)
+
+suite-http2:
+	@scripts/deps build suite-http2
+	@$(MAKE) --no-print-directory build
+	@tests/suite/fetch
+	@exec tests/suite/http2 $(SUITE)
 
 test-debian: build
 	@exec tests/debian/run $(DEBIAN_IMAGE)
