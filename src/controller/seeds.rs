@@ -4,7 +4,7 @@
 //! Owns: each seed's process, its channel, the last of what it wrote to standard error.  Never: waits for a seed.
 
 use super::{hear, log, Controller, Heard, Source, Watched};
-use crate::policy::{describe_status, Event, PoolKey, ZygoteId};
+use crate::policy::{describe_status, Event, PoolKey, ZygoteId, MAX_STARTING};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
 use crate::sys::{descriptor, shortage, spawn};
@@ -85,6 +85,11 @@ impl Controller {
             return;
         };
         seed.ending = true;
+        // It carries out the orders that it has. Their answers say which processes are zygotes; else they would be taken for
+        // what a pool's process left behind.
+        if let Some(channel) = seed.channel.as_ref().filter(|_| !seed.open.is_empty()) {
+            return socket::shutdown_sending(channel.what.as_fd());
+        }
         let channel = seed.channel.take();
         self.close(channel);
     }
@@ -196,8 +201,10 @@ impl Controller {
         let Some(status) = seed.process.what.reap() else {
             return;
         };
-        // Its last words, and its last answers.
-        self.read_seed(generation);
+        // Its last words, and its last answers: one for each order at most.
+        for _ in 0..=MAX_STARTING / BATCH {
+            self.read_seed(generation);
+        }
         self.read_seed_errors(generation);
         let Some(seed) = self.seeds.remove(&generation) else {
             return;

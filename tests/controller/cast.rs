@@ -15,6 +15,7 @@ pub const BUILD: u64 = 0x5eed;
 pub enum Behaviour {
     Good,
     FailsToStart,
+    StartsSlowly,
     TellsForgedPids,
 }
 
@@ -71,6 +72,9 @@ fn become_zygote(channel: &OwnedFd, errors: OwnedFd, behaviour: &str, uid: u32) 
     if behaviour == "FailsToStart" {
         send(channel, &ZygoteReport::Failed { text: "php.ini is not readable".into() }.encode());
         exit_now(1);
+    }
+    if behaviour == "StartsSlowly" {
+        std::thread::sleep(std::time::Duration::from_millis(500));
     }
     send(channel, &ZygoteReport::Ready.encode());
     loop {

@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = tests![
     what_a_script_left_behind_is_ended,
     standard_error_reaches_a_frontend,
     a_reload_ends_the_old_generation,
+    zygotes_that_an_ended_seed_still_forks_are_known,
     workers_of_a_dead_controller_count,
     a_new_controller_serves_older_frontends,
     stop_leaves_no_process,
@@ -97,6 +98,30 @@ fn a_reload_ends_the_old_generation() {
     drop(lease);
     drop(old);
     eventually("one seed is left, and what the new generation keeps", || children_of(stage.controller).len() <= 2);
+}
+
+fn zygotes_that_an_ended_seed_still_forks_are_known() {
+    let mut stage = Stage::open(Behaviour::StartsSlowly, 4, 30_000);
+    let mut f = stage.frontend();
+    drop(f.lease(1, 1));
+    let [seed] = children_of(stage.controller).into_iter().filter(|p| stage::session(*p) != *p).collect::<Vec<_>>()[..]
+    else {
+        panic!("one child is the seed");
+    };
+    stage::stop(seed);
+    f.send(&want(2, 2));
+    // The seed has the order soon, and cannot carry it out yet.
+    std::thread::sleep(Duration::from_millis(300));
+    drop(f);
+    let (read, write) = mod_pool::sys::descriptor::pipe().expect("pipe");
+    stage.configure(2, Behaviour::Good, 4, 30_000);
+    stage.log_to(write.as_fd());
+    std::thread::sleep(Duration::from_millis(100));
+    stage::go_on(seed);
+    eventually("the new seed is left", || children_of(stage.controller).len() == 1 && !alive(seed));
+    let mut log = [0; 4096];
+    let said = mod_pool::sys::descriptor::read(&read, &mut log).unwrap_or(0);
+    assert_eq!(String::from_utf8_lossy(&log[..said]), "", "nobody has left a process behind");
 }
 
 fn workers_of_a_dead_controller_count() {
