@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A pool with so many sets of descriptors that are not closed yet gets no requests here: each may bring another.
 const MOST: usize = 16;
-/// The same for the descriptors in them: a message can bring 253, and a frontend needs its own for clients.
+/// The same for the descriptors in them: a frontend needs its own for clients.
 const MOST_DESCRIPTORS: usize = 256;
 
 /// What came with one request.

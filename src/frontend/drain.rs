@@ -139,7 +139,7 @@ impl Frontend {
     /// Reads what there is; `None` where the answer is not over.
     fn read(&self, drain: &mut Drain, buffer: &mut [u8]) -> Option<Returned> {
         for _ in 0..MOST_TURNS {
-            let received = match socket::receive(drain.lease.socket.as_fd(), buffer, Blocking::No) {
+            let received = match socket::receive_few(drain.lease.socket.as_fd(), buffer, Blocking::No) {
                 Ok(received) => received,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 // It tells once that a message was left unread, before it gives what the worker has answered.

@@ -503,7 +503,7 @@ impl<'r> Run<'r> {
     }
 
     fn receive(&mut self, buf: &mut [u8], blocking: Blocking) -> Result<Received, Stop> {
-        match socket::receive(self.lease.socket.as_fd(), buf, blocking) {
+        match socket::receive_few(self.lease.socket.as_fd(), buf, blocking) {
             // Also what a message without a byte looks like.
             Ok(received) if received.len == 0 && !wait::is_hung_up(self.lease.socket.as_fd(), false) => {
                 self.doomed.extend(received.fds);

@@ -13,7 +13,7 @@ use std::ptr;
 
 /// Most descriptors that one message may bring; [`Received::fds_lost`] tells of more.
 pub const MAX_FDS: usize = 4;
-/// Most that a message can bring (the kernel's `SCM_MAX_FD`). There is room for all of them: those that found none
+/// Most that a message can bring (the kernel's `SCM_MAX_FD`). [`receive`] has room for all of them: those that found none
 /// would be closed by the kernel within the call, which may take as long as he likes who sent them.
 const MOST_SENT: usize = 253;
 /// Most messages that [`end_is_empty`] drops: more than a response that its client has given up leaves unread.
@@ -192,6 +192,12 @@ const CONTROL_LEN: usize = {
     unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) as usize }
 };
 
+/// Room for just [`MAX_FDS`].
+const FEW_LEN: usize = {
+    // SAFETY: CMSG_LEN is arithmetic on its argument.
+    unsafe { libc::CMSG_LEN((MAX_FDS * size_of::<RawFd>()) as u32) as usize }
+};
+
 /// Sends one message, with descriptors when there are any (at most [`MAX_FDS`]). Never raises SIGPIPE.
 pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], blocking: Blocking) -> io::Result<()> {
     send_parts(fd, &[io::IoSlice::new(bytes)], fds, blocking)
@@ -368,6 +374,47 @@ pub fn parcel(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
 
 /// Receives one message. Descriptors arrive close-on-exec.
 pub fn receive(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Result<Received> {
+    receive_with(fd, buf, blocking, 0, CONTROL_LEN)
+}
+
+/// Receives one message of a stranger. One that brings more than [`MAX_FDS`] descriptors, or more than there is room for in
+/// this process, stays where it is, with `fds_lost`; the first of them have come nevertheless. So nobody fills this
+/// process's table with them, and the kernel closes none within the call. Not for a socket with [`pass_credentials`].
+pub fn receive_few(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Result<Received> {
+    let seen = receive_with(fd, buf, blocking, libc::MSG_PEEK, FEW_LEN)?;
+    if !seen.fds_lost {
+        // Nobody else receives here: what was seen is dropped. Its descriptors have copies, so that closes none.
+        take_seen(fd)?;
+    }
+    Ok(seen)
+}
+
+/// Takes the message at the head of the queue out of it.
+fn take_seen(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut header: libc::msghdr = {
+        // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    };
+    loop {
+        // SAFETY: `header` is live; it names no buffer, so nothing else is written.
+        if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) } >= 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        // The peer has ended since, with something unread: that is told once, and the message is still there.
+        if e.kind() != io::ErrorKind::ConnectionReset {
+            return Err(e);
+        }
+    }
+}
+
+fn receive_with(
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    blocking: Blocking,
+    flags: libc::c_int,
+    control_len: usize,
+) -> io::Result<Received> {
     let mut control = MaybeUninit::<Control>::zeroed();
     let mut part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let mut header: libc::msghdr = {
@@ -377,8 +424,8 @@ pub fn receive(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io::Re
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL_LEN;
-    let flags = libc::MSG_CMSG_CLOEXEC | if blocking == Blocking::No { libc::MSG_DONTWAIT } else { 0 };
+    header.msg_controllen = control_len.min(CONTROL_LEN);
+    let flags = flags | libc::MSG_CMSG_CLOEXEC | if blocking == Blocking::No { libc::MSG_DONTWAIT } else { 0 };
     let len = loop {
         // SAFETY: the kernel writes at most iov_len bytes into `buf` and msg_controllen bytes into `control`.
         let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
@@ -475,19 +522,57 @@ mod tests {
         assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
     }
 
-    #[test]
-    fn more_descriptors_than_allowed_are_received_and_told() {
-        let (a, b) = seqpacket_pair().expect("socketpair");
+    fn with_copies(of: &OwnedFd, count: usize) {
         let sent = nix::sys::socket::sendmsg::<()>(
-            a.as_raw_fd(),
+            of.as_raw_fd(),
             &[io::IoSlice::new(b"x")],
-            &[nix::sys::socket::ControlMessage::ScmRights(&[a.as_raw_fd(); MOST_SENT])],
+            &[nix::sys::socket::ControlMessage::ScmRights(&vec![of.as_raw_fd(); count])],
             nix::sys::socket::MsgFlags::empty(),
             None,
         );
         assert_eq!(sent, Ok(1));
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_are_received_and_told() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        with_copies(&a, MOST_SENT);
         let got = receive(b.as_fd(), &mut [0; 8], Blocking::No).expect("receive");
         assert_eq!((got.fds.len(), got.fds_lost), (MOST_SENT, true));
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_stay_where_a_stranger_has_sent_them() {
+        for count in [MAX_FDS + 1, MOST_SENT] {
+            let (a, b) = seqpacket_pair().expect("socketpair");
+            with_copies(&a, MAX_FDS);
+            send(a.as_fd(), b"", &[], Blocking::No).expect("send");
+            with_copies(&a, count);
+            let got = receive_few(b.as_fd(), &mut [0; 8], Blocking::No).expect("receive");
+            assert_eq!((got.len, got.fds.len(), got.fds_lost), (1, MAX_FDS, false));
+            let got = receive_few(b.as_fd(), &mut [0; 8], Blocking::No).expect("receive");
+            assert_eq!((got.len, got.fds.len(), got.fds_lost), (0, 0, false));
+            for _ in 0..2 {
+                let got = receive_few(b.as_fd(), &mut [0; 8], Blocking::No).expect("receive");
+                assert_eq!((got.fds.len(), got.fds_lost), (MAX_FDS, true));
+            }
+            drop(a);
+            assert!(!end_is_empty(b.as_fd()));
+        }
+    }
+
+    #[test]
+    fn what_a_stranger_sent_before_its_end_is_received() {
+        let (a, b) = seqpacket_pair().expect("socketpair");
+        send(b.as_fd(), b"unread", &[], Blocking::No).expect("send");
+        send(a.as_fd(), b"answer", &[], Blocking::No).expect("send");
+        drop(a);
+        let mut buf = [0; 3];
+        let first = receive_few(b.as_fd(), &mut buf, Blocking::Yes).map_err(|e| e.kind());
+        assert_eq!(first.map(|got| got.len), Err(io::ErrorKind::ConnectionReset));
+        let got = receive_few(b.as_fd(), &mut buf, Blocking::Yes).expect("receive");
+        assert_eq!((&buf[..got.len], got.truncated), (&b"ans"[..], true));
+        assert_eq!(receive_few(b.as_fd(), &mut buf, Blocking::Yes).expect("the end").len, 0);
     }
 
     #[test]

@@ -658,6 +658,70 @@ def test_lingering_sockets_in_answers_hold_no_thread(server):
         assert time.monotonic() - start < 15
 
 
+MANY_PHP = r"""
+<?php
+// Sends a message with 253 copies of a full TCP socket that lingers, for this request, and ends this worker.
+$c = FFI::cdef('
+    typedef long ssize_t; typedef unsigned long size_t;
+    struct iovec { void *base; size_t len; };
+    struct msghdr { void *name; unsigned namelen; struct iovec *iov; size_t iovlen; void *control; size_t controllen;
+                    int flags; };
+    ssize_t sendmsg(int, const struct msghdr *, int); ssize_t send(int, const void *, size_t, int);
+    int socket(int, int, int); int connect(int, const void *, unsigned); int close(int);
+    int getsockopt(int, int, int, void *, unsigned *); int setsockopt(int, int, int, const void *, unsigned);
+    void _exit(int);
+');
+$tcp = $c->socket(2, 1, 0);
+$address = FFI::new('char[16]'); FFI::memcpy($address, pack('vnNJ', 2, (int)$_GET['port'], 0x7f000001, 0), 16);
+if ($c->connect($tcp, FFI::addr($address), 16) != 0) $c->_exit(1);
+$linger = FFI::new('int[2]'); $linger[0] = 1; $linger[1] = 20;
+$c->setsockopt($tcp, 1, 13, FFI::addr($linger), 8);
+$data = FFI::new('char[65536]');
+while ($c->send($tcp, FFI::addr($data), 65536, 0x4040) > 0);
+$len = 16 + 4 * 253;
+$control = FFI::new('char[1032]'); FFI::memcpy($control, pack('Pll', $len, 1, 1) . str_repeat(pack('l', $tcp), 253), $len);
+$iov = $c->new('struct iovec'); $iov->base = FFI::cast('void *', FFI::addr($data)); $iov->len = 1;
+$m = $c->new('struct msghdr'); $m->iov = FFI::addr($iov); $m->iovlen = 1;
+$m->control = FFI::cast('void *', FFI::addr($control)); $m->controllen = $len;
+for ($fd = 3; $fd < 1024; $fd++) {
+    $type = FFI::new('int'); $len = FFI::new('unsigned'); $len->cdata = 4;
+    if ($c->getsockopt($fd, 1, 3, FFI::addr($type), FFI::addr($len)) == 0 && $type->cdata == 5)
+        $c->sendmsg($fd, FFI::addr($m), 0x4000);
+}
+$c->close($tcp);
+$c->_exit(0);
+"""
+
+
+def test_floods_of_descriptors_use_up_none_of_a_frontend(httpd, scratch):
+    """Neither its own ones nor those that its user may have on their way: it has as few as a service of systemd."""
+    sites = [Site("alice", ALICE, conf=FFI, pool_conf="PoolMaxProcesses 6"), Site("bob", BOB)]
+    server = httpd(sites=sites, conf="Timeout 5\nKeepAliveTimeout 60", mpm_conf="StartServers 1\nServerLimit 1\n"
+                   "ThreadsPerChild 32\nMaxRequestWorkers 32")
+    sites[0].write("many.php", MANY_PHP)
+    sites[1].write("victim.txt", "victim")
+    server.start()
+    assert server.get("/victim.txt", "bob").text == "victim"
+    frontend, = server.processes("frontend")
+    # Who may change it is who it belongs to; root needs a capability that a container may lack.
+    change = "import resource, sys; resource.prlimit(int(sys.argv[1]), resource.RLIMIT_NOFILE, (1024, 1024))"
+    subprocess.run([sys.executable, "-c", change, str(frontend.pid)], check=True, user=frontend.uid, group=frontend.uid,
+                   extra_groups=[])
+    before = len(fds_of(frontend.pid))
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as clients:
+        path = f"/many.php?port={listener.getsockname()[1]}"
+        for _ in range(3):
+            for found in in_threads(6, lambda _: server.try_get(path, timeout=30)):
+                assert found is None or found.status in (502, 503)
+        held = len(fds_of(frontend.pid))
+        for _ in range(20):
+            connection = clients.enter_context(server.connect(timeout=5))
+            connection.request("GET", "/victim.txt", "bob.test")
+            assert connection.response().text == "victim"
+    assert held < before + 100
+    assert [p.pid for p in server.processes("frontend")] == [frontend.pid]
+
+
 # --- other ways -------------------------------------------------------------------------------------
 
 
