@@ -158,6 +158,8 @@ class Server:
     def __init__(self, name, root, port):
         """`root`: the directory in which it gets one of its own."""
         self.name, self.root, self.port = name, root / name, port
+        # Where it speaks HTTP/2 over TLS, if it does.
+        self.tls_port = None
         self.root.mkdir()
         self.processes = []
         self.account = account(name)
@@ -236,6 +238,24 @@ class Server:
         self.account.close()
 
 
+def tls_lines(server):
+    """Of a virtual host at the port for TLS."""
+    key, certificate = server.root / "key.pem", server.root / "certificate.pem"
+    if not key.exists():
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                        "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)], check=True,
+                       capture_output=True)
+    return f"SSLEngine on\nSSLCertificateFile {certificate}\nSSLCertificateKeyFile {key}\nProtocols h2 http/1.1\n"
+
+
+def hosts_of(server, site, lines):
+    """The virtual hosts of a site: at the plain port, and the first one also at the one for TLS."""
+    hosts = f"<VirtualHost *>\nServerName {site.host}\n{lines}</VirtualHost>\n"
+    if server.tls_port and site.host == "localhost":
+        hosts += f"<VirtualHost *:{server.tls_port}>\nServerName {site.host}\n{lines}{tls_lines(server)}</VirtualHost>\n"
+    return hosts
+
+
 def httpd_configuration(server, www, mpm, rest):
     """What all servers have in common, with `mpm` and `rest` for what they have not.
 
@@ -243,6 +263,9 @@ def httpd_configuration(server, www, mpm, rest):
     """
     load = "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n"
                    for name in ("authz_core", "mime", "dir", "alias", "env", "setenvif"))
+    if server.tls_port:
+        load += "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n" for name in ("socache_shmcb", "ssl", "http2"))
+        load += f'SSLSessionCache "shmcb:{server.root}/sessions(512000)"\nListen 127.0.0.1:{server.tls_port}\n'
     return f"""
 ServerRoot        "{server.root}"
 ServerName        localhost
@@ -330,8 +353,7 @@ def start_pool(server, www, php, sites, mpm=EVENT + THREADS, rest=""):
     PoolIdleTimeout  {site.idle}
 {site.pool}</ServerPool>
 """
-        hosts += (f"<VirtualHost *>\n    ServerName {site.host}\n    AssignServerPool {site.name}\n"
-                  f"{site.virtual_host}</VirtualHost>\n")
+        hosts += hosts_of(server, site, f"    AssignServerPool {site.name}\n{site.virtual_host}")
     module = f"LoadModule pool_module {TOP / 'build' / 'mod_pool.so'}\n"
     start_httpd(server, httpd_configuration(server, www, mpm, mod_php(php) + module + pools + hosts + rest))
 
@@ -347,14 +369,11 @@ def start_fpm(server, www, php, sites, mpm=EVENT + THREADS, rest=""):
         socket = server.root / f"{site.name}.sock"
         sections.append(f"[{site.name}]\nuser = {site.uid}\ngroup = {site.uid}\nlisten = {socket}\n"
                         f"listen.owner = www-data\nlisten.group = www-data\nlisten.mode = 0660\n{manager}")
-        hosts += f"""
-<VirtualHost *>
-    ServerName {site.host}
+        hosts += hosts_of(server, site, f"""
     <FilesMatch "\\.php$">
         SetHandler "proxy:unix:{socket}|fcgi://localhost"
     </FilesMatch>
-</VirtualHost>
-"""
+""")
     (server.root / "fpm.conf").write_text("\n".join(sections))
     server.start([php["fpm"], "-F", "-R", "-c", f"{php['ini']}/php.ini", "-y", str(server.root / "fpm.conf")])
     proxy = "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n"
@@ -366,7 +385,7 @@ def need(fpm=True, pool=True):
     """Fails if what a benchmark needs is not there. Returns where PHP is."""
     if os.getuid() != 0:
         fail("run it as root: the servers run their sites as other users")
-    for tool in ("wrk", "apache2"):
+    for tool in ("wrk", "h2load", "openssl", "apache2"):
         if not shutil.which(tool):
             fail(f"there is no {tool}; 'make bench' installs it")
     libphp = sorted(MODULES.glob("libphp*.so"))
@@ -421,11 +440,32 @@ def wrk(server, path, arguments, connections, seconds):
     return json.loads(found[1])
 
 
+def h2load(server, path, streams, connections, seconds):
+    """HTTP/2 over TLS. It tells no percentiles."""
+    command = ["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{max(1, round(seconds))}",
+               f"https://127.0.0.1:{server.tls_port}{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
+    took = re.search(r"^finished in ([0-9.]+)(ms|s)", done.stdout, re.M)
+    counts = re.search(r"^status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", done.stdout, re.M)
+    failed = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout", done.stdout)
+    if not (took and counts and failed) or "Application protocol: h2" not in done.stdout:
+        fail(f"h2load said: {done.stdout}{done.stderr}")
+    good, *bad = map(int, counts.groups())
+    return {"requests": good, "seconds": float(took[1]) / (1000 if took[2] == "ms" else 1), "p50": 0, "p99": 0,
+            "errors": sum(bad) + sum(map(int, failed.groups()))}
+
+
+def load(server, path, arguments, connections, seconds):
+    if arguments and arguments[0] == "h2":
+        return h2load(server, path, arguments[1], connections, seconds)
+    return wrk(server, path, arguments, connections, seconds)
+
+
 def turn(server, path, arguments, connections, seconds):
     """One measurement: a short warm-up, then the load with the server's processor time around it."""
-    wrk(server, path, arguments, connections, 1)
+    load(server, path, arguments, connections, 1)
     before = server.account.seconds()
-    result = wrk(server, path, arguments, connections, seconds)
+    result = load(server, path, arguments, connections, seconds)
     # A worker may still be logging the last requests.
     time.sleep(0.05)
     return per_request(result, server.account.seconds() - before)
@@ -473,7 +513,8 @@ def shares():
 def machine(php):
     return (f"{time.strftime('%Y-%m-%d')}, {shares()}, {os.cpu_count()} processors, Linux {platform.release()}, "
             f"{version(['apache2', '-v'], r'(Apache/[0-9.]+)')}, PHP {version([php['fpm'] or 'php', '-v'], r'PHP ([0-9.]+)')}, "
-            f"{version(['wrk', '-v'], r'(wrk [^ ]+)')} (1 thread) on the same machine")
+            f"{version(['wrk', '-v'], r'(wrk [^ ]+)')} and {version(['h2load', '--version'], r'(h2load .+)')} (1 thread) on the "
+            "same machine")
 
 
 def write_report(name, text, numbers):
