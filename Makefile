@@ -5,7 +5,7 @@ CARGO = scripts/cargo
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo demo-check test test-debian suite suite-http2 check bench fuzz install uninstall clean
+.PHONY: help deps build demo demo-check test test-debian scale suite suite-http2 check bench fuzz install uninstall clean
 
 help:
 	@echo "make build      compile build/mod_pool.so"
@@ -15,6 +15,7 @@ help:
 	@echo "make suite      httpd's own test suite, in pools and beside them (as root; SUITE=options of tests/suite/run)"
 	@echo "make suite-http2  httpd's own tests of HTTP/2, likewise (as root; SUITE=options of tests/suite/http2)"
 	@echo "make test-debian  the steps of docs/debian.md in a fresh container (docker; DEBIAN_IMAGE)"
+	@echo "make scale      thousands of pools, in both modes (as root)"
 	@echo "make check      formatting, lints, documentation, without warnings"
 	@echo "make bench      measure beside php-fpm, prefork and mpm_itk (as root)"
 	@echo "make fuzz       fuzz the decoders and the settings (FUZZ_SECONDS each)"
@@ -57,6 +58,12 @@ suite-http2:
 	@$(MAKE) --no-print-directory build
 	@tests/suite/fetch
 	@exec tests/suite/http2 $(SUITE)
+
+scale:
+	@scripts/deps build test
+	@$(MAKE) --no-print-directory build
+	/usr/bin/python3 -m pytest -q -p no:cacheprovider tests/e2e/test_many_pools.py --scale
+	/usr/bin/python3 -m pytest -q -p no:cacheprovider tests/e2e/test_many_pools.py --scale --mpm=pool
 
 test-debian: build
 	@exec tests/debian/run $(DEBIAN_IMAGE)

@@ -23,6 +23,7 @@ def pytest_addoption(parser):
                      help="run against stock prefork + mod_php, without mod_pool")
     if importlib.util.find_spec("pytest_timeout") is None:
         parser.addoption("--timeout", type=float, help="seconds for a test that names none itself")
+    parser.addoption("--scale", action="store_true", help="also what takes minutes and all of the machine: thousands of pools")
     parser.addoption("--mpm", help="event (as usual), pool (mod_pool itself), worker or prefork; a threaded reference has no PHP")
 
 
@@ -30,12 +31,17 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "pool_only: says something about pools; no reference exists")
     config.addinivalue_line("markers", "timeout(seconds): longer than the usual time limit")
     config.addinivalue_line("markers", "serial: takes the machine from other tests; tests/run has it run behind them, alone")
+    config.addinivalue_line("markers", "scale: runs with --scale only")
     if os.geteuid() != 0:
         pytest.exit("these tests start servers that change users: run them as root", 2)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--scale"):
+        left_out = [item for item in items if item.get_closest_marker("scale")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     if hasattr(config, "workerinput"):
         sharing.share_out(items)
     if config.getoption("--reference"):
