@@ -74,14 +74,18 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         Err(e) => fail(&format!("/proc/self/smaps cannot be read: {e}")),
     }
     let [pconf, plog, ptemp] = pools;
+    // What goes over the whole configuration is done here, once: in each zygote it would take time and, where it writes,
+    // a page of memory for each virtual host.
     let places = places::needed(pconf);
+    let mut logged = LoggedNames::default();
+    conftree::each_directive(|name, arguments| logged.learn(name, arguments));
+    if let Err(e) = image::error_logs_to_null(main, pconf) {
+        fail(&format!("/dev/null: {e}"));
+    }
     let start = seed::serve(channel, tree);
     let Some(pool) = tree.get(start.pool) else { fork::exit_now(1) };
     let own = zygote::OwnPlaces { base: &places.base, leaves: &places.leaves };
     zygote::become_pool(pool, &start.channel, start.standard_error, own);
-    if let Err(e) = image::error_logs_to_null(main, pconf) {
-        zygote::give_up(&start.channel, &format!("/dev/null: {e}"));
-    }
     if let Some(user) = &pool.user {
         if let Err(what) = places::give(main, pconf, ptemp, &places, (&pool.name, user.uid)) {
             zygote::give_up(&start.channel, &format!("POOL125: {what}"));
@@ -93,8 +97,6 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     if let Err(what) = php::check_configuration(config::php_ini_dir(main)) {
         zygote::give_up(&start.channel, &what);
     }
-    let mut logged = LoggedNames::default();
-    conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     let forked = zygote::serve(pool, start.channel);
     worker::run(WorkerStart {
         lease: forked.lease,

@@ -1,6 +1,6 @@
 //! The directives of the configuration, as httpd has read them.
 //!
-//! Runs in: frontend, when it starts; wherever the configuration is checked.  Trusts: httpd.  Owns: nothing.
+//! Runs in: frontend, when it starts; seed; wherever the configuration is checked.  Trusts: httpd.  Owns: nothing.
 //! Never: changes the tree.
 
 use crate::apr::pool::bytes;
