@@ -1,4 +1,6 @@
 #include "pool_shim.h"
+#include "apr_poll.h"
+#include "apr_portable.h"
 #include "http_connection.h"
 #include "http_core.h"
 #include "http_protocol.h"
@@ -112,6 +114,19 @@ apr_status_t pool_shim_read_body(request_rec *r, apr_bucket_brigade *bb, apr_off
     rv = ap_get_brigade(r->input_filters, bb, AP_MODE_READBYTES, APR_NONBLOCK_READ, limit);
     r->output_filters = chain;
     return rv;
+}
+
+int pool_shim_stream_input(conn_rec *c)
+{
+#if AP_MODULE_MAGIC_AT_LEAST(20120211, 129)
+    apr_pollfd_t pfd = { 0 };
+    apr_os_file_t fd;
+
+    if (ap_get_pollfd_from_conn(c, &pfd, NULL) == APR_SUCCESS && pfd.desc_type == APR_POLL_FILE
+        && apr_os_file_get(&fd, pfd.desc.f) == APR_SUCCESS)
+        return fd;
+#endif
+    return -1;
 }
 
 apr_file_t *pool_shim_bucket_file(const apr_bucket *b)

@@ -52,6 +52,9 @@ int pool_shim_bucket_error_status(const apr_bucket *b);
  * does: here that answer is not sent, its status is written to *refused.
  */
 apr_status_t pool_shim_read_body(request_rec *r, apr_bucket_brigade *bb, apr_off_t limit, int *refused);
+/* The descriptor that becomes readable when more of an HTTP/2 stream's body arrives, after a look that found nothing;
+   negative where httpd or mod_http2 has none. */
+int pool_shim_stream_input(conn_rec *c);
 /* The file of a FILE bucket. */
 apr_file_t *pool_shim_bucket_file(const apr_bucket *b);
 

@@ -11,10 +11,10 @@ mod upload;
 use super::desk::Lease;
 use super::files::PoolFiles;
 use super::request::{self, ServerName};
-use crate::httpd::parking::{Awaited, Peer, Ticket};
+use crate::httpd::parking::{self, Awaited, Peer, Ticket};
 use crate::httpd::{client, RequestRec};
 use crate::settings::LoggedNames;
-use crate::sys::events::{self, Interest};
+use crate::sys::events::{self, Interest, Receipt};
 use crate::sys::socket::{self, Blocking, Received};
 use crate::sys::wait;
 use crate::wire::control::Returned;
@@ -23,7 +23,7 @@ use crate::wire::frame::{Exchange, MAX_DATA, MAX_MESSAGE};
 pub use delivery::{Delivery, Undelivered};
 pub use outcome::Outcome;
 use outcome::{is_unread, Stop};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::take;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 pub use upload::Replay;
 use upload::{PartEnd, Unsent, Upload};
 
-/// How often an HTTP/2 stream, which has no descriptor to poll, looks for more of its body.
+/// How often an HTTP/2 stream looks for more of its body where an old httpd has no descriptor for that.
 const STREAM_POLL: Duration = Duration::from_millis(5);
 /// How often a client that sends nothing is looked at: mod_reqtimeout says only then that its time is over.
 const CLIENT_LOOK: Duration = Duration::from_secs(1);
@@ -39,11 +39,8 @@ const CLIENT_LOOK: Duration = Duration::from_secs(1);
 const WORKER_LOOK: Duration = Duration::from_millis(250);
 /// A parked request whose worker computes has no deadline; this is how far ahead of it its entry among the timers is.
 const NO_DEADLINE: Duration = Duration::from_secs(3600);
-/// How often it is looked whether a worker has received a request with a large body: it does so at once.
-const TAKEN_POLL: Duration = Duration::from_millis(1);
-/// How often after [`BRIEF`], where the request cannot be parked.
-const TAKEN_LATE_POLL: Duration = Duration::from_millis(10);
-/// How long after the request a thread waits for that where it can be parked.
+/// How long a thread waits until the worker has received a request with a large body, where that can be parked: it does so
+/// at once.
 const BRIEF: Duration = Duration::from_millis(10);
 /// Messages that are heard in a row before others get their turn: a worker may send them as fast as they are read.
 const MOST_TURNS: u64 = 64;
@@ -134,6 +131,8 @@ pub struct Run<'r> {
     reads: u32,
     first_kept: bool,
     part_end: PartEnd,
+    /// While it is waited for that the worker has received the request.
+    taken: Option<Taken>,
     /// Messages sent so far: a request that went in one message and was not read can be tried again.
     messages: u32,
     checker: ResponseChecker,
@@ -151,6 +150,22 @@ pub struct Run<'r> {
     looked: Instant,
     /// Descriptors that the worker has sent and nobody wants.
     doomed: Vec<OwnedFd>,
+}
+
+/// What tells when the worker has received the request, while that is waited for.
+#[derive(Debug)]
+struct Taken {
+    receipt: Receipt,
+    /// The MPM watches it, or has.
+    watched: Cell<bool>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.watched.get() {
+            parking::unwatch(self.receipt.as_fd());
+        }
+    }
 }
 
 fn set_timeout(lease: &mut Lease) -> io::Result<()> {
@@ -186,6 +201,7 @@ impl<'r> Run<'r> {
             reads: 0,
             first_kept: false,
             part_end: PartEnd::Open,
+            taken: None,
             messages: 0,
             checker,
             heard: false,
@@ -384,19 +400,31 @@ impl<'r> Run<'r> {
     /// Waits until the worker has received the request, or is gone: as long as only that one message is on its way, it
     /// is known whether a worker that died has read it. One that speaks first is heard first.
     fn wait_until_taken(&mut self) -> Result<(), Stop> {
-        while self.holds_unread() && !events::has_input(self.lease.socket.as_fd()) {
-            let late = self.began.elapsed() > BRIEF;
-            if self.parks && late {
-                return Err(Stop::Parks);
-            }
+        while self.is_untaken() {
+            let Some(taken) = &self.taken else {
+                // Without a descriptor for that, another worker cannot be asked from now on.
+                let Ok(receipt) = Receipt::of(self.lease.socket.as_fd()) else { break };
+                self.taken = Some(Taken { receipt, watched: Cell::new(false) });
+                continue;
+            };
             self.check_taken()?;
             self.check_time()?;
-            self.look_at_client()?;
-            let nap = if late { TAKEN_LATE_POLL } else { TAKEN_POLL };
-            wait::readable_or_writable(self.lease.socket.as_fd(), false, None, nap)
+            let patience = match BRIEF.checked_sub(self.began.elapsed()) {
+                _ if !self.parks => WORKER_LOOK,
+                Some(left) => left,
+                None => return Err(Stop::Parks),
+            };
+            wait::readable_or_writable(taken.receipt.as_fd(), false, None, patience)
                 .map_err(|e| Stop::Died(Some(e.kind())))?;
+            taken.receipt.take();
+            self.look_at_client()?;
         }
+        self.taken = None;
         Ok(())
+    }
+
+    fn is_untaken(&self) -> bool {
+        self.holds_unread() && !events::has_input(self.lease.socket.as_fd())
     }
 
     fn expires(&self) -> Option<Instant> {
@@ -441,7 +469,7 @@ impl<'r> Run<'r> {
 
     /// Waits until either side can go on, `left` at most.
     fn wait(&self, left: Duration) -> Result<(), Stop> {
-        let client = if self.pending { None } else { self.out.client.socket() };
+        let client = if self.pending { None } else { self.out.client.input() };
         let patience = match client {
             _ if self.parks => return Err(Stop::Parks),
             _ if self.pending => left.min(WORKER_LOOK),
@@ -483,10 +511,12 @@ impl<'r> Run<'r> {
         if !self.out.is_through() {
             return self.out.awaited();
         }
-        let untaken = self.reads == 1 && !self.heard && self.upload == Upload::Running && !self.dry;
+        if let Some(Taken { receipt, watched }) = &self.taken {
+            let peer = Peer { fd: receipt.as_fd(), interest: Interest::Read, watched };
+            return Awaited { peer: Some(peer), client: Some(Interest::End), until: now + self.next_look() };
+        }
         let (interest, client, patience) = match () {
             () if self.pending => (Interest::Any, Some(Interest::End), self.next_look()),
-            () if untaken => (Interest::Read, Some(Interest::End), PARKED_LOOK),
             () if self.upload == Upload::Running => {
                 (Interest::Read, Some(Interest::Read), self.client_left_time().min(CLIENT_LOOK))
             }

@@ -241,7 +241,19 @@ impl<'r> Client<'r> {
         unsafe { crate::apr::Table::from_raw((*self.r.as_ptr()).trailers_in) }
     }
 
-    /// The descriptor that becomes readable when more of the body arrives; `None` for an HTTP/2 stream.
+    /// The descriptor that becomes readable when more of the body arrives, or will not. It tells nothing before a look has
+    /// found nothing. `None` for an HTTP/2 stream before httpd 2.4.58, or without pipes.
+    pub fn input(&self) -> Option<BorrowedFd<'r>> {
+        if !self.r.is_stream() {
+            return self.socket();
+        }
+        // SAFETY: the connection is live, and this thread's.
+        let fd = unsafe { ffi::pool_shim_stream_input(self.conn()) };
+        // SAFETY: the descriptor is the stream's connection's, which lives longer than the request.
+        (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// The descriptor of the client's connection; `None` for an HTTP/2 stream.
     pub fn socket(&self) -> Option<BorrowedFd<'r>> {
         let c = self.conn();
         // SAFETY: the connection is live.

@@ -104,6 +104,38 @@ impl EventSet {
     }
 }
 
+/// Tells when the peer of a connected socket has received what was sent to it. Nothing else does: the socket is writable all
+/// the while.
+#[derive(Debug)]
+pub struct Receipt(Epoll);
+
+impl Receipt {
+    /// Of a message that was sent before. What was received before this returns is not told.
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        // The kernel wakes whoever waits to write at each message that is taken from the queue; edge-triggered, that is an
+        // event each time.
+        let what = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        epoll.add(fd, EpollEvent::new(what, 0))?;
+        let receipt = Self(epoll);
+        receipt.take();
+        Ok(receipt)
+    }
+
+    /// Forgets what it has told. Its descriptor is readable when the peer receives something after this, sends something,
+    /// or is gone.
+    pub fn take(&self) {
+        // It fails only where there is nothing.
+        let _ = self.0.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO);
+    }
+}
+
+impl AsFd for Receipt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0 .0.as_fd()
+    }
+}
+
 /// How a process that takes no connections for now calls another one to the listeners that they share.
 #[derive(Debug)]
 pub struct Summons(OwnedFd);
@@ -225,6 +257,7 @@ pub fn shut_down_number(fd: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::socket::{self, Blocking};
     use std::io::Write;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
@@ -253,6 +286,29 @@ mod tests {
         assert!(!has_input(b.as_fd()));
         shut_down_number(b.as_raw_fd());
         assert!(has_input(b.as_fd()));
+    }
+
+    #[test]
+    fn a_receipt_tells_when_a_message_was_taken_that_the_peer_speaks_and_that_it_is_gone() {
+        let (a, b) = socket::seqpacket_pair().expect("pair");
+        let mut buf = [0; 8];
+        socket::send(a.as_fd(), b"one", &[], Blocking::No).expect("send");
+        socket::send(a.as_fd(), b"two", &[], Blocking::No).expect("send");
+        let receipt = Receipt::of(a.as_fd()).expect("epoll");
+        assert!(!has_input(receipt.as_fd()));
+        for _ in 0..2 {
+            socket::receive(b.as_fd(), &mut buf, Blocking::No).expect("receive");
+            assert!(has_input(receipt.as_fd()));
+            receipt.take();
+            assert!(!has_input(receipt.as_fd()));
+        }
+        assert_eq!(socket::unread_by_peer(a.as_fd()).expect("ioctl"), 0);
+        socket::send(b.as_fd(), b"three", &[], Blocking::No).expect("send");
+        assert!(has_input(receipt.as_fd()));
+        receipt.take();
+        assert!(!has_input(receipt.as_fd()));
+        drop(b);
+        assert!(has_input(receipt.as_fd()));
     }
 
     #[test]

@@ -168,13 +168,15 @@ pub fn shutdown_sending(fd: BorrowedFd<'_>) {
 }
 
 /// Bytes sent here that the peer has not received yet, the kernel's bookkeeping included (unix(7), `SIOCOUTQ`).
+///
+/// Of a message that is received, the kernel takes one byte off last, after it has woken whoever waits for that.
 pub fn unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes one int to the address given.
     if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(usize::try_from(bytes).unwrap_or(0))
+    Ok(usize::try_from(bytes).ok().filter(|&bytes| bytes > 1).unwrap_or(0))
 }
 
 /// Room for one control message of each kind that we take, aligned as cmsg(3) wants.
