@@ -26,6 +26,9 @@ const FORK_PAUSE: Duration = Duration::from_secs(10);
 /// How often it is looked whether all frontends have ended, while they may take their time.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often the frontends are looked after while processes that nobody knows end without a pause.
+const STRANGERS_LOOK: Duration = Duration::from_secs(1);
+
 /// What httpd is to do when its MPM returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -165,13 +168,41 @@ pub fn run(pconf: AprPool<'static>, plog: AprPool<'_>, main: ServerRec<'static>,
     Verdict::Restart
 }
 
+/// Processes that nobody knows and that have ended. A tenant decides how many: they are told of together.
+#[derive(Debug, Default)]
+struct Strangers {
+    count: u32,
+    last: u32,
+}
+
+impl Strangers {
+    fn tell(&mut self, main: ServerRec<'_>) {
+        let Self { count, last } = std::mem::take(self);
+        let text = match count {
+            0 => return,
+            1 => format!("a process that nobody knows has ended: pid {last}"),
+            _ => format!("{count} processes that nobody knows have ended: pid {last} was the last one"),
+        };
+        log::server(Level::Info, main, text);
+    }
+}
+
 impl Parent {
     fn serve(&self, mut to_start: u32) {
         let mut kills = 0;
+        let mut strangers = Strangers::default();
+        let mut looked = Instant::now();
         while !retained::restart_pending() && !retained::shutdown_pending() {
             match process::wait_for_child(self.pconf, self.main) {
                 Some(ended) => {
-                    let Some(slot) = self.reap(&ended, &mut to_start) else { continue };
+                    let Some(slot) = self.reap(&ended, &mut to_start, &mut strangers) else {
+                        // What a pool's script left behind ends here where there is no controller, perhaps all the time.
+                        if looked.elapsed() >= STRANGERS_LOOK {
+                            looked = Instant::now();
+                            self.look_after(&mut to_start, &mut strangers);
+                        }
+                        continue;
+                    };
                     if retained::shutdown_pending() || !ended.killed {
                         continue;
                     }
@@ -192,21 +223,28 @@ impl Parent {
                 }
                 None => kills = 0,
             }
-            if !self.has_changed_over() {
-                continue;
-            }
-            if to_start > 0 {
-                self.start_children(to_start);
-                to_start = 0;
-                // Those that were started now are not ready yet: counting them would start more.
-                continue;
-            }
+            looked = Instant::now();
+            self.look_after(&mut to_start, &mut strangers);
+        }
+        strangers.tell(self.main);
+    }
+
+    fn look_after(&self, to_start: &mut u32, strangers: &mut Strangers) {
+        strangers.tell(self.main);
+        if !self.has_changed_over() {
+            return;
+        }
+        let missing = std::mem::take(to_start);
+        if missing > 0 {
+            // Those that are started now are not ready yet: to count them would start more.
+            self.start_children(missing);
+        } else {
             self.maintain();
         }
     }
 
     /// A child was reaped; the slot if it was a frontend.
-    fn reap(&self, ended: &Ended, to_start: &mut u32) -> Option<usize> {
+    fn reap(&self, ended: &Ended, to_start: &mut u32, strangers: &mut Strangers) -> Option<usize> {
         let found =
             {
                 let state = state();
@@ -216,16 +254,16 @@ impl Parent {
             };
         let Some((slot, current)) = found else {
             // Nobody's exit status but a frontend's has a meaning for the server.
-            if !process::other_child_ended(ended) && retained::was_graceful() {
-                log::server(
-                    Level::Info,
-                    self.main,
-                    format!("a process that nobody knows has ended: pid {}", ended.pid),
-                );
+            if process::other_child_ended(ended) {
+                process::look_at_end(ended);
+            } else if retained::was_graceful() {
+                strangers.last = ended.pid;
+                strangers.count += 1;
             }
             return None;
         };
-        match ended.how {
+        let how = process::look_at_end(ended);
+        match how {
             How::Normally => {}
             How::Fatal if current => {
                 state().fatal = true;
@@ -241,7 +279,7 @@ impl Parent {
             }
         }
         note_stopped(self.main, slot);
-        if ended.how == How::Sick {
+        if how == How::Sick {
             let bucket = slot % self.buckets.len().max(1);
             if let Some(rate) = state().pace.spawn_rate.get_mut(bucket) {
                 *rate = 1;

@@ -839,6 +839,58 @@ def test_a_flood_of_processes_left_behind_fills_no_log_and_holds_up_nobody(serve
     assert len(lines) <= (times[-1] - times[0]).total_seconds() + 2, lines
 
 
+STORM_PHP = r"""
+<?php
+// Leaves 30 processes behind that fork for 8 seconds, go to sessions of their own and end as a frontend does that finds that
+// none can work (APEXIT_CHILDFATAL).
+$c = FFI::cdef('int fork(void); int setsid(void); void _exit(int); int usleep(unsigned);
+                int prlimit(int, int, const void *, void *);');
+$limit = FFI::new('unsigned long[2]'); $limit[0] = $limit[1] = 250;
+$c->prlimit(0, 6, FFI::addr($limit), null);
+$until = time() + 8;
+for ($i = 0; $i < 30; $i++) {
+    if ($c->fork() != 0) continue;
+    while (time() < $until) { if ($c->fork() > 0) $c->_exit(15); $c->setsid(); $c->usleep(20000); }
+    $c->_exit(0);
+}
+echo 'left behind';
+"""
+
+
+def storm(httpd):
+    """Without a controller its processes are children of httpd's parent."""
+    sites = [Site("alice", ALICE, conf=FFI), Site("bob", BOB)]
+    server = httpd(sites=sites)
+    sites[0].write("storm.php", STORM_PHP)
+    sites[1].write("victim.php", "<?php echo 'the victim, by php';")
+    server.start()
+    # From the first one on, an MPM tells of children that it does not know.
+    server.graceful()
+    assert server.get("/storm.php").text == "left behind"
+    at = len(server.error_log())
+    server.kill("controller")
+    until = time.monotonic() + 12
+    while time.monotonic() < until:
+        assert server.get("/victim.php", "bob", timeout=30).text == "the victim, by php"
+        time.sleep(0.1)
+    eventually(lambda: not server.of_uid(ALICE), 20, what="the end of the storm")
+    return server.error_log()[at:].splitlines()
+
+
+def test_a_storm_of_processes_that_outlives_a_controller_fills_no_log(httpd, kind):
+    if kind["mpm"] != "pool":
+        pytest.skip("the lines about unknown children are the other MPM's own")
+    lines = storm(httpd)
+    assert len(lines) < 100, len(lines)
+    assert not [line for line in lines if "Fatal error" in line]
+
+
+def test_no_process_of_a_pool_that_outlives_a_controller_stops_the_server(httpd, kind, request):
+    if kind["mpm"] != "pool":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the MPM takes the exit status of any child for a frontend's"))
+    storm(httpd)
+
+
 def quiet(server):
     found = server.try_get("/own.txt", timeout=30)
     return found and found.text

@@ -18,9 +18,9 @@ pub struct Ended {
     pub pid: u32,
     /// As waitpid(2) writes it, for other_child_ended.
     status: c_int,
+    why: ffi::apr_exit_why_e,
     /// By a signal.
     pub killed: bool,
-    pub how: How,
 }
 
 /// What a child's exit status asks of the parent (httpd.h).
@@ -51,18 +51,20 @@ pub fn wait_for_child(pconf: AprPool<'_>, main: ServerRec<'_>) -> Option<Ended> 
         ffi::ap_wait_or_timeout(&raw mut why, &raw mut status, &raw mut process, pconf.as_ptr(), main.as_ptr());
     }
     let pid = u32::try_from(process.pid).ok()?;
-    // SAFETY: as above; it logs how the child ended.
-    let asked = unsafe { ffi::ap_process_child_status(&raw mut process, why, status) };
-    Some(Ended {
-        pid,
-        status,
-        killed: why & (ffi::apr_exit_why_e_APR_PROC_SIGNAL | ffi::apr_exit_why_e_APR_PROC_SIGNAL_CORE) != 0,
-        how: match asked {
-            SICK => How::Sick,
-            FATAL => How::Fatal,
-            _ => How::Normally,
-        },
-    })
+    let killed = why & (ffi::apr_exit_why_e_APR_PROC_SIGNAL | ffi::apr_exit_why_e_APR_PROC_SIGNAL_CORE) != 0;
+    Some(Ended { pid, status, why, killed })
+}
+
+/// What this end asks of the parent; httpd logs it. Not for a process that nobody has registered: it may be a tenant's.
+pub fn look_at_end(ended: &Ended) -> How {
+    let mut process = no_process();
+    process.pid = ended.pid.cast_signed();
+    // SAFETY: httpd's parent; the record is only read.
+    match unsafe { ffi::ap_process_child_status(&raw mut process, ended.why, ended.status) } {
+        SICK => How::Sick,
+        FATAL => How::Fatal,
+        _ => How::Normally,
+    }
 }
 
 /// Tells whoever has registered this child that it has ended. Whether somebody had.
