@@ -94,6 +94,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     if let Err(what) = image::start_modules(main, pconf, plog, ptemp) {
         zygote::give_up(&start.channel, what);
     }
+    classes::silence_checks_of_frontends(tree);
     if let Err(what) = php::check_configuration(config::php_ini_dir(main)) {
         zygote::give_up(&start.channel, &what);
     }

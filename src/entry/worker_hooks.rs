@@ -270,15 +270,16 @@ unsafe extern "C" fn pre_config(
             return HOOK_OK;
         }
         for (name, provider) in [(c"ssl", &REQUIRE_SSL), (c"ssl-verify-client", &REQUIRE_VERIFIED)] {
+            // By ap_register_auth_provider the core would count it twice, and make up for another module's provider whose
+            // answer hangs on the URL (ap_setup_auth_internal).
             // SAFETY: names and records are static; a provider registered again replaces the first.
             unsafe {
-                ffi::ap_register_auth_provider(
+                ffi::ap_register_provider(
                     pconf,
                     ffi::AUTHZ_PROVIDER_GROUP.as_ptr().cast(),
                     name.as_ptr(),
                     ffi::AUTHZ_PROVIDER_VERSION.as_ptr().cast(),
                     ptr::from_ref(provider).cast(),
-                    ffi::AP_AUTH_INTERNAL_PER_CONF.cast_signed(),
                 );
             }
         }

@@ -3,7 +3,7 @@
 //! Runs in: seed (takes frontend modules out), parent (takes PHP out of threaded frontends).  Trusts: nothing.
 //! Owns: the written list of classes.  Never: runs while threads exist.
 
-use super::{hooks, RequestRec};
+use super::{dispositions, hooks, RequestRec};
 use crate::settings::{ModuleRole, PoolTree};
 
 /// Modules whose work belongs to the client's connection or to the whole server. A module that is not listed works in
@@ -74,11 +74,23 @@ pub fn role(module: &str, tree: &PoolTree) -> ModuleRole {
     })
 }
 
-/// In a seed: takes every frontend module out of every hook, but for `KEPT_IN_SEED`.
+/// In a seed: takes every frontend module out of every hook, but for `KEPT_IN_SEED` and the checks.
 pub fn silence_frontend_modules(tree: &PoolTree) {
+    silence(tree, dispositions::CHECKS);
+}
+
+/// When the modules have started: takes every frontend module out of the checks, too. The core counts these hooks at its
+/// start (`ap_setup_auth_internal`): where more are registered than those that declare that their answer hangs on the
+/// configuration alone, it asks again for each redirect and subrequest. With fewer it would skip checks that stock httpd makes.
+pub fn silence_checks_of_frontends(tree: &PoolTree) {
+    silence(tree, &[]);
+}
+
+fn silence(tree: &PoolTree, not_yet: &[&'static str]) {
     for module in hooks::loaded_modules() {
         if role(&module, tree) == ModuleRole::Frontend {
-            let except: Vec<&str> = KEPT_IN_SEED.iter().filter(|(m, _)| *m == module).map(|(_, h)| *h).collect();
+            let kept = KEPT_IN_SEED.iter().filter(|(m, _)| *m == module).map(|(_, h)| *h);
+            let except: Vec<&str> = kept.chain(not_yet.iter().copied()).collect();
             hooks::silence(&module, &except);
         }
     }

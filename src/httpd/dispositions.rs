@@ -80,7 +80,7 @@ const HOOKS: &[hooks::Hook] = &[
 ];
 
 /// Those of them that decide over access.
-const CHECKS: &[&str] = &["access_checker", "access_checker_ex", "check_user_id", "auth_checker"];
+pub const CHECKS: &[&str] = &["access_checker", "access_checker_ex", "check_user_id", "auth_checker"];
 
 /// Groups and versions of providers that decide over access, and their row's name in the table.
 const PROVIDERS: &[(&CStr, &str)] = &[(c"authn", "authn_provider"), (c"authz", "authz_provider")];

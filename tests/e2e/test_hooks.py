@@ -6,6 +6,7 @@ is seen by scripts, rules and logs. Each expectation here is what the reference 
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from base64 import b64encode
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import ALICE, H2, HTTPD, MODULE_DIR, REPO, Site, eventually, free_port, has_module
+from test_config import apxs
 
 REASON = "libapache2-mod-fcgid and libapache2-mod-wsgi-py3 are not installed"
 checkers = pytest.mark.skipif(not (has_module("fcgid") and has_module("wsgi")), reason=REASON)
@@ -438,6 +440,51 @@ def test_strict_require(httpd):
     server.start()
     said = {place: server.request("GET", f"/{place}/p.txt", headers=basic("frank")).status for place in ("strict", "lax")}
     assert said == {"strict": 403, "lax": 200}
+
+
+# -- checks that look at the URL --
+
+@pytest.fixture(scope="module", params=["hook", "provider"])
+def by_url(request, shared_httpd, tmp_path_factory):
+    """A server with tests/e2e/mod_urlcheck.c, the only module whose check httpd must not skip for redirects and parts."""
+    if not shutil.which("apr-1-config"):
+        pytest.skip("no apr-1-config")
+    so = tmp_path_factory.mktemp("urlcheck") / "mod_urlcheck.so"
+    flags = subprocess.run(["apr-1-config", "--includes", "--cppflags"], capture_output=True, text=True, check=True)
+    subprocess.run([apxs("CC"), "-shared", "-fPIC", *(["-DBY_HOOK"] if request.param == "hook" else []),
+                    f"-I{apxs('INCLUDEDIR')}", *flags.stdout.split(), "-o", so, Path(__file__).with_name("mod_urlcheck.c")],
+                   check=True)
+    # Where only a <Directory> matches, stock httpd asks once for all files in it.
+    location = "SetEnv seen 1" if request.param == "hook" else "Require url-not-hidden"
+    conf = (f"AddOutputFilter INCLUDES .shtml\n<Location /checked>\n{location}\n</Location>\n<Directory @DOCROOT@/checked>\n"
+            "RewriteEngine On\nRewriteRule ^way$ hidden.txt\nRewriteRule ^open$ plain.txt\n</Directory>\n")
+    alice = Site("alice", ALICE, conf=conf)
+    server = shared_httpd(sites=[alice], modules=["include"], without=["allowmethods"],
+                          conf=f"LoadModule urlcheck_module {so}\n")
+    alice.write("checked/plain.txt", "plain")
+    alice.write("checked/hidden.txt", "hidden")
+    alice.write("checked/page.shtml", '[<!--#include virtual="hidden.txt" -->][<!--#include virtual="plain.txt" -->]')
+    return server.start()
+
+
+def test_a_check_of_the_url_is_made_for_redirects_and_parts(by_url):
+    status = {path: by_url.get(f"/checked/{path}").status for path in ("plain.txt", "open", "hidden.txt", "way")}
+    assert status == {"plain.txt": 200, "open": 200, "hidden.txt": 403, "way": 403}
+    assert by_url.get("/checked/page.shtml").text == "[[an error occurred while processing this directive]][plain]"
+
+
+@pytest.mark.parametrize("without", [[], ["allowmethods"]], ids=["a-check-of-the-url", "none"])
+def test_checks_of_an_error_document_are_those_of_stock_httpd(httpd, without):
+    """Stock httpd asks again for a document with the same configuration only if some module's check looks at the URL, as
+    that of mod_allowmethods does."""
+    conf = "<Location /closed>\nRequire all denied\nErrorDocument 403 /closed/why.php\n</Location>\n"
+    alice = Site("alice", ALICE, conf=conf)
+    server = httpd(sites=[alice], without=without)
+    alice.write("closed/why.php", "<?php echo 'why';")
+    alice.write("closed/page.php", "<?php echo 'page';")
+    server.start()
+    found = server.get("/closed/page.php")
+    assert found.status == 403 and (found.text == "why") == bool(without), found.text
 
 
 # -- what configtest says --
