@@ -86,13 +86,13 @@ takes_text! {
         // SAFETY: httpd calls this as a directive's handler.
         config::ssl_options_directive(command, unsafe { record(dir) }, args)
     };
-    pool_entry_ssl_require => |command, dir, _args| {
+    pool_entry_ssl_require => |command, dir, args| {
         // SAFETY: httpd calls this as a directive's handler.
-        config::ssl_require_directive(command, unsafe { record(dir) })
+        config::ssl_require_directive(command, unsafe { record(dir) }, args)
     };
-    pool_entry_ssl_verify => |command, dir, _args| {
+    pool_entry_ssl_verify => |command, dir, args| {
         // SAFETY: httpd calls this as a directive's handler.
-        config::ssl_verify_directive(command, unsafe { record(dir) })
+        config::ssl_verify_directive(command, unsafe { record(dir) }, args)
     };
     pool_entry_ssl_user_name => |command, dir, args| {
         // SAFETY: httpd calls this as a directive's handler.

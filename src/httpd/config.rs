@@ -634,10 +634,10 @@ pub fn ssl_options_directive(command: &Command<'_>, dir: &mut DirConfig, args: &
 }
 
 /// `SSLRequireSSL`, `SSLRequire`.
-pub fn ssl_require_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
+pub fn ssl_require_directive(command: &Command<'_>, dir: &mut DirConfig, args: &CStr) -> Handled {
     if only_if_loaded(command, &[c"mod_ssl.c"])? {
         if command.name().eq_ignore_ascii_case("SSLRequire") {
-            dir.ssl.require_expression();
+            dir.ssl.require_expression(args.to_bytes());
         } else {
             dir.ssl.require();
         }
@@ -646,9 +646,9 @@ pub fn ssl_require_directive(command: &Command<'_>, dir: &mut DirConfig) -> Hand
 }
 
 /// `SSLVerifyClient`, `SSLVerifyDepth`, `SSLCipherSuite`.
-pub fn ssl_verify_directive(command: &Command<'_>, dir: &mut DirConfig) -> Handled {
+pub fn ssl_verify_directive(command: &Command<'_>, dir: &mut DirConfig, args: &CStr) -> Handled {
     if only_if_loaded(command, &[c"mod_ssl.c"])? && command.in_directory() {
-        dir.ssl.verify();
+        dir.ssl.verify(command.name().as_bytes(), args.to_bytes());
     }
     Ok(())
 }

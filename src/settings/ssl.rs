@@ -17,6 +17,8 @@ pub struct SslOptions {
     /// `SSLVerifyClient`, `SSLVerifyDepth` or `SSLCipherSuite` was given for a directory or Location: mod_ssl may have
     /// to renegotiate.
     pub ssl_verify_in_dir: bool,
+    /// Which demands on the TLS session these are: the same number, the same directives in the same order; 0 for none.
+    pub demands: u64,
 }
 
 const STD_ENV_VARS: u8 = 1 << 0;
@@ -28,6 +30,21 @@ const OTHER: u8 = 0;
 /// mod_ssl's `SSL_OPT_RELSET`: only `+` and `-` were used so far.
 const RELATIVE: u8 = 1 << 7;
 
+/// FNV-1a.
+const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn step(hash: u64, byte: u8) -> u64 {
+    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+}
+
+/// The number of two lists of demands, one behind the other.
+fn both(outer: u64, inner: u64) -> u64 {
+    match (outer, inner) {
+        (0, one) | (one, 0) => one,
+        (outer, inner) => inner.to_be_bytes().iter().fold(outer, |hash, byte| step(hash, *byte)) | 1,
+    }
+}
+
 /// One directory's record, with the merge of `ssl_config_perdir_merge` (ssl_engine_config.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SslDirRecord {
@@ -37,11 +54,12 @@ pub struct SslDirRecord {
     require: bool,
     expression: bool,
     verify: bool,
+    demands: u64,
 }
 
 impl Default for SslDirRecord {
     fn default() -> Self {
-        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, expression: false, verify: false }
+        SslDirRecord { options: RELATIVE, add: 0, del: 0, require: false, expression: false, verify: false, demands: 0 }
     }
 }
 
@@ -93,14 +111,21 @@ impl SslDirRecord {
     }
 
     /// `SSLRequire`.
-    pub fn require_expression(&mut self) {
+    pub fn require_expression(&mut self, arguments: &[u8]) {
         self.require = true;
         self.expression = true;
+        self.demand(b"SSLRequire", arguments);
     }
 
     /// `SSLVerifyClient`, `SSLVerifyDepth`, `SSLCipherSuite` in a directory or Location.
-    pub fn verify(&mut self) {
+    pub fn verify(&mut self, directive: &[u8], arguments: &[u8]) {
         self.verify = true;
+        self.demand(&directive.to_ascii_lowercase(), arguments);
+    }
+
+    fn demand(&mut self, directive: &[u8], arguments: &[u8]) {
+        let text = [directive, b" ", arguments].concat();
+        self.demands = both(self.demands, text.iter().fold(BASIS, |hash, byte| step(hash, *byte)) | 1);
     }
 
     /// What holds where `inner` is merged over `self`.
@@ -114,6 +139,7 @@ impl SslDirRecord {
         merged.require |= self.require;
         merged.expression |= self.expression;
         merged.verify |= self.verify;
+        merged.demands = both(self.demands, inner.demands);
         merged
     }
 
@@ -127,6 +153,7 @@ impl SslDirRecord {
             ssl_require: self.require,
             ssl_expression: self.expression,
             ssl_verify_in_dir: self.verify,
+            demands: self.demands,
         }
     }
 }

@@ -506,12 +506,36 @@ fn ssl_requirements_add_up() {
     let mut outer = SslDirRecord::default();
     outer.require();
     let mut inner = SslDirRecord::default();
-    inner.verify();
+    inner.verify(b"SSLVerifyClient", b"require");
     let merged = outer.merged(inner).effective();
     assert!(merged.ssl_require && merged.ssl_verify_in_dir && !merged.ssl_expression);
-    outer.require_expression();
+    outer.require_expression(b"1 == 1");
     assert!(outer.merged(SslDirRecord::default()).effective().ssl_expression);
     assert!(!outer.effective().ssl_verify_in_dir);
+}
+
+#[test]
+fn equal_demands_on_a_session_have_equal_numbers() {
+    let demand = |list: &[(&str, &str)]| {
+        let mut record = SslDirRecord::default();
+        list.iter().for_each(|(name, value)| record.verify(name.as_bytes(), value.as_bytes()));
+        record
+    };
+    let number = |record: SslDirRecord| record.effective().demands;
+    let none = SslDirRecord::default();
+    let member = demand(&[("SSLVerifyClient", "require")]);
+    assert_eq!((number(none), number(none.merged(none))), (0, 0));
+    assert_eq!(number(member), number(demand(&[("sslverifyclient", "require")])));
+    assert_eq!(number(member), number(none.merged(member)));
+    assert_eq!(number(member), number(member.merged(none)));
+    let others = [
+        none,
+        demand(&[("SSLVerifyClient", "optional")]),
+        demand(&[("SSLVerifyClient", "require"), ("SSLVerifyDepth", "1")]),
+        demand(&[("SSLVerifyClient", "optional")]).merged(member),
+        member.merged(member),
+    ];
+    assert!(others.iter().all(|other| number(*other) != number(member)));
 }
 
 #[test]

@@ -21,8 +21,10 @@ pub(super) struct Tls {
     on: bool,
     /// The frontend has checked what virtual host and Location demand of the session.
     checked: bool,
-    /// The sections for the request's Location demand something of the session.
-    location_demands: bool,
+    /// Which demands on the session the sections for the Location of the client's own URL have ([`SslOptions::demands`]).
+    ///
+    /// [`SslOptions::demands`]: crate::settings::SslOptions::demands
+    location_demands: u64,
     /// mod_ssl's variables: a list of pairs.
     variables: Vec<u8>,
 }
@@ -31,7 +33,7 @@ impl Tls {
     pub(super) fn set(&mut self, request: &Request<'_>) {
         self.on = request.head.flags & REQUEST_TLS != 0;
         self.checked = request.head.flags & REQUEST_TLS_CHECKED != 0;
-        self.location_demands = false;
+        self.location_demands = 0;
         self.variables.clear();
         let mut writer = PairsWriter::new(&mut self.variables);
         if self.on {
@@ -134,10 +136,11 @@ fn demands_session(r: RequestRec<'_>) -> bool {
     options.ssl_expression || options.ssl_verify_in_dir
 }
 
-/// The translate_name hook, before any directory counts: sees what `<Location>` demands, which the frontend sees too.
+/// The translate_name hook, before any directory counts: sees what `<Location>` demands, which the frontend sees too. It
+/// does not see where a redirect or a part of a page leads.
 pub fn see_location(r: RequestRec<'_>) {
-    if is_tls() {
-        let demands = demands_session(r);
+    if is_tls() && !r.is_redirected() && !r.is_subrequest() {
+        let demands = ssl_options(r).demands;
         with(|worker| worker.exchange.borrow_mut().tls.location_demands = demands);
     }
 }
@@ -153,14 +156,15 @@ pub fn access_checker(r: RequestRec<'_>) -> i32 {
     }
     let settled = with(|worker| {
         let current = worker.exchange.borrow();
-        current.tls.checked && current.tls.location_demands
+        current.tls.checked && current.tls.location_demands == ssl_options(r).demands
     });
     if demands_session(r) && settled != Some(true) {
         log::request(
             log::Level::Error,
             r,
-            "access denied: SSLRequire, SSLVerifyClient and SSLCipherSuite in <Directory> or .htaccess cannot be \
-             checked in a server pool; use them in <VirtualHost> or <Location>",
+            "access denied: SSLRequire, SSLVerifyClient and SSLCipherSuite in <Directory> or .htaccess, or in a \
+             <Location> that a redirect or a part of a page leads into, cannot be checked in a server pool; use them \
+             in <VirtualHost>, or in the <Location> of the client's own URL",
         );
         r.note(c"ssl-access-forbidden", b"1");
         return FORBIDDEN;

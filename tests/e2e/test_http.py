@@ -859,7 +859,7 @@ class TestTls:
             SSLOptions +StdEnvVars
             SSLUserName SSL_CLIENT_S_DN_CN
         """)
-        server = shared_httpd(sites=[alice, strict], log_format="%u %>s %U")
+        server = shared_httpd(sites=[alice, strict], log_format="%u %>s %U", modules=["include"])
         tls = server.root / "tls"
         make_certificate(tls / "ca.pem", tls / "ca.key", "test CA", is_ca=True)
         make_certificate(tls / "frank.pem", tls / "frank.key", "frank", ca=(tls / "ca.pem", tls / "ca.key"))
@@ -876,6 +876,14 @@ class TestTls:
         alice.write("denied.php", "<?php echo 'denied ', $_SERVER['REDIRECT_STATUS'], ' ', $_SERVER['REDIRECT_URL'];")
         alice.write("htssl/page.php", page)
         strict.write("page.php", page)
+        alice.write("member/.htaccess", "RewriteEngine on\nRewriteRule ^inside$ page.php\n")
+        alice.write("into/.htaccess", "AddOutputFilter INCLUDES .shtml\nDirectoryIndex /member/page.php\nRewriteEngine on\n"
+                    "RewriteRule ^php$ /member/page.php\nRewriteRule ^txt$ /member/page.txt\n"
+                    "ErrorDocument 404 /member/page.txt\nRedirect 404 /into/gone\n")
+        alice.write("into/page.shtml", '[<!--#include virtual="/member/page.txt" -->]')
+        alice.write("maybe/more/.htaccess", "SSLVerifyClient require\n")
+        alice.write("maybe/more/page.txt", "static")
+        alice.write("maybe/into/.htaccess", "RewriteEngine on\nRewriteRule ^txt$ /member/page.txt\n")
         return server.start()
 
     def cert(self, server, name):
@@ -896,6 +904,30 @@ class TestTls:
                 found = c.response()
                 assert (found.status, found.text) == (403, f"denied 403 /{where}/page.php")
             assert c.get("/page.txt").text == "static"
+
+    @pytest.mark.pool_only
+    @pytest.mark.parametrize("path", ["/into/php", "/into/txt", "/into/gone", "/into/page.shtml", "/into/", "/maybe/into/txt",
+                                      "/maybe/more/page.txt"])
+    @pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
+    def test_a_certificate_that_nobody_asks_for_is_missing(self, secure, path, h2):
+        """Where a redirect or a part of a page leads into a Location that demands a certificate, stock httpd asks the client
+        for it. A worker cannot, nor for a .htaccess."""
+        if h2 and (secure.mpm == "prefork" or path.startswith("/maybe")):
+            pytest.skip("no HTTP/2, or mod_ssl refuses it: no certificate can be asked for in the middle of it")
+        at = len(secure.error_log())
+        if h2:
+            with H2(secure, tls=True) as c:
+                found = c.get(path)
+        else:
+            found = secure.get(path, tls=True, tls_max=ssl.TLSVersion.TLSv1_2)
+        assert "static" not in found.text and "NONE" not in found.text
+        assert found.status == {"/into/gone": 404, "/into/page.shtml": 200}.get(path, 403)
+        secure.wait_for_log("a redirect or a part of a page leads into, cannot be checked", after=at)
+
+    def test_a_redirect_within_what_demands_a_certificate(self, secure):
+        frank = self.cert(secure, "frank")
+        found = secure.get("/member/inside", tls=True, client_cert=frank, tls_max=ssl.TLSVersion.TLSv1_2)
+        assert (found.status, found.text) == (200, "frank SUCCESS - on")
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
     def test_client_certificate_per_location(self, secure, version):
