@@ -27,7 +27,14 @@ fn is_there(file: &str, test: &str) -> bool {
     let read = |file| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default();
     let text = read(file);
     if file.ends_with(".py") {
-        return text.contains(&format!("\ndef {test}("));
+        return match test.split_once("::") {
+            Some((class, test)) => {
+                let of_class = text.split(&format!("\nclass {class}:\n")).nth(1).unwrap_or_default();
+                let end = of_class.find("\nclass ").unwrap_or(of_class.len());
+                of_class[..end].contains(&format!("\n    def {test}("))
+            }
+            None => text.contains(&format!("\ndef {test}(")),
+        };
     }
     if file.starts_with("tests/controller/") {
         // Named in the list for `tests!`, too.
