@@ -57,6 +57,9 @@ pub struct Delivery<'r> {
     /// The rest is to be on its way when it is passed on; it is the last.
     flush: bool,
     finish: bool,
+    /// Something has come since the last FLUSH. Without that another one tells the client nothing, and a worker may ask for
+    /// one as often as it likes.
+    unflushed: bool,
     /// How long the client may take nothing, and since when it has not, while it must.
     patience: Duration,
     stuck_since: Option<Instant>,
@@ -77,6 +80,7 @@ impl<'r> Delivery<'r> {
             rest: VecDeque::new(),
             flush: false,
             finish: false,
+            unflushed: true,
             patience: r.server().timeout(),
             stuck_since: None,
             ticket,
@@ -103,6 +107,7 @@ impl<'r> Delivery<'r> {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.unflushed = true;
         let has_room = |c: Connection<'_>| self.queued > 0 || (c.has_written() && !self.client.holds());
         if !self.rest.is_empty() || !self.connection.is_none_or(has_room) {
             self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
@@ -131,6 +136,7 @@ impl<'r> Delivery<'r> {
     /// Takes a piece of a file. httpd never gets the descriptor: it would wait for the file, with sendfile(2) too.
     pub fn file(&mut self, file: Arc<TenantFile>, at: u64, left: u64) {
         if left > 0 {
+            self.unflushed = true;
             self.rest.push_back(Piece::File { file, at, left });
         }
     }
@@ -142,6 +148,7 @@ impl<'r> Delivery<'r> {
 
     /// Passes on what was taken, as far as the client takes it; with `flush` it is on its way then.
     pub fn pass(&mut self, flush: bool) -> Result<(), Undelivered> {
+        let flush = flush && std::mem::take(&mut self.unflushed);
         let at_once = || !self.client.passes_in_pieces() && self.takes_at_once(self.queued);
         if self.rest.is_empty() && (!flush || at_once()) {
             return Ok(self.pass_queued(flush)?);
