@@ -120,7 +120,7 @@ def test_a_stream_that_stalls_in_its_upload(patient):
         c.h2.send_headers(stream, [(":method", "POST"), (":path", "/echo.cgi"), (":authority", "alice.test"),
                                    (":scheme", "http")])
         c.h2.send_data(stream, b"0123456789")
-        c.streams[stream] = {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": []}
+        c.streams[stream] = c.new_state()
         c.flush()
         assert c.wait(stream).status == 408
         assert c.get("/pid.cgi").text == before

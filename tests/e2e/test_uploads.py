@@ -48,7 +48,7 @@ class Stream:
     def __init__(self, server, path, tls, fields=()):
         self.c = H2(server, tls=tls, timeout=30)
         self.id = self.c.h2.get_next_available_stream_id()
-        self.c.streams[self.id] = self.c._state()
+        self.c.streams[self.id] = self.c.new_state()
         self.c.h2.send_headers(self.id, [(":method", "POST"), (":path", path), (":authority", "alice.test"),
                                          (":scheme", "https" if tls else "http"), *fields])
         self.c.flush()

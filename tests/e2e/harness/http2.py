@@ -37,7 +37,7 @@ class H2:
             self.conn.sock.sendall(data)
 
     @staticmethod
-    def _state():
+    def new_state():
         return {"status": None, "headers": [], "body": b"", "ended": False, "reset": None, "interim": [],
                 "trailers": []}
 
@@ -46,7 +46,7 @@ class H2:
         fields = [(":method", method), (":path", path), (":authority", host or self.host),
                   (":scheme", "https" if self.tls else "http"), *headers]
         self.h2.send_headers(stream, fields, end_stream=not body)
-        self.streams[stream] = self._state()
+        self.streams[stream] = self.new_state()
         self.flush()
         while body and not self.streams[stream]["ended"]:
             room = min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
@@ -76,7 +76,7 @@ class H2:
                 state["interim"].append(list(event.headers))
             elif isinstance(event, ev.PushedStreamReceived):
                 self.pushed.append(dict(event.headers)[":path"])
-                self.streams[event.pushed_stream_id] = self._state()
+                self.streams[event.pushed_stream_id] = self.new_state()
             elif isinstance(event, ev.DataReceived):
                 state["body"] += event.data
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
