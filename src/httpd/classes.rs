@@ -42,6 +42,8 @@ const FRONTEND: &[&str] = &[
     "mod_fcgid.c",
     "mod_cgid.c",
     "mod_wsgi.c",
+    "mod_jk.c",
+    "mod_upload_progress.c",
     "mod_cache.c",
 ];
 
@@ -133,6 +135,7 @@ const SERVED_BY: &[(&str, &[&str])] = &[
     ("fcgid-script", &["mod_fcgid.c"]),
     ("wsgi-script", &["mod_wsgi.c"]),
     ("wsgi-handler", &["mod_wsgi.c"]),
+    ("jakarta-servlet", &["mod_jk.c"]),
     ("server-status", &["mod_status.c"]),
     ("balancer-manager", &["mod_proxy_balancer.c"]),
     ("heartbeat", &["mod_heartmonitor.c"]),

@@ -27,9 +27,11 @@ pub enum Disposition {
     Refused,
     /// It does nothing for a pool's request, and docs/pitfalls.md says so.
     Documented,
+    /// The same, and whoever loads the module is told when the configuration is checked.
+    Lost,
 }
 
-use Disposition::{Documented, Frontend, Worker};
+use Disposition::{Documented, Frontend, Lost, Worker};
 
 /// Module, hook, decision. Handlers are in `classes::SERVED_BY`: they are refused. `authn_provider` and `authz_provider`
 /// stand for what a module has registered for `AuthBasicProvider` and the like, and for `Require`.
@@ -55,6 +57,11 @@ const TABLE: &[(&str, &str, Disposition)] = &[
     ("mod_wsgi.c", "authz_provider", Worker),
     // `mapping`.
     ("mod_wsgi.c", "translate_name", Frontend),
+    ("mod_jk.c", "translate_name", Frontend),
+    // It keeps the core from looking for a file of what it has mapped.
+    ("mod_jk.c", "map_to_storage", Frontend),
+    ("mod_upload_progress.c", "fixups", Lost),
+    ("mod_upload_progress.c", "handler", Lost),
     ("mod_cache.c", "handler", Documented),
     ("mod_cache.c", "insert_error_filter", Documented),
     // It reads the variables of its own health checks, which are made in httpd's own processes.
@@ -102,7 +109,7 @@ pub fn check(tree: &PoolTree) -> Findings {
     let providers = providers();
     for module in modules.iter().filter(|m| lost(m)) {
         let of_module = |hook: &&hooks::Hook| hook.modules().iter().any(|m| m == module);
-        let undecided = |hook: &&str| disposition(module, hook).is_none();
+        let undecided = |hook: &&str| matches!(disposition(module, hook), None | Some(Lost));
         let mut names: Vec<&str> = HOOKS.iter().filter(of_module).map(|h| h.name).filter(undecided).collect();
         let file = file_of_module(module);
         let own = providers.iter().filter(|(code, ..)| file.is_some() && *code == file);
@@ -117,7 +124,12 @@ pub fn check(tree: &PoolTree) -> Findings {
                 checks.join(", ")
             ));
         }
-        if !others.is_empty() {
+        if !others.is_empty() && tree.module_role(module).is_none() {
+            findings.warnings.push(format!(
+                "{module} works in the frontends only: its hooks {} do not run for requests that a server pool serves",
+                others.join(", ")
+            ));
+        } else if !others.is_empty() {
             findings.warnings.push(format!(
                 "PoolModuleRole {module} frontend: its hooks {} do not run for requests that a server pool serves; \
                  write PoolModuleRole {module} worker if they are to",

@@ -22,9 +22,9 @@ use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 
 /// What these map stays in the frontend.
-const STAYS: [&str; 3] = ["mod_proxy.c", "mod_proxy_express.c", WSGI_MODULE];
-/// Its processes are its own daemons', or the frontends'.
-const WSGI_MODULE: &str = "mod_wsgi.c";
+const STAYS: [&str; 4] = ["mod_proxy.c", "mod_proxy_express.c", "mod_wsgi.c", "mod_jk.c"];
+/// Of these, those with backends of their own: daemons, frontends, servlet containers.
+const WITH_BACKENDS: [&str; 2] = ["mod_wsgi.c", "mod_jk.c"];
 /// Asked before those, where stock httpd does. Their translate_name follows the server's configuration and runs nothing
 /// of a tenant's.
 const ASKED: [&str; 4] = ["mod_rewrite.c", "mod_alias.c", "mod_userdir.c", "mod_vhost_alias.c"];
@@ -64,7 +64,9 @@ const ALIASES: [&str; 11] = [
     "VirtualDocumentRoot",
     "VirtualScriptAlias",
 ];
-const WSGI: [&str; 2] = ["WSGIScriptAlias", "WSGIScriptAliasMatch"];
+/// What has those map something.
+const BACKENDS: [&str; 7] =
+    ["WSGIScriptAlias", "WSGIScriptAliasMatch", "JkMount", "JkMountCopy", "JkMountFile", "JkAutoAlias", "JkUnMount"];
 
 type Function = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
 
@@ -266,7 +268,7 @@ struct Facts {
     proxies: bool,
     rewrites: bool,
     aliases: bool,
-    wsgi: bool,
+    backends: bool,
     /// `AssignServerPool` names a pool.
     assigns: bool,
 }
@@ -277,7 +279,7 @@ impl Facts {
             proxies: self.proxies | other.proxies,
             rewrites: self.rewrites | other.rewrites,
             aliases: self.aliases | other.aliases,
-            wsgi: self.wsgi | other.wsgi,
+            backends: self.backends | other.backends,
             assigns: self.assigns | other.assigns,
         }
     }
@@ -288,7 +290,7 @@ impl Facts {
         self.proxies |= is(&PROXIES) || (rewrites && may_proxy(node.args));
         self.rewrites |= rewrites;
         self.aliases |= is(&ALIASES);
-        self.wsgi |= is(&WSGI);
+        self.backends |= is(&BACKENDS);
         let is_none = || words(node.args).first().is_some_and(|word| word.eq_ignore_ascii_case(b"none"));
         self.assigns |= is(&["AssignServerPool"]) && !is_none();
     }
@@ -327,7 +329,7 @@ fn order_counts(s: ServerRec<'_>) -> bool {
     let servers = SERVERS.get_or_init(|| {
         // SAFETY: httpd's main server of the running configuration.
         let main = unsafe { ServerRec::from_raw(ffi::ap_server_conf) };
-        let counts = |f: &Facts| (f.proxies && f.rewrites) || (f.wsgi && (f.rewrites || f.aliases));
+        let counts = |f: &Facts| (f.proxies && f.rewrites) || (f.backends && (f.rewrites || f.aliases));
         let mut keys: Vec<usize> = facts(main).iter().filter(|(_, f)| counts(f)).map(|(key, _)| *key).collect();
         keys.sort_unstable();
         keys
@@ -343,8 +345,9 @@ pub fn check(main: ServerRec<'_>, tree: &PoolTree) -> Vec<String> {
     let unassigned = tree.unassigned().is_some();
     let facts = facts(main);
     let proxies = facts.iter().any(|(_, f)| f.proxies && (f.assigns || unassigned));
-    let wsgi = facts.iter().any(|(_, f)| f.wsgi && (f.assigns || unassigned));
-    let ends = |module: &str| STAYS.contains(&module) && if module == WSGI_MODULE { wsgi } else { proxies };
+    let backends = facts.iter().any(|(_, f)| f.backends && (f.assigns || unassigned));
+    let ends =
+        |module: &str| STAYS.contains(&module) && if WITH_BACKENDS.contains(&module) { backends } else { proxies };
     let all = hooks::translate_name.modules();
     let Some(last) = all.iter().rposition(|m| ends(m)) else { return Vec::new() };
     let mut errors = Vec::new();

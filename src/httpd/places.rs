@@ -29,18 +29,21 @@ enum Need {
     WhereUnwritable,
     /// A directory of its own for lock files, where the mechanism has such.
     LockFiles,
+    /// A directory of its own for a file of shared memory: the one that is named is the frontends'.
+    SharedMemory,
     /// The file opened once more: what was open when the user changed is /dev/null.
     Reopened,
 }
 
 /// mod_security counts requests of an address or a session in `SecDataDir`; where it cannot, its rules let everything
 /// pass.
-const DIRECTIVES: [(&CStr, Need); 5] = [
+const DIRECTIVES: [(&CStr, Need); 6] = [
     (c"SecDataDir", Need::Directory),
     (c"SecTmpDir", Need::WhereUnwritable),
     (c"SecUploadDir", Need::WhereUnwritable),
     (c"SecGeoLookupDb", Need::Reopened),
     (c"Mutex", Need::LockFiles),
+    (c"LDAPSharedCacheFile", Need::SharedMemory),
 ];
 
 /// Mechanisms of `Mutex` that open a file by name (util_mutex.c).
@@ -65,7 +68,7 @@ fn needs(directive: &ffi::ap_directive_t, need: Need) -> bool {
     match need {
         Need::LockFiles => mechanism(arguments).is_some(),
         Need::WhereUnwritable => !word(arguments).eq_ignore_ascii_case(b"none"),
-        Need::Directory => true,
+        Need::Directory | Need::SharedMemory => true,
         Need::Reopened => false,
     }
 }
@@ -174,6 +177,7 @@ pub fn give(
                     }
                 }
             }
+            Need::SharedMemory => call(main, nodes[0], &[own, b"/shared"].concat())?,
             // Each virtual host has the main server's.
             Need::Reopened => {
                 for node in nodes {

@@ -639,7 +639,7 @@ def test_every_hook_of_a_frontend_module_is_decided(scratch):
     frontend = set(re.findall(r'"(\w+\.c)"', re.search(r"const FRONTEND.*?\];", classes, re.S).group(0)))
     served = set(re.findall(r'"(\w+\.c)"', re.search(r"const SERVED_BY.*?\];", classes, re.S).group(0)))
     table = (REPO / "src/httpd/dispositions.rs").read_text()
-    rows = set(re.findall(r'\("(\w+\.c)", "(\w+)", (?:Frontend|Worker|Documented|Refused)\)', table))
+    rows = set(re.findall(r'\("(\w+\.c)", "(\w+)", (?:Frontend|Worker|Documented|Lost|Refused)\)', table))
     rows |= {(module, "handler") for module in served}
     titles = {title for of_module in found.values() for title in of_module}
     assert not titles - set(TITLES) - ELSEWHERE, "mod_info shows a hook that is new here"
