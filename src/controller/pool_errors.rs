@@ -176,7 +176,7 @@ impl Controller {
 
     /// Something is there, or seems to be.
     pub(super) fn look_at_pool_errors(&mut self, number: u64) {
-        self.read_pool_errors(number);
+        self.read_pool_errors(number, false);
         let now = self.now();
         let Some(errors) = self.errors.open.get(&number) else {
             return;
@@ -187,7 +187,9 @@ impl Controller {
         }
     }
 
-    fn read_pool_errors(&mut self, number: u64) {
+    /// All that there is, as far as it is allowed; or, where it is not the last look, until a read brings less than it asks
+    /// for: either that was all, or the process marks each byte as urgent, and a read ends at each mark.
+    fn read_pool_errors(&mut self, number: u64, last: bool) {
         let mut buf = [0; READ];
         for _ in 0..READS {
             let Some(errors) = self.errors.open.get_mut(&number) else {
@@ -208,6 +210,9 @@ impl Controller {
                     }
                     if too_much {
                         return self.pause_pool_errors(number);
+                    }
+                    if n < READ && !last {
+                        return;
                     }
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
@@ -266,7 +271,7 @@ impl Controller {
 
     /// The process is gone: what it wrote last is read, then this end is closed, whoever else may hold the other.
     pub(super) fn finish_pool_errors(&mut self, number: u64) {
-        self.read_pool_errors(number);
+        self.read_pool_errors(number, true);
         self.close_pool_errors(number);
     }
 
