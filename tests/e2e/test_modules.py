@@ -27,7 +27,6 @@ NEEDS = {
     "authnz_ldap": "LDAPSharedCacheSize 100000\n",
     "ldap": "LDAPSharedCacheSize 100000\nLDAPSharedCacheFile @ROOT@/logs/ldap\n",
     "session_crypto": "SessionCryptoPassphrase secret\n",
-    "ssl": "",
     "dav_fs": "DAVLockDB @ROOT@/logs/dav\n",
     "log_forensic": "ForensicLog @ROOT@/logs/forensic\n",
     "fcgid": "FcgidIPCDir @ROOT@/run/fcgid\nFcgidProcessTableFile @ROOT@/run/fcgid/shm\n",
@@ -66,7 +65,7 @@ def make(httpd, modules, **kw):
         for name in dependencies(module):
             if name not in wanted and name not in STATIC and name not in BASE_MODULES:
                 wanted.append(name)
-                conf += NEEDS.get(name, "") if NEEDS.get(name, "") not in conf else ""
+                conf += NEEDS.get(name, "")
     server = httpd(sites=[site], modules=wanted, conf=conf, **kw)
     (server.root / "workers").write_text("worker.list=a\nworker.a.type=ajp13\nworker.a.host=127.0.0.1\nworker.a.port=1\n")
     for name in ("md", "run/fcgid"):
