@@ -9,6 +9,7 @@ import re
 import shutil
 from base64 import b64encode
 from hashlib import sha1
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,9 +131,22 @@ def ask(server, path, frank=False, method="GET", host="alice.test", **kw):
         assert found.status in (200, 404), found
         assert found.get("Content-Type") == "application/octet-stream"
         env = dict(e.split("=", 1) for e in found.body.decode("latin-1").split("\0") if e)
-    plain = lambda v: v.replace(str(server.root), "ROOT").replace(str(server.port), "PORT").replace(
-        str(server.tls_port), "TLSPORT")
-    return {k: "*" if k.removeprefix("REDIRECT_") in MASKED else plain(v) for k, v in env.items()}
+    return {k: "*" if k.removeprefix("REDIRECT_") in MASKED else plain(server, v) for k, v in env.items()}
+
+
+def plain(server, value):
+    """The value without what differs between two servers. A port is a number of its own, not a part of another one."""
+    value = value.replace(str(server.root), "ROOT")
+    for name in ("tls_port", "port"):
+        if number := getattr(server, name):
+            value = re.sub(rf"(?<!\d){number}(?!\d)", name.upper(), value)
+    return value
+
+
+def test_a_serial_number_that_contains_a_port_is_left_alone():
+    server = SimpleNamespace(root="/r", port=38432, tls_port=44300)
+    assert plain(server, "197847842038432223582793") == "197847842038432223582793"
+    assert plain(server, "http://a.test:38432/r:44300") == "http://a.test:PORTROOT:TLS_PORT"
 
 
 def difference(left, right):
