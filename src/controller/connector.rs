@@ -9,7 +9,7 @@ use super::{hear, log, Controller, Heard, Source, Watched};
 use crate::policy::{Event, FrontendId, Millis};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Credentials};
-use crate::sys::{descriptor, launch, shortage, syslog};
+use crate::sys::{descriptor, shortage, syslog};
 use crate::wire::control::{ConnectorMessage, Hello, ParentMessage, PoolTable, MAX_POOL_TABLE};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -51,7 +51,7 @@ impl Controller {
             };
             match message {
                 _ if sender.pid != self.start.parent => self.note_refusal(sender, "not of httpd's parent"),
-                ConnectorMessage::Parent(ParentMessage::Begin { pid }) => self.begun |= pid == launch::own_pid(),
+                ConnectorMessage::Parent(ParentMessage::Begin { keeper }) => self.begun |= keeper == self.keeper.pid(),
                 // For a controller that died before it has read it.
                 ConnectorMessage::Parent(_) if !self.begun => self.discard(None, fds),
                 ConnectorMessage::Parent(message) => self.parent_says(&message, fds),
@@ -197,10 +197,8 @@ impl Controller {
             ParentMessage::Ping | ParentMessage::Begin { .. } => {}
             ParentMessage::Discard => fds.into_iter().for_each(|fd| self.end(None, fd)),
             ParentMessage::Syslog { facility, ref ident } => syslog::use_from_now_on(facility, ident),
-            ParentMessage::LeftBehind { pid } => {
-                // The parent has not reaped it, or it is gone and has left all to the heir.
-                self.left_behind.extend(PidFd::open(pid));
-            }
+            // The parent has not reaped it, or it is gone and has left nothing.
+            ParentMessage::OlderKeeper { pid } => self.older_keepers.extend(PidFd::open(pid)),
         }
     }
 
@@ -315,9 +313,8 @@ impl Controller {
         }
     }
 
-    /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to the heir as all
-    /// does that such a controller has started, or is still the child of one that does not end: others of that user are
-    /// not ours to end.
+    /// A worker of a controller that has died. It counts if it is of the pool's user, and has fallen to that controller's
+    /// keeper, or is still the child of a controller that does not end: others of that user are not ours to end.
     fn foreign_worker(&mut self, pid: u32, pool: String) {
         if self.pids.contains(&pid) || self.foreign.contains_key(&pid) || process::is_own_child(pid) {
             return;
@@ -332,7 +329,7 @@ impl Controller {
             return;
         };
         let fits = process::uids_of(pid).is_ok_and(|real| uids.iter().any(|uid| real == [*uid; 4]));
-        if !fits || !process::parent_of(pid).is_some_and(|parent| self.inherits_from(parent)) {
+        if !fits || !process::parent_of(pid).is_some_and(|parent| self.is_of_an_older_controller(parent)) {
             return;
         }
         if let Ok(token) = self.watch(process.as_fd(), Source::Foreign(pid)) {

@@ -1,18 +1,22 @@
-//! Keeps a controller running where httpd's parent cannot: with `httpd -X` it is the one frontend too, has given up
-//! root, and waits for no child.
+//! Keeps the processes of a controller that dies away from httpd's parent: the controller is its child, and what the
+//! controller has started becomes its own. An MPM takes the exit status of any child of httpd's parent for a frontend's.
+//!
+//! With `httpd -X` it starts the next controller, too: httpd's one process is the frontend then, has given up root, and
+//! waits for no child.
 //!
 //! Runs in: its own process, parent of the controller (root, or httpd's user when httpd is not root; one thread).
-//! Trusts: wait status; the first message of httpd's parent, by its credentials.
-//! Owns: the one configuration that `httpd -X` has, the process of the controller.
-//! Never: reads what anybody but httpd's parent sent, starts a controller for a parent that is gone.
+//! Trusts: wait status; with `-X` the first message of httpd's parent, by its credentials.
+//! Owns: the process of the controller, its end of the lifeline; with `-X` the one configuration.
+//! Never: reads what anybody but httpd's parent sent, starts a controller for a parent that is gone, ends what a dead
+//! controller has started while httpd runs: frontends may need it, and the next controller knows that.
 
 use super::{log, orphans, ControllerStart};
 use crate::policy::describe_status;
 use crate::sys::fork::{self, exit_now, Forked};
-use crate::sys::poller::{Poller, TermSignal};
+use crate::sys::poller::{self, Poller, SignalDescriptor};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{discard, syslog, title};
+use crate::sys::{discard, launch, syslog, title};
 use crate::wire::control::{ConnectorMessage, ParentMessage, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,39 +24,65 @@ use std::time::Duration;
 
 /// How long after the death of a controller the next one starts: as long as httpd's parent takes at most to notice.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often it looks for what has ended of a dead controller's processes.
-const SWEEP: Duration = Duration::from_secs(1);
 /// Descriptors of a Configure that each controller gets: the pool table and the error log. What httpd's start waits
 /// at is the first one's alone.
 const LASTING: usize = 2;
+/// Children that are reaped before signals and the lifeline get their turn.
+const BATCH: usize = 256;
 
-/// What every controller starts with.
+/// What every controller starts with where nobody speaks to the next one: with `-X`.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub message: ParentMessage,
     pub fds: Vec<OwnedFd>,
 }
 
-/// Starts controllers, one after the other, until one ends as it should. Returns in each of them.
-pub(super) fn keep(start: &ControllerStart) -> io::Result<Kept> {
+/// What a controller gets from its keeper.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    /// The keeper itself.
+    pub keeper: PidFd,
+    pub kept: Option<Kept>,
+}
+
+/// Starts a controller; with `-X` one after the other, until one ends as it should. Returns in each of them.
+pub(super) fn keep(start: &mut ControllerStart) -> io::Result<Keeping> {
     title::set("mod_pool: keeper");
-    let parent = PidFd::open(start.parent)?;
-    let mut kept = first_message(start)?;
-    let signal = TermSignal::new()?;
+    launch::become_subreaper();
+    let lifeline = start.lifeline.take();
+    let mut kept = if lifeline.is_none() { Some(first_message(start)?) } else { None };
+    let mut keeper = Keeper::new(start.parent, lifeline)?;
     loop {
-        let controller = match fork::fork_child()? {
-            Forked::Child => return Ok(kept),
-            Forked::Parent { child } => PidFd::open(child)?,
+        let own = PidFd::open(launch::own_pid())?;
+        let child = match fork::fork_child()? {
+            Forked::Child => {
+                drop(keeper);
+                poller::unblock_all()?;
+                return Ok(Keeping { keeper: own, kept });
+            }
+            Forked::Parent { child } => child,
         };
-        kept.fds.truncate(LASTING);
-        let status = wait_for(&controller, &signal)?;
-        if status == 0 || parent.has_ended() {
+        if let Some(kept) = &mut kept {
+            kept.fds.truncate(LASTING);
+        }
+        let status = keeper.wait_for(child)?;
+        if status == 0 || keeper.parent.has_ended() {
             orphans::end_children(|_| false);
             exit_now(0);
         }
-        let died = describe_status(status);
-        log::error_by_child(&format!("mod_pool: the controller died: {died}; another one is started"));
-        std::thread::sleep(PAUSE);
+        match keeper.lifeline.take() {
+            Some(lifeline) => {
+                // The one message: httpd's log has the status from whoever receives it.
+                let _ = socket::send(lifeline.as_fd(), &status.to_be_bytes(), &[], Blocking::No);
+                drop(lifeline);
+                keeper.outlive()?;
+            }
+            None => {
+                let died = describe_status(status);
+                log::error_by_child(&format!("mod_pool: the controller died: {died}; another one is started"));
+                std::thread::sleep(PAUSE);
+            }
+        }
     }
 }
 
@@ -85,22 +115,104 @@ fn first_message(start: &ControllerStart) -> io::Result<Kept> {
     }
 }
 
-/// Waits for the end of the controller and passes SIGTERM on to it. Returns its wait status.
-fn wait_for(controller: &PidFd, signal: &TermSignal) -> io::Result<i32> {
-    let mut poller = Poller::new()?;
-    poller.add(controller.as_fd(), 0)?;
-    poller.add(signal.as_fd(), 1)?;
-    loop {
-        let others = process::children()?.into_iter().filter(|pid| *pid != controller.pid()).collect::<Vec<_>>();
-        for pid in &others {
-            process::reap_pid(*pid);
+#[derive(Debug)]
+struct Keeper {
+    parent: PidFd,
+    /// Its other end is the parent's and the stand-in's. At the end the controller is to be killed. `None` with `-X`.
+    lifeline: Option<OwnedFd>,
+    term: SignalDescriptor,
+    children: SignalDescriptor,
+    poller: Poller,
+}
+
+/// What a [`Keeper`] waits for.
+const TERM: u64 = 0;
+const CHILDREN: u64 = 1;
+const LIFELINE: u64 = 2;
+const PARENT: u64 = 3;
+
+impl Keeper {
+    fn new(parent: u32, lifeline: Option<OwnedFd>) -> io::Result<Self> {
+        let keeper = Self {
+            parent: PidFd::open(parent)?,
+            lifeline,
+            term: SignalDescriptor::of_term()?,
+            children: SignalDescriptor::of_children()?,
+            poller: Poller::new()?,
+        };
+        keeper.poller.add(&keeper.term, TERM)?;
+        keeper.poller.add(&keeper.children, CHILDREN)?;
+        if let Some(lifeline) = &keeper.lifeline {
+            keeper.poller.add(lifeline, LIFELINE)?;
         }
-        poller.wait((!others.is_empty()).then_some(SWEEP), &mut Vec::new())?;
-        if signal.came() {
-            controller.signal(15);
+        Ok(keeper)
+    }
+
+    /// Waits for the end of the controller, and passes SIGTERM on to it. Returns its wait status.
+    fn wait_for(&mut self, controller: u32) -> io::Result<i32> {
+        // It is not reaped before this returns, so the number stays its own.
+        let process = PidFd::open(controller);
+        if process.is_err() {
+            launch::kill_new_child(controller);
         }
-        if let Some(status) = controller.reap() {
-            return Ok(status);
+        let process = process?;
+        let mut ready = Vec::new();
+        loop {
+            ready.clear();
+            self.poller.wait(None, &mut ready)?;
+            for what in &ready {
+                match *what {
+                    TERM if self.term.came() => process.signal(libc::SIGTERM),
+                    LIFELINE => {
+                        process.kill();
+                        if let Some(lifeline) = &self.lifeline {
+                            self.poller.remove(lifeline);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            let mut ended = None;
+            self.reap(|pid, status| {
+                if pid == controller {
+                    ended = Some(status);
+                }
+            });
+            if let Some(status) = ended {
+                return Ok(status);
+            }
         }
+    }
+
+    /// Reaps some of those that have ended, and calls `on` for each. Whether there are children.
+    fn reap(&mut self, mut on: impl FnMut(u32, i32)) -> bool {
+        // Before the look: what ends after it is told again.
+        while self.children.came() {}
+        for _ in 0..BATCH {
+            match process::reap_any() {
+                Ok(Some((pid, status))) => on(pid, status),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+        // More may have ended than were reaped.
+        launch::signal_self(libc::SIGCHLD);
+        true
+    }
+
+    /// The controller has died. Reaps what it has left until nothing is: the next controller, and in the end httpd's
+    /// parent, knows what is to be ended.
+    fn outlive(&mut self) -> io::Result<()> {
+        self.poller.add(self.parent.as_fd(), PARENT)?;
+        let mut ready = Vec::new();
+        while self.reap(|_, _| {}) {
+            ready.clear();
+            self.poller.wait(None, &mut ready)?;
+            if ready.iter().any(|what| *what == TERM || *what == PARENT) {
+                orphans::end_children(|_| false);
+                break;
+            }
+        }
+        exit_now(0)
     }
 }

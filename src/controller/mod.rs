@@ -15,12 +15,16 @@ mod log;
 mod orphans;
 mod pool_errors;
 mod seeds;
+mod stand_in;
 mod workers;
 mod zygotes;
 
+pub use stand_in::stand_in;
+
+use self::keeper::Keeping;
 use crate::policy::{Event, FrontendId, Millis, State, ZygoteId};
 use crate::sys::fork::exit_now;
-use crate::sys::poller::{self, Poller, TermSignal};
+use crate::sys::poller::{self, Poller, SignalDescriptor};
 use crate::sys::process::{self, DescriptorLimit, PidFd};
 use crate::sys::socket::{Blocking, Received};
 use crate::sys::{clock, launch, socket, title};
@@ -36,12 +40,14 @@ use std::time::Duration;
 pub struct ControllerStart {
     /// Socket (`SOCK_SEQPACKET`) on which the parent speaks; with it come those of the frontends.
     pub connector: OwnedFd,
+    /// The keeper's end of a pair of sockets (`SOCK_SEQPACKET`): where it tells how the controller has ended. When the
+    /// other end is shut down, the keeper kills the controller. `None` where nobody else restarts a controller that dies:
+    /// httpd runs as one process (`-X`), and the keeper does it.
+    pub lifeline: Option<OwnedFd>,
     /// Process id of httpd's parent.
     pub parent: u32,
     /// Build of this module, compared with that of frontends and seeds.
     pub build_id: u64,
-    /// Nobody else restarts a controller that dies: httpd runs as one process (`-X`).
-    pub keep: bool,
 }
 
 /// What a number in the poller stands for.
@@ -51,6 +57,7 @@ enum Source {
     ChildConnector(u32),
     Signal,
     Parent,
+    Keeper,
     FrontendChannel(FrontendId),
     FrontendProcess(FrontendId),
     SeedChannel(u64),
@@ -118,13 +125,14 @@ struct Watched<T> {
 struct Controller {
     start: ControllerStart,
     parent: PidFd,
-    /// To whom the processes of a controller fall that dies: httpd's parent, or the keeper.
-    heir: u32,
-    /// Controllers before this one that were killed and do not end. What they have started is ours to end.
-    left_behind: Vec<PidFd>,
+    keeper: PidFd,
+    /// Keepers of controllers before this one. What those have started is ours to end.
+    older_keepers: Vec<PidFd>,
+    /// One process (`-X`): the keeper has had other controllers, and is not ended with.
+    one_process: bool,
     root: bool,
     descriptors: Option<DescriptorLimit>,
-    signal: TermSignal,
+    signal: SignalDescriptor,
     poller: Poller,
     sources: HashMap<u64, Source>,
     numbers: u64,
@@ -157,18 +165,12 @@ struct Controller {
     done: bool,
 }
 
-/// Runs the controller until the parent says stop, SIGTERM comes, or the parent dies.
-pub fn run(start: ControllerStart) -> ! {
+/// Runs a keeper, and the controller as its child, until the parent says stop, SIGTERM comes, or the parent dies.
+pub fn run(mut start: ControllerStart) -> ! {
     poller::ignore_group_signals();
-    launch::become_subreaper();
     title::init();
-    let kept = if start.keep { keeper::keep(&start).map(Some) } else { Ok(None) };
-    title::set("mod_pool: controller");
-    let status = match kept.and_then(|kept| Ok((kept, Controller::new(start)?))) {
-        Ok((kept, mut controller)) => {
-            if let Some(kept) = kept {
-                controller.resume(kept);
-            }
+    let status = match keeper::keep(&mut start).and_then(|keeping| Controller::begin(start, keeping)) {
+        Ok(mut controller) => {
             let status = controller.serve();
             controller.end_all();
             status
@@ -182,18 +184,28 @@ pub fn run(start: ControllerStart) -> ! {
 }
 
 impl Controller {
-    fn new(start: ControllerStart) -> io::Result<Self> {
+    fn begin(start: ControllerStart, keeping: Keeping) -> io::Result<Self> {
+        launch::become_subreaper();
+        title::set("mod_pool: controller");
+        // With -X the keeper has heard the parent's one word.
+        let mut controller = Self::new(start, keeping.keeper, keeping.kept.is_some())?;
+        if let Some(kept) = keeping.kept {
+            controller.resume(kept);
+        }
+        Ok(controller)
+    }
+
+    fn new(start: ControllerStart, keeper: PidFd, one_process: bool) -> io::Result<Self> {
         let parent = PidFd::open(start.parent)?;
         socket::pass_credentials(start.connector.as_fd())?;
-        let signal = TermSignal::new()?;
+        let signal = SignalDescriptor::of_term()?;
         let descriptors = process::raise_descriptor_limit().ok();
-        // A keeper has heard the parent's one word, and starts with that.
-        let begun = start.keep;
         let mut controller = Self {
             start,
             parent,
-            heir: launch::parent_pid(),
-            left_behind: Vec::new(),
+            keeper,
+            older_keepers: Vec::new(),
+            one_process,
             root: process::is_root(),
             descriptors,
             signal,
@@ -216,14 +228,14 @@ impl Controller {
             closers: closers::Closers::default(),
             log_writers: log::LogWriters::default(),
             connector_token: 0,
-            begun,
+            begun: one_process,
             replaced_noted: false,
             refusal_noted: None,
             lack_noted: None,
             reserve: Vec::new(),
             done: false,
         };
-        for source in [Source::Connector, Source::Signal, Source::Parent] {
+        for source in [Source::Connector, Source::Signal, Source::Parent, Source::Keeper] {
             let token = controller.number();
             let fd = match source {
                 Source::Connector => {
@@ -231,6 +243,8 @@ impl Controller {
                     controller.start.connector.as_fd()
                 }
                 Source::Signal => controller.signal.as_fd(),
+                Source::Keeper if one_process => continue,
+                Source::Keeper => controller.keeper.as_fd(),
                 _ => controller.parent.as_fd(),
             };
             controller.poller.add(fd, token)?;
@@ -253,7 +267,8 @@ impl Controller {
             for deaths in [true, false] {
                 for token in &ready {
                     match self.sources.get(token).copied() {
-                        Some(Source::Parent) => return 0,
+                        // What a controller without a keeper leaves falls to others, who end without it, or do not.
+                        Some(Source::Parent | Source::Keeper) => return 0,
                         Some(source) if deaths == matches!(source, Source::WorkerProcess(_)) => self.readable(source),
                         // Closed by an event before this one, or of the other pass.
                         Some(_) | None => {}
@@ -280,7 +295,7 @@ impl Controller {
                     self.feed(Event::Stop);
                 }
             }
-            Source::Parent => {}
+            Source::Parent | Source::Keeper => {}
             Source::FrontendChannel(id) => self.read_frontend(id),
             Source::FrontendProcess(id) => {
                 // What it said before it ended comes first: leases may be on their way back.
@@ -375,11 +390,6 @@ impl Controller {
             .get(&key.generation)
             .and_then(|table| table.pools.get(key.pool as usize))
             .map_or("?", |row| row.name.as_str())
-    }
-
-    /// The heir, unless it is gone: our parent is then somebody, init above all, whose other children are not httpd's.
-    fn heir(&self) -> Option<u32> {
-        (launch::parent_pid() == self.heir).then_some(self.heir)
     }
 
     /// The uid that a pool's processes must have.

@@ -1,7 +1,7 @@
 //! What the processes of pools leave behind: adopted, allowed to live with their session, or ended. Also what those of a
-//! controller before this one left: our parent has adopted it.
+//! controller before this one left: its keeper has adopted it.
 //!
-//! Runs in: controller (subreaper of all it started).  Trusts: /proc.  Owns: nothing.
+//! Runs in: controller (subreaper of all it started).  Trusts: /proc.  Owns: the keepers' pidfds.
 //! Never: ends a child that an open order may still be about.
 
 use super::seeds::Seed;
@@ -9,6 +9,7 @@ use super::workers::WorkerProcess;
 use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
 use crate::policy::Millis;
+use crate::sys::launch;
 use crate::sys::process::{self, PidFd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -40,8 +41,18 @@ pub(super) struct Sweep {
     /// Killed and not told yet, by pool: how many, and one of them.
     untold: BTreeMap<String, (usize, u32)>,
     told: Option<Millis>,
-    /// When what our parent has adopted is first looked at: frontends have said by then which workers they still need.
+    /// When what older keepers have adopted is first looked at: frontends have said by then which workers they still need.
     adopted_due: Millis,
+    /// Below older keepers: killed at the last look, and not ended then.
+    struck: HashSet<u32>,
+}
+
+/// What a look below older keepers has found to kill.
+#[derive(Debug, Clone, Copy)]
+struct Struck {
+    any: bool,
+    /// Some of it was not there at the last look.
+    new: bool,
 }
 
 impl Sweep {
@@ -49,7 +60,7 @@ impl Sweep {
         Self { adopted_due: now + UNCLAIMED, ..Self::default() }
     }
 
-    /// Among what our parent has adopted may be workers that a frontend needs, and has not named.
+    /// Among what older keepers have adopted may be workers that a frontend needs, and has not named.
     pub(super) fn spare_adopted(&mut self) {
         self.adopted_due = Millis::MAX;
     }
@@ -91,8 +102,9 @@ impl Controller {
         if now >= self.orphans.due {
             self.orphans.due = now + INTERVAL;
             self.look_for_orphans(now);
-            if now >= self.orphans.adopted_due {
-                self.end_adopted();
+            if now >= self.orphans.adopted_due && self.end_left_behind().new {
+                // Each that ends may have had children, which come to the keeper in turn.
+                self.orphans.soon(now);
             }
         }
         if self.orphans.told.is_none_or(|at| now >= at + NOTE_INTERVAL) {
@@ -138,75 +150,61 @@ impl Controller {
         }
     }
 
-    /// Ends what a dead controller's processes have left behind. Returns whether there was any.
-    fn end_adopted(&mut self) -> bool {
-        let Some(parent) = self.heir() else {
-            return false;
+    /// Whether what a controller before this one has started is a child of this process.
+    pub(super) fn is_of_an_older_controller(&self, parent: u32) -> bool {
+        let keeps = |pid| self.keepers().any(|keeper| keeper.pid() == pid && !keeper.has_ended());
+        // One that does not end has its children still.
+        let of_one_that_stays = || {
+            process::uids_of(parent).is_ok_and(|uids| uids[0] == process::own_uid())
+                && process::parent_of(parent).is_some_and(keeps)
         };
-        let adopted: Vec<u32> =
-            process::children_of(parent).into_iter().filter(|pid| !self.children.contains_key(pid)).collect();
-        let mut found = self.end_left_behind();
-        let mut pools = None;
-        for pid in adopted {
+        parent != launch::own_pid() && (keeps(parent) || of_one_that_stays())
+    }
+
+    /// With `-X` our own one has had others before us.
+    fn keepers(&self) -> impl Iterator<Item = &PidFd> {
+        self.older_keepers.iter().chain(self.one_process.then_some(&self.keeper))
+    }
+
+    /// Ends what controllers before this one have started and nobody needs: seeds, zygotes, closers, workers, what these
+    /// have left behind, and a controller that was killed before.
+    fn end_left_behind(&mut self) -> Struck {
+        self.older_keepers.retain(|keeper| !keeper.has_ended());
+        let mut struck = HashMap::new();
+        for keeper in self.keepers() {
+            self.strike_below(keeper, &mut struck);
+        }
+        let pools = self.pools_by_uid();
+        let known = std::mem::replace(&mut self.orphans.struck, struck.keys().copied().collect());
+        let any = !struck.is_empty();
+        struck.retain(|pid, _| !known.contains(pid));
+        for (pid, uid) in &struck {
+            if uid.is_some_and(|uid| pools.contains_key(&uid)) {
+                self.orphans.note(*pid, name_of(*uid, &pools));
+            }
+        }
+        Struck { any, new: !struck.is_empty() }
+    }
+
+    /// Kills what is below `parent` and runs, but for what frontends need and its session. Adds pid and uid of each.
+    fn strike_below(&self, parent: &PidFd, struck: &mut HashMap<u32, Option<u32>>) {
+        let needed = |pid: u32| self.foreign.contains_key(&pid);
+        for pid in process::children_of(parent.pid()) {
             // First the pidfd, then the look: the number cannot change hands between them and the signal.
             let Ok(process) = PidFd::open(pid) else {
                 continue;
             };
-            let pools = pools.get_or_insert_with(|| self.pools_by_uid());
-            if process::parent_of(pid) == Some(parent) && self.is_left_behind(pid, parent, pools) {
-                process.kill();
-                found = true;
-                self.orphans.note(pid, pool_of(pid, pools));
+            let is_below = process::parent_of(pid) == Some(parent.pid()) && !parent.has_ended();
+            let is_needed = pid == launch::own_pid() || needed(pid) || process::session_of(pid).is_some_and(needed);
+            if !is_below || is_needed || process.has_ended() {
+                continue;
             }
+            let uid = process::uids_of(pid).ok().map(|uids| uids[0]);
+            process.kill();
+            struck.insert(pid, uid);
+            // One that does not end keeps its children.
+            self.strike_below(&process, struck);
         }
-        found
-    }
-
-    /// Whether a process that a controller before this one has started is a child of this one.
-    pub(super) fn inherits_from(&self, parent: u32) -> bool {
-        let Some(heir) = self.heir() else { return false };
-        parent == heir || self.left_behind.iter().any(|left| left.pid() == parent && !left.has_ended())
-    }
-
-    /// Ends what controllers have started that do not end themselves: seeds, zygotes, closers, workers that nobody needs. Returns
-    /// whether there was any.
-    fn end_left_behind(&mut self) -> bool {
-        self.left_behind.retain(|left| !left.has_ended());
-        let mut found = false;
-        for parent in self.left_behind.iter().map(PidFd::pid) {
-            for pid in process::children_of(parent) {
-                let Ok(process) = PidFd::open(pid) else {
-                    continue;
-                };
-                let needed = |pid: u32| self.foreign.contains_key(&pid);
-                let needed = needed(pid) || process::session_of(pid).is_some_and(needed);
-                if process::parent_of(pid) == Some(parent) && !needed && !process.has_ended() {
-                    process.kill();
-                    found = true;
-                }
-            }
-        }
-        found
-    }
-
-    /// Whether a child of our parent is of a pool, and nobody needs it. What httpd itself has started is in its own
-    /// session, which a pool's process has left, and may gain privileges, which a pool's process never may again. Where
-    /// httpd may not either, a uid that is its own too tells nothing.
-    fn is_left_behind(&self, pid: u32, parent: u32, pools: &HashMap<u32, Option<String>>) -> bool {
-        let Ok([uid, ..]) = process::uids_of(pid) else {
-            return false;
-        };
-        let session = process::session_of(pid);
-        let of_a_pool = pools.contains_key(&uid)
-            && process::gains_no_privileges(pid) == Some(true)
-            && session.is_some()
-            && session != process::session_of(parent);
-        let needed = |pid: &u32| self.foreign.contains_key(pid);
-        if !of_a_pool || needed(&pid) || session.as_ref().is_some_and(needed) {
-            return false;
-        }
-        let of_httpd = |uid| uid == process::own_uid() || self.children.keys().any(|pid| runs_as(*pid, uid));
-        process::gains_no_privileges(std::process::id()) == Some(false) || !of_httpd(uid)
     }
 
     /// The names of pools that have their uid for themselves.
@@ -245,21 +243,20 @@ impl Controller {
         let writers = &self.log_writers;
         end_children(|pid| writers.is_one(pid));
         self.foreign.clear();
-        // Each that ends may have had children, which come to our parent in turn.
+        // Each that ends may have had children, which come to the keeper in turn.
         let began = Instant::now();
-        while self.end_adopted() && began.elapsed() < LAST_LOOK {
+        while self.end_left_behind().any && began.elapsed() < LAST_LOOK {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.end_logging();
     }
 }
 
-fn runs_as(pid: u32, uid: u32) -> bool {
-    process::uids_of(pid).is_ok_and(|uids| uids[0] == uid)
+fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {
+    name_of(process::uids_of(pid).ok().map(|uids| uids[0]), pools)
 }
 
-fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {
-    let uid = process::uids_of(pid).ok().map(|uids| uids[0]);
+fn name_of(uid: Option<u32>, pools: &HashMap<u32, Option<String>>) -> String {
     let name = uid.and_then(|uid| pools.get(&uid)).and_then(Option::as_ref);
     name.map_or_else(|| "a pool".into(), |name| format!("pool {name}"))
 }

@@ -110,13 +110,14 @@ unsafe extern "C" fn post_config(
             return HOOK_OK;
         }
         let tree = config::pool_tree(main);
-        if tree.is_empty() && parent::controller().is_none() {
+        if tree.is_empty() && !parent::has_controller() {
             return HOOK_OK;
         }
         let started = parent::configure(&parent::Start {
             tree,
             frontend_uid: config::frontend_uid(),
             controller_argv: supervise::controller_argv(main),
+            stand_in_argv: supervise::stand_in_argv(main),
             seed_argv: supervise::seed_argv(main),
             waits: crate::httpd::mpm::is_ours(),
             error_log: main.error_log_name(),
@@ -134,18 +135,16 @@ unsafe extern "C" fn post_config(
             log::server(log::Level::Emerg, main, text);
         }
         // SAFETY: both functions stay mapped; the pools live as long as what is registered in them.
-        unsafe { supervise::watch(parent::controller(), pconf, controller_changed) };
-        for pid in parent::left_behind() {
-            // SAFETY: as before.
-            unsafe { supervise::watch_again(Some(pid), controller_changed) };
-        }
+        unsafe {
+            supervise::watch([parent::of_controller(), parent::older_keepers()].concat(), pconf, controller_changed)
+        };
         // SAFETY: as before.
         unsafe { supervise::at_exit(main.process_pool(), stop) };
         HOOK_OK
     })
 }
 
-/// httpd's parent has reaped the controller, or forgets it because the configuration ends.
+/// httpd's parent has reaped a process of a controller, or forgets it because the configuration ends.
 unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _status: c_int) {
     guard((), || {
         // SAFETY: `data` is what `watch` registered.
@@ -154,13 +153,13 @@ unsafe extern "C" fn controller_changed(reason: c_int, data: *mut c_void, _statu
             return;
         }
         // SAFETY: as before; the record is in the configuration's pool.
-        if parent::has_ended_at_last(unsafe { supervise::watched(data) }) {
+        if !parent::was_the_controller(unsafe { supervise::watched(data) }) {
             return;
         }
         log::main_server(log::Level::Error, "POOL109: the controller has died; another one is started");
         match parent::controller_died() {
             // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
-            Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
+            Ok(()) => unsafe { supervise::watch_again(parent::of_controller(), controller_changed) },
             Err(e) => log::main_server(
                 log::Level::Emerg,
                 format!("POOL110: the controller cannot be started, it is tried again: {e}"),
@@ -209,10 +208,10 @@ unsafe extern "C" fn monitor(_p: *mut ffi::apr_pool_t, _s: *mut ffi::server_rec)
                 log::main_server(log::Level::Error, text);
                 replace_undying();
             }
-            parent::Looked::Started(pid) => {
+            parent::Looked::Started => {
                 log::main_server(log::Level::Notice, "the controller has been started at last");
                 // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
-                unsafe { supervise::watch_again(pid, controller_changed) };
+                unsafe { supervise::watch_again(parent::of_controller(), controller_changed) };
             }
             parent::Looked::Failed(e) => {
                 log::main_server(log::Level::Emerg, format!("the controller cannot be started, or told: {e}"));
@@ -231,7 +230,7 @@ fn replace_undying() {
     log::main_server(log::Level::Error, text);
     match parent::start_another() {
         // SAFETY: as in post_config: the configuration's pool lives until httpd unregisters what is in it.
-        Ok(pid) => unsafe { supervise::watch_again(pid, controller_changed) },
+        Ok(()) => unsafe { supervise::watch_again(parent::of_controller(), controller_changed) },
         Err(e) => log::main_server(log::Level::Emerg, format!("no other controller can be started: {e}")),
     }
 }

@@ -17,6 +17,8 @@ use crate::ffi::{
 };
 use crate::httpd::{config, errorlog, image, log, mpm, ServerRec};
 use crate::sys::{fork, launch};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::raw::{c_char, c_int, c_void};
 use std::ptr;
 
@@ -96,20 +98,26 @@ unsafe extern "C" fn errorlog_item(
     })
 }
 
-/// This image is the controller: httpd has loaded this one module, and gets no further.
+/// This image is a controller's keeper, or stands in for it: httpd has loaded this one module, and gets no further.
 fn control() -> ! {
-    let connector = match launch::inherited_channel() {
-        Ok(connector) => connector,
-        Err(e) => {
-            eprintln!("mod_pool: the controller has no connector: {e}");
+    let taken = |channel: io::Result<OwnedFd>| {
+        channel.unwrap_or_else(|e| {
+            eprintln!(
+                "mod_pool: the controller lacks a channel (restart httpd if the module's file was replaced): {e}"
+            );
             fork::exit_now(1);
-        }
+        })
     };
+    let channel = taken(launch::inherited_channel());
+    if image::is_defined(c"POOL_STAND_IN") {
+        controller::stand_in(channel);
+    }
+    let one_process = image::is_defined(c"POOL_KEEP");
     controller::run(ControllerStart {
-        connector,
+        connector: channel,
+        lifeline: (!one_process).then(|| taken(launch::second_inherited_channel())),
         parent: launch::parent_pid(),
         build_id: crate::sys::image::build_id(),
-        keep: image::is_defined(c"POOL_KEEP"),
     })
 }
 

@@ -38,6 +38,11 @@ pub fn controller_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
     argv
 }
 
+/// Arguments of a process that ends as the controller does.
+pub fn stand_in_argv(main: ServerRec<'_>) -> Vec<Vec<u8>> {
+    [controller_argv(main), words(&[b"-D", b"POOL_STAND_IN"])].concat()
+}
+
 /// The name of httpd's program, without its directory.
 pub fn program_name(main: ServerRec<'_>) -> &[u8] {
     main.process_argv().first().and_then(|path| path.rsplit(|b| *b == b'/').next()).unwrap_or_default()
@@ -78,32 +83,33 @@ pub type Changed = unsafe extern "C" fn(c_int, *mut c_void, c_int);
 /// The configuration's pool: where a controller that is started later is watched from.
 static POOL: AtomicPtr<ffi::apr_pool_t> = AtomicPtr::new(ptr::null_mut());
 
-/// Has httpd's parent tell when this child ends.
+/// Has httpd's parent tell when one of these children ends.
 ///
 /// # Safety
 /// `changed` stays mapped; httpd's parent calls this on its one thread.
-pub unsafe fn watch(pid: Option<u32>, pconf: AprPool<'_>, changed: Changed) {
+pub unsafe fn watch(pids: Vec<u32>, pconf: AprPool<'_>, changed: Changed) {
     POOL.store(pconf.as_ptr(), Ordering::Relaxed);
     // SAFETY: the caller's promise.
-    unsafe { watch_again(pid, changed) };
+    unsafe { watch_again(pids, changed) };
 }
 
-/// As [`watch`], in the same configuration.
+/// As [`watch`], in the same configuration, for children that are new in it.
 ///
 /// # Safety
 /// As [`watch`]; the configuration given there is still in force.
-pub unsafe fn watch_again(pid: Option<u32>, changed: Changed) {
+pub unsafe fn watch_again(pids: Vec<u32>, changed: Changed) {
     let pool = POOL.load(Ordering::Relaxed);
-    let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()) else { return };
     if pool.is_null() {
         return;
     }
-    // SAFETY: the configuration's pool is live; the record lives as long, and httpd drops the registration with it.
-    unsafe {
-        let process = ffi::apr_palloc(pool, size_of::<ffi::apr_proc_t>()).cast::<ffi::apr_proc_t>();
-        process.write_bytes(0, 1);
-        (*process).pid = pid;
-        ffi::apr_proc_other_child_register(process, Some(changed), process.cast(), ptr::null_mut(), pool);
+    for pid in pids.into_iter().filter_map(|pid| i32::try_from(pid).ok()) {
+        // SAFETY: the configuration's pool is live; the record lives as long, and httpd drops the registration with it.
+        unsafe {
+            let process = ffi::apr_palloc(pool, size_of::<ffi::apr_proc_t>()).cast::<ffi::apr_proc_t>();
+            process.write_bytes(0, 1);
+            (*process).pid = pid;
+            ffi::apr_proc_other_child_register(process, Some(changed), process.cast(), ptr::null_mut(), pool);
+        }
     }
 }
 

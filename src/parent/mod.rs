@@ -1,7 +1,7 @@
 //! httpd's parent: starts the controller, gives it each configuration, tells it which children are frontends.
 //!
 //! Runs in: the process that reads the configuration (root, one thread).  Trusts: httpd, its own configuration.
-//! Owns: both ends of its connector, the controller's process, the controller's end of each child's connector.
+//! Owns: both ends of its connector, keepers and stand-ins of controllers, the controller's end of each child's connector.
 //! Never: reads what a frontend, a tenant or the controller sent; closes what one of them may have filled.
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ use crate::policy::lines;
 use crate::settings::PoolTree;
 use crate::sys::heritage::{self, Kept};
 use crate::sys::launch;
-use crate::sys::process::PidFd;
+use crate::sys::process::{self, PidFd};
 use crate::sys::shared::SharedNumbers;
 use crate::sys::socket::{self, Blocking};
 use crate::sys::{descendants, descriptor, syslog, variables, wait};
@@ -48,12 +48,13 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const DEATH_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the parent ends, at stop, what a controller has started that does not end.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(5);
 
 /// What lasts from one configuration to the next. The module is linked `nodelete`, so this static does too.
 #[derive(Debug, Default)]
 struct State {
     connector: Option<Connector>,
-    controller: Option<PidFd>,
+    controller: Option<Controller>,
     owner: u32,
     generation: u64,
     /// By generation: the newest one, and older ones that children still belong to. Empty: nothing is served.
@@ -64,9 +65,9 @@ struct State {
     children: BTreeMap<u32, Child>,
     /// Those of which the controller was not told yet.
     unannounced: BTreeSet<u32>,
-    /// Controllers that were killed and have not ended: they wait in the kernel for something. Not reaped, so their numbers
-    /// are theirs.
-    left_behind: Vec<PidFd>,
+    /// Keepers of controllers before this one that have something left to keep: what nobody has ended yet, or a controller
+    /// that was killed and waits in the kernel for something.
+    older_keepers: Vec<PidFd>,
     /// Since when the controller has not read everything, and how often that was seen.
     silent: Option<(Instant, u32)>,
     /// When the controller was started, or was to be.
@@ -85,6 +86,41 @@ struct State {
     undiscarded: Vec<Kept>,
     /// Facility and name, if httpd's error log is syslog.
     syslog: Option<(u8, Vec<u8>)>,
+}
+
+/// A controller, as httpd's parent has it: by two children of its own.
+#[derive(Debug)]
+struct Controller {
+    /// Ends as the controller has ended.
+    stand_in: PidFd,
+    /// The controller's parent.
+    keeper: PidFd,
+    /// The stand-in has a copy, the keeper the other end.
+    lifeline: Kept,
+}
+
+impl Controller {
+    fn start(configuration: &Configuration, listen: BorrowedFd<'_>) -> io::Result<Self> {
+        let (kept, ours) = socket::seqpacket_pair()?;
+        let lifeline = heritage::keep(ours).map_err(|_| io::Error::other("too many descriptors"))?;
+        let environment = own_environment();
+        let start = |argv: &[Vec<u8>], channels: &[BorrowedFd<'_>]| {
+            let pid = launch::start_image(argv, &environment, channels)?;
+            // The image's own, which it does not need.
+            drop(heritage::connector_of_last_child());
+            // It has not been reaped, so the number is still its own.
+            PidFd::open(pid).inspect_err(|_| launch::kill_new_child(pid))
+        };
+        // Where the second cannot be started, the first one's end of the lifeline tells it.
+        let keeper = start(&configuration.controller_argv, &[listen, kept.as_fd()])?;
+        let stand_in = start(&configuration.stand_in_argv, &[lifeline.as_fd()])?;
+        Ok(Self { stand_in, keeper, lifeline })
+    }
+
+    /// By the keeper. One that waits in the kernel does not end, and its stand-in neither.
+    fn kill(&self) {
+        socket::shutdown_sending(self.lifeline.as_fd());
+    }
 }
 
 /// The parent keeps `listen` too, so that a new controller can listen where the old did. No child gets either.
@@ -107,6 +143,7 @@ struct Child {
 struct Configuration {
     table: PoolTable,
     controller_argv: Vec<Vec<u8>>,
+    stand_in_argv: Vec<Vec<u8>>,
 }
 
 static STATE: Lazy<Mutex<State>> = Lazy::new(Mutex::default);
@@ -122,6 +159,7 @@ pub struct Start<'a> {
     /// `User` of the frontends.
     pub frontend_uid: u32,
     pub controller_argv: Vec<Vec<u8>>,
+    pub stand_in_argv: Vec<Vec<u8>>,
     pub seed_argv: Vec<Vec<u8>>,
     /// The MPM calls [`wait_for_seed`] after a reload.
     pub waits: bool,
@@ -141,10 +179,10 @@ pub fn configure(start: &Start<'_>) -> io::Result<()> {
         state.fails();
     }
     let waits = told?;
-    let controller = state.controller_pid();
+    let stand_in = state.stand_in();
     drop(state);
     if let Some(here) = waits {
-        wait_for(here.as_fd(), controller);
+        wait_for(here.as_fd(), stand_in);
     }
     Ok(())
 }
@@ -158,20 +196,20 @@ pub fn is_running() -> bool {
 /// ready, or a signal comes. Frontends of the
 /// configuration before serve meanwhile.
 pub fn wait_for_seed() {
-    let (ready, controller) = {
+    let (ready, stand_in) = {
         let mut state = state();
-        (state.seed_ready.take(), state.controller_pid())
+        (state.seed_ready.take(), state.stand_in())
     };
     if let Some(ready) = ready {
-        wait_for(ready.as_fd(), controller);
+        wait_for(ready.as_fd(), stand_in);
     }
 }
 
 /// Where that is in vain, the new frontends' requests wait for the seed. A controller that dies does not close what it
 /// has not read.
-fn wait_for(ready: BorrowedFd<'_>, controller: Option<u32>) {
-    let Some(Ok(controller)) = controller.map(PidFd::open) else { return };
-    let _ = wait::readable_or_writable(ready, false, Some(controller.as_fd()), SEED_PATIENCE);
+fn wait_for(ready: BorrowedFd<'_>, stand_in: Option<u32>) {
+    let Some(Ok(stand_in)) = stand_in.map(PidFd::open) else { return };
+    let _ = wait::readable_or_writable(ready, false, Some(stand_in.as_fd()), SEED_PATIENCE);
 }
 
 /// What a frontend gets from the parent.
@@ -208,12 +246,12 @@ pub fn parent_of_frontend() -> Option<u32> {
     (owner != launch::own_pid()).then_some(owner)
 }
 
-/// The controller has died (httpd reaped it): another one takes over. Returns its pid.
-pub fn controller_died() -> io::Result<Option<u32>> {
+/// The controller has died (httpd has reaped its stand-in): another one takes over.
+pub fn controller_died() -> io::Result<()> {
     let mut state = state();
-    state.controller = None;
+    state.leave_controller();
     if state.configurations.is_empty() || state.owner != launch::own_pid() {
-        return Ok(None);
+        return Ok(());
     }
     let lived = state.started.map_or(STARTED, |at| at.elapsed());
     if lived >= STARTED {
@@ -229,44 +267,55 @@ pub fn controller_died() -> io::Result<Option<u32>> {
     state.take_over()
 }
 
-/// The controller was killed: whether it has ended is for httpd to tell. `Some` where it does not end: it is left.
+/// The controller was killed: whether it has ended is for httpd to tell. `Some` where it does not end: it is left. Its pid.
 pub fn leave_undying_controller() -> Option<u32> {
     let mut state = state();
-    let controller = state.controller.take()?;
-    if wait::readable_within(controller.as_fd(), DEATH_PATIENCE) {
-        state.controller = Some(controller);
+    let controller = state.controller.as_ref()?;
+    if wait::readable_within(controller.stand_in.as_fd(), DEATH_PATIENCE) {
         return None;
     }
-    let pid = controller.pid();
-    state.left_behind.push(controller);
+    let pid = child_of(&controller.keeper);
+    state.leave_controller();
     Some(pid)
 }
 
-/// Another controller takes over from one that is left. Returns its pid.
-pub fn start_another() -> io::Result<Option<u32>> {
-    let started = controller_died()?;
+/// Another controller takes over from one that is left.
+pub fn start_another() -> io::Result<()> {
+    controller_died()?;
     // The one before closes no channel.
     for child in state().children.values() {
         let _ = socket::send(child.connector.as_fd(), ANOTHER_CONTROLLER, &[], Blocking::No);
     }
-    Ok(started)
+    Ok(())
 }
 
-/// Those that are left.
-pub fn left_behind() -> Vec<u32> {
-    state().left_behind.iter().map(PidFd::pid).collect()
+/// Children of httpd's parent whose end httpd has to tell: those of the controller.
+pub fn of_controller() -> Vec<u32> {
+    let state = state();
+    let controller = state.controller.as_ref();
+    controller.map_or_else(Vec::new, |controller| vec![controller.stand_in.pid(), controller.keeper.pid()])
 }
 
-/// httpd has reaped a controller: whether it is one that was left.
-pub fn has_ended_at_last(pid: u32) -> bool {
+/// And the keepers of those before it.
+pub fn older_keepers() -> Vec<u32> {
+    state().older_keepers.iter().map(PidFd::pid).collect()
+}
+
+/// httpd has reaped one of them: whether the controller has died with it.
+pub fn was_the_controller(pid: u32) -> bool {
     let mut state = state();
-    let at = state.left_behind.iter().position(|controller| controller.pid() == pid);
-    at.map(|at| state.left_behind.remove(at)).is_some()
+    state.older_keepers.retain(|keeper| keeper.pid() != pid);
+    state.stand_in() == Some(pid)
 }
 
-/// The pid of the running controller.
-pub fn controller() -> Option<u32> {
-    state().controller_pid()
+/// Whether there is a controller.
+pub fn has_controller() -> bool {
+    state().controller.is_some()
+}
+
+/// The controller of a keeper: its first child, while that lives. The keeper's own number where it has none.
+fn child_of(keeper: &PidFd) -> u32 {
+    process::children_of(keeper.pid()).first().copied().unwrap_or(keeper.pid())
 }
 
 /// httpd's `child_status` hook: a child of the MPM started, or is gone. An error when the child will not be served, or
@@ -316,8 +365,8 @@ pub enum Looked {
     Fine,
     /// It has read nothing for so long, and was killed: httpd then tells of its death.
     Killed(Duration),
-    /// There was none: it was started. Its pid.
-    Started(Option<u32>),
+    /// There was none: it was started.
+    Started,
     /// There is none, and none can be started, or it cannot be told of the newest configuration.
     Failed(io::Error),
 }
@@ -331,7 +380,7 @@ pub fn look_after_controller() -> Looked {
     }
     let due = state.retry.is_none_or(|at| Instant::now() >= at);
     if state.controller.is_none() {
-        return if due { state.take_over().map_or_else(Looked::Failed, Looked::Started) } else { Looked::Fine };
+        return if due { state.take_over().map_or_else(Looked::Failed, |()| Looked::Started) } else { Looked::Fine };
     }
     if state.untold && due {
         if let Err(e) = state.tell_at_last() {
@@ -355,38 +404,63 @@ pub fn stop() -> Vec<u32> {
     state.configurations.clear();
     if let Some(controller) = state.controller.take() {
         let _ = state.send(&ParentMessage::Stop, &[], Blocking::Yes);
-        if !ends(&controller) {
-            state.left_behind.push(controller);
-        }
+        wait_for_end(&controller);
+        controller.stand_in.kill();
+        state.older_keepers.push(controller.keeper);
     }
-    state.left_behind.retain(|controller| controller.reap().is_none());
-    let left: Vec<u32> = std::mem::take(&mut state.left_behind).iter().map(PidFd::pid).collect();
     let until = Instant::now() + END_PATIENCE;
-    for pid in &left {
-        descendants::end_all(*pid, until);
+    let keepers = std::mem::take(&mut state.older_keepers);
+    let mut left = Vec::new();
+    for keeper in keepers.iter().filter(|keeper| !ends(keeper, until)) {
+        left.push(child_of(keeper));
+        keeper.kill();
     }
     left
 }
 
-/// Whether the controller ends, by itself or killed, in the time that it has.
-fn ends(controller: &PidFd) -> bool {
-    let patience = Instant::now() + STOP_PATIENCE;
-    while controller.reap().is_none() {
-        if Instant::now() >= patience {
-            controller.kill();
-        }
-        // Even its end may be held up, by the kernel.
-        if Instant::now() >= patience + KILL_PATIENCE {
+/// Ends what is below a keeper, which ends with the last of it. Whether it has.
+fn ends(keeper: &PidFd, until: Instant) -> bool {
+    while keeper.reap().is_none() {
+        if !descendants::end_all(keeper.pid(), until) || Instant::now() >= until {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(STEP);
     }
     true
 }
 
+/// Waits until the controller ends, by itself or killed, for as long as it has time.
+fn wait_for_end(controller: &Controller) {
+    let patience = Instant::now() + STOP_PATIENCE;
+    let mut killed = false;
+    while controller.stand_in.reap().is_none() {
+        if !killed && Instant::now() >= patience {
+            controller.kill();
+            killed = true;
+        }
+        // Even its end may be held up, by the kernel.
+        if Instant::now() >= patience + KILL_PATIENCE {
+            return;
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
 impl State {
-    fn controller_pid(&self) -> Option<u32> {
-        self.controller.as_ref().map(PidFd::pid)
+    fn stand_in(&self) -> Option<u32> {
+        self.controller.as_ref().map(|controller| controller.stand_in.pid())
+    }
+
+    /// It has died, or is to: where somebody has killed the stand-in, its keeper kills it. What is said from here on is for
+    /// the next one.
+    fn leave_controller(&mut self) {
+        let Some(controller) = self.controller.take() else { return };
+        controller.kill();
+        if controller.stand_in.has_ended() {
+            wait::readable_within(controller.lifeline.as_fd(), DEATH_PATIENCE);
+        }
+        controller.stand_in.kill();
+        self.older_keepers.push(controller.keeper);
     }
 
     /// What the caller has to wait for, which is so where the controller was started now.
@@ -395,10 +469,11 @@ impl State {
         self.generation += 1;
         self.syslog = syslog::destination(start.error_log, start.program);
         let table = start.tree.to_table(self.generation, start.frontend_uid, start.seed_argv.clone());
-        let (generation, controller_argv) = (self.generation, start.controller_argv.clone());
+        let generation = self.generation;
+        let (controller_argv, stand_in_argv) = (start.controller_argv.clone(), start.stand_in_argv.clone());
         // Without the memory each frontend counts for itself.
         self.numbers = SharedNumbers::new(table.pools.len().saturating_mul(NUMBERS_OF_POOL)).ok();
-        self.configurations.insert(generation, Configuration { table, controller_argv });
+        self.configurations.insert(generation, Configuration { table, controller_argv, stand_in_argv });
         self.forget_configurations();
         let started = self.ensure_controller()?;
         // The seed reads the configuration's files itself. At the start httpd waits for that: who edits them once it runs
@@ -428,7 +503,7 @@ impl State {
     }
 
     /// Starts a controller, which takes over.
-    fn take_over(&mut self) -> io::Result<Option<u32>> {
+    fn take_over(&mut self) -> io::Result<()> {
         self.retry = None;
         if let Err(e) = self.ensure_controller() {
             self.fails();
@@ -438,7 +513,7 @@ impl State {
         self.must_be_heard(&told);
         self.announce(Blocking::Yes);
         self.untold = false;
-        Ok(self.controller_pid())
+        Ok(())
     }
 
     /// Tells the controller of the configuration that it could not be told of before. Its frontends have been refused
@@ -496,11 +571,9 @@ impl State {
     }
 
     fn ensure_controller(&mut self) -> io::Result<bool> {
-        if let Some(controller) = self.controller.take() {
-            if controller.reap().is_none() {
-                self.controller = Some(controller);
-                return Ok(false);
-            }
+        match &self.controller {
+            Some(controller) if controller.stand_in.reap().is_none() => return Ok(false),
+            Some(_) | None => self.leave_controller(),
         }
         let Some(configuration) = self.configurations.get(&self.generation) else { return Ok(false) };
         if self.connector.is_none() {
@@ -513,24 +586,17 @@ impl State {
             self.connector = Some(Connector { speak, listen });
         }
         let Some(connector) = &self.connector else { return Ok(false) };
-        launch::become_subreaper();
-        let argv = &configuration.controller_argv;
-        let pid = launch::start_image(argv, &own_environment(), connector.listen.as_fd())?;
-        // It has not been reaped, so the number is still its own.
-        let opened = PidFd::open(pid);
-        if opened.is_err() {
-            launch::kill_new_child(pid);
-        }
-        self.controller = Some(opened?);
-        // The controller's own, which it does not need.
-        drop(heritage::connector_of_last_child());
+        let controller = Controller::start(configuration, connector.listen.as_fd())?;
+        let keeper = controller.keeper.pid();
+        self.controller = Some(controller);
         self.silent = None;
         self.started = Some(Instant::now());
         self.unannounced = self.children.keys().copied().collect();
-        let began = self.send(&ParentMessage::Begin { pid }, &[], Blocking::Yes);
+        let began = self.send(&ParentMessage::Begin { keeper }, &[], Blocking::Yes);
         self.must_be_heard(&began);
-        for left in &self.left_behind {
-            let _ = self.send(&ParentMessage::LeftBehind { pid: left.pid() }, &[], Blocking::Yes);
+        self.older_keepers.retain(|keeper| !keeper.has_ended());
+        for keeper in &self.older_keepers {
+            let _ = self.send(&ParentMessage::OlderKeeper { pid: keeper.pid() }, &[], Blocking::Yes);
         }
         self.introduce_older();
         Ok(true)

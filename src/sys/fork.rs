@@ -79,9 +79,40 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Ends as a process has ended that left this wait status (waitpid(2)), without a core.
+pub fn end_as(status: i32) -> ! {
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: reads the two structures, which live; no handler of ours is replaced that anything relies on, as the
+        // process ends here.
+        unsafe {
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+            libc::signal(signal, libc::SIG_DFL);
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, signal);
+            libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
+            libc::kill(libc::getpid(), signal);
+        }
+    }
+    exit_now(libc::WEXITSTATUS(status).max(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_ends_as_another_one_has() {
+        for status in [libc::SIGKILL, libc::SIGSEGV, libc::SIGTERM, 1 << 8, 101 << 8] {
+            let Forked::Parent { child } = fork_child().expect("fork") else { end_as(status) };
+            let mut found = 0;
+            // SAFETY: waits for our own child and writes one int.
+            unsafe { libc::waitpid(child.cast_signed(), &raw mut found, 0) };
+            assert_eq!(found, status);
+        }
+    }
 
     #[test]
     fn a_sibling_runs_with_its_own_thread_id() {

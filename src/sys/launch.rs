@@ -1,4 +1,4 @@
-//! Starting the controller: fork and exec from httpd's parent, which may hold anything.
+//! Starting the processes of a controller: fork and exec from httpd's parent, which may hold anything.
 //!
 //! Runs in: parent.  Trusts: its caller's arguments.  Owns: nothing.
 //! Never: allocates or locks between fork and exec (another thread of the parent may hold a lock for ever).
@@ -8,13 +8,13 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// The number under which the new image finds its channel.
+/// The number under which the new image finds its channel, and the next one if it has two.
 pub const CHANNEL_FD: RawFd = 3;
 
-/// Runs `/proc/self/exe` with these arguments and this environment; descriptors 0, 1 and 2 are inherited, `channel`
-/// becomes [`CHANNEL_FD`], all others are closed; it gets SIGTERM when this process ends. Returns the child's pid. Errors: those of fork(2), or an argument
-/// with a NUL byte. A failed exec shows as exit status 127.
-pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedFd<'_>) -> io::Result<u32> {
+/// Runs `/proc/self/exe` with these arguments and this environment; descriptors 0, 1 and 2 are inherited, `channels`
+/// become [`CHANNEL_FD`] and those that follow, all others are closed; it gets SIGTERM when this process ends. Returns the
+/// child's pid. Errors: those of fork(2) and fcntl(2), or an argument with a NUL byte. A failed exec shows as exit status 127.
+pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channels: &[BorrowedFd<'_>]) -> io::Result<u32> {
     let strings = |list: &[Vec<u8>]| -> io::Result<Vec<CString>> {
         list.iter().map(|s| CString::new(s.as_slice()).map_err(io::Error::other)).collect()
     };
@@ -23,8 +23,9 @@ pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedF
         list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
     };
     let (argv_p, env_p) = (pointers(&argv), pointers(&environment));
-    // A copy: the number itself may be hidden from children (heritage).
-    let channel = channel.try_clone_to_owned()?;
+    let first_free = CHANNEL_FD + RawFd::try_from(channels.len()).map_err(io::Error::other)?;
+    // Copies: the numbers themselves may be hidden from children (heritage). None is one of those that they become.
+    let channels = channels.iter().map(|fd| copy_from(*fd, first_free)).collect::<io::Result<Vec<OwnedFd>>>()?;
     let parent = own_pid();
     // SAFETY: the child calls only async-signal-safe functions until it execs or exits.
     let pid = unsafe { libc::fork() };
@@ -36,11 +37,12 @@ pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedF
             if libc::getppid().cast_unsigned() != parent {
                 libc::_exit(127);
             }
-            let fd = libc::fcntl(channel.as_raw_fd(), libc::F_DUPFD, CHANNEL_FD + 1);
-            if fd < 0 || libc::dup2(fd, CHANNEL_FD) < 0 {
-                libc::_exit(127);
+            for (number, channel) in (CHANNEL_FD..).zip(&channels) {
+                if libc::dup2(channel.as_raw_fd(), number) < 0 {
+                    libc::_exit(127);
+                }
             }
-            libc::syscall(libc::SYS_close_range, CHANNEL_FD + 1, libc::c_uint::MAX, 0);
+            libc::syscall(libc::SYS_close_range, first_free, libc::c_uint::MAX, 0);
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
@@ -51,14 +53,34 @@ pub fn start_image(argv: &[Vec<u8>], environment: &[Vec<u8>], channel: BorrowedF
     u32::try_from(pid).map_err(|_| io::Error::last_os_error())
 }
 
-/// Takes the channel that [`start_image`] left for this image.
-pub fn inherited_channel() -> io::Result<OwnedFd> {
-    // SAFETY: takes integers only.
-    if unsafe { libc::fcntl(CHANNEL_FD, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+/// A copy with a number that is not below `first`, closed by an exec.
+fn copy_from(fd: BorrowedFd<'_>, first: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only and returns a new descriptor or -1.
+    let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first) };
+    if copy < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the number was opened for this image by start_image; each image takes it once, at its start.
-    Ok(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) })
+    // SAFETY: just opened, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Takes the first channel that [`start_image`] left for this image.
+pub fn inherited_channel() -> io::Result<OwnedFd> {
+    inherited(CHANNEL_FD)
+}
+
+/// Takes the second one.
+pub fn second_inherited_channel() -> io::Result<OwnedFd> {
+    inherited(CHANNEL_FD + 1)
+}
+
+fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number was opened for this image by start_image; each image takes each once, at its start.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A sealed memory file with these bytes: the receiver can map or read it and knows that it will not change.

@@ -56,16 +56,26 @@ impl Poller {
     }
 }
 
-/// SIGTERM as a descriptor.
+/// A signal as a descriptor.
 #[derive(Debug)]
-pub struct TermSignal(SignalFd);
+pub struct SignalDescriptor(SignalFd);
 
-impl TermSignal {
-    /// Blocks SIGTERM and opens the descriptor that reports it.
-    pub fn new() -> io::Result<Self> {
+impl SignalDescriptor {
+    /// SIGTERM. Errors: those of signalfd(2).
+    pub fn of_term() -> io::Result<Self> {
+        Self::new(Signal::SIGTERM)
+    }
+
+    /// SIGCHLD: some child has ended.
+    pub fn of_children() -> io::Result<Self> {
+        Self::new(Signal::SIGCHLD)
+    }
+
+    /// Blocks the signal and opens the descriptor that reports it.
+    fn new(signal: Signal) -> io::Result<Self> {
         let mut set = SigSet::empty();
-        set.add(Signal::SIGTERM);
-        nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
+        set.add(signal);
+        nix::sys::signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
@@ -75,7 +85,12 @@ impl TermSignal {
     }
 }
 
-impl AsFd for TermSignal {
+/// Lets all signals through again: of what a process has blocked before a fork.
+pub fn unblock_all() -> io::Result<()> {
+    Ok(nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+}
+
+impl AsFd for SignalDescriptor {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }

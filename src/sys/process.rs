@@ -52,7 +52,7 @@ impl PidFd {
 
     /// Reaps it if it has ended and is our child: its status as waitpid(2) writes it.
     pub fn reap(&self) -> Option<i32> {
-        status_of(wait(libc::P_PIDFD, self.fd.as_raw_fd().cast_unsigned(), 0))
+        status_of(wait(libc::P_PIDFD, self.fd.as_raw_fd().cast_unsigned(), 0).map(status_only))
     }
 }
 
@@ -62,9 +62,9 @@ impl AsFd for PidFd {
     }
 }
 
-/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end: its status as
-/// waitpid(2) writes it, also for signals that have no name (of real time).
-fn wait(kind: libc::idtype_t, id: u32, flags: libc::c_int) -> io::Result<Option<i32>> {
+/// Asks for the end of a child without waiting for it, whatever signal it was cloned to send at its end: its number, and
+/// its status as waitpid(2) writes it, also for signals that have no name (of real time).
+fn wait(kind: libc::idtype_t, id: u32, flags: libc::c_int) -> io::Result<Option<(u32, i32)>> {
     let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL | flags;
     let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: the kernel fills the structure, or leaves it zeroed.
@@ -76,11 +76,16 @@ fn wait(kind: libc::idtype_t, id: u32, flags: libc::c_int) -> io::Result<Option<
     let info = unsafe { info.assume_init() };
     // SAFETY: waitid fills these two; they are zero where no child has ended.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((pid != 0).then_some(match info.si_code {
+    let status = match info.si_code {
         libc::CLD_EXITED => (status & 0xff) << 8,
         libc::CLD_DUMPED => status | 0x80,
         _ => status,
-    }))
+    };
+    Ok((pid != 0).then_some((pid.cast_unsigned(), status)))
+}
+
+fn status_only(ended: Option<(u32, i32)>) -> Option<i32> {
+    ended.map(|(_, status)| status)
 }
 
 /// For a process that is not there to reap any more, the status of SIGKILL.
@@ -95,7 +100,12 @@ pub fn is_own_child(pid: u32) -> bool {
 
 /// Reaps a child by number, if it has ended.
 pub fn reap_pid(pid: u32) -> bool {
-    pid != 0 && status_of(wait(libc::P_PID, pid, 0)).is_some()
+    pid != 0 && status_of(wait(libc::P_PID, pid, 0).map(status_only)).is_some()
+}
+
+/// Reaps any child that has ended: its number, and its status as waitpid(2) writes it. `ECHILD` when there is no child.
+pub fn reap_any() -> io::Result<Option<(u32, i32)>> {
+    wait(libc::P_ALL, 0, 0)
 }
 
 /// Real, effective, saved and file system uid of a process.
@@ -153,18 +163,6 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     };
     let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
-}
-
-/// Whether a process, and with it whatever it starts, can gain no privileges; `None` for one that is gone or a zombie.
-pub fn gains_no_privileges(pid: u32) -> Option<bool> {
-    parse_no_new_privs(&fs::read(format!("/proc/{pid}/status")).ok()?)
-}
-
-fn parse_no_new_privs(status: &[u8]) -> Option<bool> {
-    if status_field(status, "State:")?.starts_with('Z') {
-        return None;
-    }
-    Some(status_field(status, "NoNewPrivs:")? == "1")
 }
 
 /// Whether a uid could be another than our own: only root's children can be given away.
@@ -260,7 +258,6 @@ mod tests {
         for name in [&b"Uid:\t0\t0\t0\t0"[..], b"x\nUid:\t0\t0\t0\t0", b"x\rUid:\t0", b"\xff\xfe", b"\x85Uid:\t0"] {
             let status = [b"Name:\t", name, b"\nState:\tS (sleeping)\nUid:\t1\t2\t3\t4\nNoNewPrivs:\t1\n"].concat();
             assert_eq!(parse_uids(&status), Some([1, 2, 3, 4]), "{name:?}");
-            assert_eq!(parse_no_new_privs(&status), Some(true), "{name:?}");
         }
         assert_eq!(parse_uids(b"Uid:\t0\t0\t0\t0"), None, "the first line is the name's");
     }
@@ -283,7 +280,6 @@ mod tests {
             nix::unistd::read(&read, &mut [0]).expect("its word");
             let pid = pid.cast_unsigned();
             assert_eq!(uids_of(pid).expect("uids")[0], own_uid(), "{name:?}");
-            assert!(gains_no_privileges(pid).is_some(), "{name:?}");
             assert_eq!(parent_of(pid), Some(std::process::id()), "{name:?}");
             assert_eq!(session_of(pid), session_of(std::process::id()), "{name:?}");
             let process = PidFd::open(pid).expect("pidfd");
@@ -292,15 +288,6 @@ mod tests {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         }
-    }
-
-    #[test]
-    fn no_new_privs_is_read_of_what_lives() {
-        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tS (sleeping)\nNoNewPrivs:\t1\n"), Some(true));
-        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tR (running)\nNoNewPrivs:\t0\n"), Some(false));
-        assert_eq!(parse_no_new_privs(b"Name:\tx\nState:\tZ (zombie)\nNoNewPrivs:\t1\n"), None);
-        assert_eq!(parse_no_new_privs(b""), None);
-        assert!(gains_no_privileges(std::process::id()).is_some());
     }
 
     #[test]

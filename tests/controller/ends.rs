@@ -3,7 +3,6 @@
 use crate::cast::Behaviour;
 use crate::stage::{self, alive, children_of, eventually, want, Frontend, Stage};
 use crate::Test;
-use mod_pool::sys::socket::{self, Blocking};
 use mod_pool::wire::control::{ControllerMessage, InFlight, Returned, MAX_POOL_NAME};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -18,7 +17,6 @@ pub const TESTS: &[Test] = tests![
     workers_of_a_dead_controller_count,
     a_new_controller_serves_older_frontends,
     stop_leaves_no_process,
-    the_parents_death_ends_nothing_that_is_not_httpds,
     sigterm_and_the_parents_death_leave_no_process,
     what_a_full_list_may_lack_is_not_ended_before_the_controller,
 ];
@@ -189,35 +187,14 @@ fn stop_leaves_no_process() {
     assert!(!alive(left));
 }
 
-fn the_parents_death_ends_nothing_that_is_not_httpds() {
-    // A service of the pool's user, child of the process that the controller falls to: for httpd that is init.
-    mod_pool::sys::launch::become_subreaper();
-    let service = stage::fork_service(stage::POOL_UID);
-    let (said, heard) = socket::seqpacket_pair().expect("socketpair");
-    let parent = stage::fork(|| {
-        let stage = Stage::open(Behaviour::Good, 4, 30_000);
-        let mut f = stage.frontend();
-        let _lease = f.lease(1, 1);
-        socket::send(said.as_fd(), &stage.controller.to_be_bytes(), &[], Blocking::Yes).expect("send");
-        std::thread::sleep(Duration::from_secs(60));
-        true
-    });
-    let mut controller = [0; 4];
-    socket::receive(heard.as_fd(), &mut controller, Blocking::Yes).expect("receive");
-    let controller = u32::from_be_bytes(controller);
-    stage::kill(parent);
-    stage::wait(parent);
-    eventually("the controller's end", || !alive(controller));
-    assert!(alive(service), "it was killed");
-    stage::kill(service);
-    stage::wait(service);
-}
-
 /// Each frontend names the workers of a dead controller that it needs; a list that is full may lack some.
 fn what_a_full_list_may_lack_is_not_ended_before_the_controller() {
-    // Of the pool's user, child of this process as the controller's parent: as a worker of a dead controller is.
-    let left = stage::fork_service(stage::POOL_UID);
-    let stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let mut stage = Stage::open(Behaviour::Good, 4, 30_000);
+    let left: u32 = stage.frontend().lease(1, 1).ask("daemon").parse().expect("its pid");
+    stage::kill(stage.controller);
+    stage.reap_controller();
+    stage.start_controller();
+    stage.configure(1, Behaviour::Good, 4, 30_000);
     let in_flight = vec![InFlight { pid: 1, pool: "a".repeat(MAX_POOL_NAME) }; 100];
     let f = Frontend::hello(stage.connector(), 1, in_flight);
     std::thread::sleep(Duration::from_secs(17));
@@ -225,7 +202,6 @@ fn what_a_full_list_may_lack_is_not_ended_before_the_controller() {
     drop(f);
     drop(stage);
     eventually("the controller's end", || !alive(left));
-    stage::wait(left);
 }
 
 fn sigterm_and_the_parents_death_leave_no_process() {

@@ -109,22 +109,6 @@ pub fn process_of_another(uid: u32) -> (u32, u32) {
     (between, pid)
 }
 
-/// A child that sleeps, in a session of its own, without new privileges, as this user where we may choose.
-pub fn fork_service(uid: u32) -> u32 {
-    use mod_pool::sys::privileges;
-    let pid = fork(|| {
-        privileges::new_session();
-        if Stage::chooses_users() {
-            privileges::change_user(uid, uid, &[uid]).expect("setuid");
-        }
-        privileges::no_new_privileges().expect("no_new_privs");
-        std::thread::sleep(Duration::from_secs(60));
-        true
-    });
-    eventually("it is confined", || mod_pool::sys::process::gains_no_privileges(pid) == Some(true));
-    pid
-}
-
 /// Whether a process exists that has not ended.
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -216,11 +200,11 @@ pub fn lingering(to: &str) -> OwnedFd {
 }
 
 /// What an exec of the controller's image does: it holds nothing of the parent's.
-fn close_all_but(keep: RawFd) {
+fn close_all_but(keep: &[RawFd]) {
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
         .expect("proc")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd > 2 && *fd != keep)
+        .filter(|fd| *fd > 2 && !keep.contains(fd))
         .collect();
     for fd in open {
         // The descriptor of the directory itself is closed by now.
@@ -241,6 +225,9 @@ pub struct Stage {
     speak: OwnedFd,
     listen: OwnedFd,
     pub controller: u32,
+    keeper: u32,
+    /// The other end is the keeper's.
+    lifeline: OwnedFd,
     reaped: bool,
     parent: u32,
     pub root: bool,
@@ -256,11 +243,12 @@ impl Stage {
         let (speak, listen) = socket::seqpacket_pair().expect("socketpair");
         // Credentials travel only with what is sent after this.
         socket::pass_credentials(listen.as_fd()).expect("SO_PASSCRED");
-        // As httpd's parent is: what a controller leaves behind becomes its child.
-        mod_pool::sys::launch::become_subreaper();
         let root = Self::chooses_users();
+        let parent = std::process::id();
+        // Until there is one.
+        let lifeline = listen.try_clone().expect("dup");
         let mut stage =
-            Self { speak, listen, controller: 0, reaped: false, parent: std::process::id(), root, newest: 0 };
+            Self { speak, listen, controller: 0, keeper: 0, lifeline, reaped: true, parent, root, newest: 0 };
         stage.start_controller();
         stage.configure(1, behaviour, cap, idle_timeout_ms);
         stage
@@ -268,13 +256,21 @@ impl Stage {
 
     pub fn start_controller(&mut self) {
         let parent = std::process::id();
-        self.controller = fork(|| {
+        let older = (self.keeper != 0).then_some(self.keeper);
+        let (lifeline, ours) = socket::seqpacket_pair().expect("socketpair");
+        self.lifeline = ours;
+        self.keeper = fork(|| {
             let connector = self.listen.try_clone().expect("dup");
-            close_all_but(connector.as_raw_fd());
-            run(ControllerStart { connector, parent, build_id: BUILD, keep: false })
+            close_all_but(&[connector.as_raw_fd(), lifeline.as_raw_fd()]);
+            run(ControllerStart { connector, lifeline: Some(lifeline), parent, build_id: BUILD })
         });
+        eventually("the controller", || !children_of(self.keeper).is_empty());
+        self.controller = children_of(self.keeper)[0];
         self.reaped = false;
-        self.say(&ParentMessage::Begin { pid: self.controller }, &[]);
+        self.say(&ParentMessage::Begin { keeper: self.keeper }, &[]);
+        if let Some(pid) = older {
+            self.say(&ParentMessage::OlderKeeper { pid }, &[]);
+        }
     }
 
     pub fn configure(&mut self, generation: u64, behaviour: Behaviour, cap: u32, idle_timeout_ms: u64) {
@@ -357,7 +353,13 @@ impl Stage {
 
     pub fn reap_controller(&mut self) -> i32 {
         self.reaped = true;
-        wait(self.controller)
+        let mut status = [0; 4];
+        // The keeper of one that has ended as it should ends with it, and says nothing.
+        let received = socket::receive(self.lifeline.as_fd(), &mut status, Blocking::Yes).expect("the end");
+        if received.len == 0 {
+            return wait(self.keeper);
+        }
+        i32::from_be_bytes(status)
     }
 }
 
@@ -371,7 +373,7 @@ impl Drop for Stage {
             } else {
                 self.say(&ParentMessage::Stop, &[]);
             }
-            let status = wait(self.controller);
+            let status = self.reap_controller();
             if !std::thread::panicking() {
                 assert_eq!(status, 0, "the controller's exit status");
                 assert!(all.iter().all(|pid| !alive(*pid)), "something outlived its controller");

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zlib
+from collections import Counter
 
 import pytest
 
@@ -411,13 +412,14 @@ def test_random_deaths_under_load(httpd):
     for site in server.sites.values():
         fill(site)
     server.start()
-    own = {"parent", "frontend", "controller", "log writer", "seed"}
-    quiet = lambda: {p.role for p in server.processes()} == own
+    once = {"parent", "keeper", "stand-in", "controller", "seed"}
+    of_role = lambda: Counter(p.role for p in server.processes())
+    quiet = lambda: (n := of_role()).keys() == once | {"frontend", "log writer"} and all(n[role] == 1 for role in once)
     recovers(server), recovers(server, "bob")
     eventually(quiet, 12, what="pools at zero")
     parent, controller = own_descriptors(server, "parent"), own_descriptors(server, "controller")
     dice = random.Random(12)
-    deaths = ["worker", "zygote", "seed", "frontend", "controller"] * 6
+    deaths = ["worker", "zygote", "seed", "frontend", "controller"] * 6 + ["keeper", "stand-in"] * 2
     dice.shuffle(deaths)
     slow = []
     with Load(server) as load:
@@ -479,6 +481,25 @@ def test_grandchild_does_not_outlive_the_controller(httpd, name, then):
     else:
         eventually(lambda: gone(pid), 25, what="the daemonised grandchild ends")
         server.wait_for_log("left behind by a process of pool alice")
+
+
+@pytest.mark.parametrize("role", ["keeper", "stand-in"])
+def test_the_death_of_a_process_beside_the_controller_is_as_that_of_the_controller(httpd, role):
+    server = make(httpd)
+    busy = busy_pid(server)
+    controller = server.processes("controller")[0].pid
+    for _ in range(2):
+        kill_role(server, role)
+        eventually(lambda: gone(controller), 10, what="the end of the controller")
+        eventually(lambda: server.try_get("/who.php"), 20, what="an answer")
+        [next_one] = [p.pid for p in server.processes("controller")]
+        assert next_one != controller
+        controller = next_one
+    roles = ("keeper", "stand-in", "controller", "seed")
+    eventually(lambda: [len(server.processes(r)) for r in roles] == [1] * 4, 25, what="one of each")
+    eventually(lambda: gone(busy), 25)
+    server.stop()
+    assert server.count_log("POOL109") == 2
 
 
 def test_the_death_of_the_parent_ends_nobody_elses_processes(httpd):

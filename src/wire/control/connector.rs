@@ -24,14 +24,15 @@ pub enum ParentMessage {
     Ping,
     /// A connector comes with it that a process may have filled which is no child of the MPM: to be closed.
     Discard,
-    /// What the parent says from here on is for the controller with this pid. What lies in the connector before it was
-    /// for one that died without having read it.
-    Begin { pid: u32 },
+    /// What the parent says from here on is for the controller that is a child of this process, its keeper. What lies in
+    /// the connector before it was for one that died without having read it.
+    Begin { keeper: u32 },
     /// The error log of the configuration that is told next is syslog: the controller's lines go there, under this name.
     /// Without a name they go to its standard error.
     Syslog { facility: u8, ident: Vec<u8> },
-    /// The controller with this pid was killed and does not end: what it has started is left to the one that is told.
-    LeftBehind { pid: u32 },
+    /// The keeper with this pid is that of a controller that has died, or that was killed and does not end: what is below
+    /// it is left to the controller that is told.
+    OlderKeeper { pid: u32 },
 }
 
 /// On its connector, from a frontend. With it: the controller's end of the frontend's own channel.
@@ -70,7 +71,7 @@ const PING: u8 = 6;
 const DISCARD: u8 = 7;
 const BEGIN: u8 = 8;
 const SYSLOG: u8 = 9;
-const LEFT_BEHIND: u8 = 10;
+const OLDER_KEEPER: u8 = 10;
 
 /// The one message that goes the other way on a child's connector: the parent has started another controller, and the
 /// one before, which does not end, closes no channel.
@@ -116,17 +117,17 @@ impl ParentMessage {
             Self::Stop => out.put_u8(STOP),
             Self::Ping => out.put_u8(PING),
             Self::Discard => out.put_u8(DISCARD),
-            Self::Begin { pid } => {
+            Self::Begin { keeper } => {
                 out.put_u8(BEGIN);
-                out.put_u32(*pid);
+                out.put_u32(*keeper);
             }
             Self::Syslog { facility, ident } => {
                 out.put_u8(SYSLOG);
                 out.put_u8(*facility);
                 out.put_short(ident);
             }
-            Self::LeftBehind { pid } => {
-                out.put_u8(LEFT_BEHIND);
+            Self::OlderKeeper { pid } => {
+                out.put_u8(OLDER_KEEPER);
                 out.put_u32(*pid);
             }
         }
@@ -143,9 +144,9 @@ impl ParentMessage {
                 STOP => Self::Stop,
                 PING => Self::Ping,
                 DISCARD => Self::Discard,
-                BEGIN => Self::Begin { pid: field::pid(r)? },
+                BEGIN => Self::Begin { keeper: field::pid(r)? },
                 SYSLOG => Self::Syslog { facility: r.u8()?, ident: r.short()?.to_vec() },
-                LEFT_BEHIND => Self::LeftBehind { pid: field::pid(r)? },
+                OLDER_KEEPER => Self::OlderKeeper { pid: field::pid(r)? },
                 _ => return Err(Malformed::Field("kind")),
             })
         })

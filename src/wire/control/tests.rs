@@ -92,9 +92,9 @@ fn parent_messages() {
         ParentMessage::ChildGone { pid: 4711 },
         ParentMessage::Ping,
         ParentMessage::Discard,
-        ParentMessage::Begin { pid: 4711 },
+        ParentMessage::Begin { keeper: 4711 },
         ParentMessage::Syslog { facility: 23, ident: b"httpd".to_vec() },
-        ParentMessage::LeftBehind { pid: 4711 },
+        ParentMessage::OlderKeeper { pid: 4711 },
         ParentMessage::Stop,
     ] {
         check(&m, &m.encode(), ParentMessage::decode);

@@ -30,7 +30,7 @@ class Process:
         return self.uids[1]
 
 
-ROLE = re.compile(r"mod_pool: (controller|keeper|seed|zygote|worker|log writer)\b ?(\S*)")
+ROLE = re.compile(r"mod_pool: (controller|keeper|stand-in|seed|zygote|worker|log writer)\b ?(\S*)")
 
 
 def read_process(pid):
