@@ -174,7 +174,7 @@ impl Frontend {
         for frame in frames(message) {
             match drain.checker.take(&frame.map_err(drop)?).map_err(drop)? {
                 Step::File(_) => files += 1,
-                Step::Log(line) if errors::takes_line(drain.lease.pool, line.text.len()) => {
+                Step::Log(line) if errors::takes_line(drain.lease.pool, line.text.len(), None) => {
                     let text = PlainLine { level: line.level, module: line.module, text: line.text }.encode();
                     self.error_line(drain.lease.pool, drain.lease.pid, text);
                 }

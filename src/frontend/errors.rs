@@ -70,12 +70,12 @@ impl ErrorLines {
 /// How long what was dropped is gathered before a line tells of it.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
-/// A request of the pool writes a line of `len` bytes into the error log. Whether it may: what the pool's requests have
-/// written in this second, in all frontends, leaves room for it. If not, it is counted, and a line will say so.
-pub fn takes_line(pool: u32, len: usize) -> bool {
+/// A request of the pool writes a line of `len` bytes into the error log, about a client with this address. Whether it may:
+/// what the pool's requests have written in this second, in all frontends, leaves room for it. If not, it is counted, and a line will say so.
+pub fn takes_line(pool: u32, len: usize, client: Option<&[u8]>) -> bool {
     let facts = FRONTEND.get().and_then(|f| Some((f, f.pools.get(usize::try_from(pool).ok()?)?)));
     let Some((frontend, facts)) = facts else { return true };
-    match facts.lines.line(Frontend::now(), len) {
+    match facts.lines.line(Frontend::now(), len, client) {
         Fate::Written => true,
         Fate::Dropped { tell } => {
             let told = move || {

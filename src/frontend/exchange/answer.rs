@@ -180,7 +180,7 @@ impl Run<'_> {
     }
 
     fn log(&mut self, line: &LogLine<'_>) {
-        if !errors::takes_line(self.pool, line.text.len()) {
+        if !errors::takes_line(self.pool, line.text.len(), Some(self.r.useragent_ip())) {
             return;
         }
         let module = CString::new(line.module).map_or(-1, |name| hooks::module_index(&name));

@@ -130,8 +130,8 @@ impl Run<'_> {
             Stop::Aborted { reason, text, last } => {
                 let how = if last { Returned::Last } else { Returned::Idle };
                 // What failed is told in any case, and the worker's words as far as its pool may write.
-                let text =
-                    if errors::takes_line(self.pool, text.len()) { text } else { "(too much is logged)".to_owned() };
+                let written = errors::takes_line(self.pool, text.len(), Some(self.r.useragent_ip()));
+                let text = if written { text } else { "(too much is logged)".to_owned() };
                 match reason {
                     AbortReason::ServerMismatch => {
                         (503, how, format!("has read another configuration: {text}; {REMEDY}"))
