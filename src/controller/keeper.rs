@@ -16,7 +16,7 @@ use crate::sys::fork::{self, exit_now, Forked};
 use crate::sys::poller::{self, Poller, SignalDescriptor};
 use crate::sys::process::{self, PidFd};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{discard, launch, syslog, title};
+use crate::sys::{descriptor, discard, launch, syslog, title};
 use crate::wire::control::{ConnectorMessage, ParentMessage, MAX_CONTROL_MESSAGE};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,8 +62,10 @@ pub(super) fn keep(start: &mut ControllerStart) -> io::Result<Keeping> {
             }
             Forked::Parent { child } => child,
         };
-        if let Some(kept) = &mut kept {
-            kept.fds.truncate(LASTING);
+        match &mut kept {
+            Some(kept) => kept.fds.truncate(LASTING),
+            // Of the error log, which may be renamed, or be a program that ends with it: there is nothing more to write.
+            None => descriptor::let_go_of_standard_ones()?,
         }
         let status = keeper.wait_for(child)?;
         if status == 0 || keeper.parent.has_ended() {

@@ -7,7 +7,7 @@
 
 use crate::sys::poller::{self, SignalDescriptor};
 use crate::sys::socket::{self, Blocking};
-use crate::sys::{fork, title};
+use crate::sys::{descriptor, fork, title};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Waits for the keeper's word of how the controller has ended, or for the keeper's end.
@@ -17,6 +17,8 @@ pub fn stand_in(lifeline: OwnedFd) -> ! {
     let _blocked = SignalDescriptor::of_term();
     title::init();
     title::set("mod_pool: stand-in");
+    // The error log, which may be renamed, or a program that ends with it.
+    let _ = descriptor::let_go_of_standard_ones();
     let mut status = [0; 4];
     let received = socket::receive(lifeline.as_fd(), &mut status, Blocking::Yes);
     match received {

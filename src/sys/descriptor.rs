@@ -35,6 +35,18 @@ pub fn spare() -> io::Result<OwnedFd> {
     Ok(std::fs::File::open("/dev/null")?.into())
 }
 
+/// Puts /dev/null in the place of standard input, output and error: what these were is not held any longer.
+pub fn let_go_of_standard_ones() -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    for number in 0..=2 {
+        // SAFETY: takes integers only. The number stays open; whoever owns it now owns /dev/null.
+        if unsafe { libc::dup2(null.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// An error, that of a process without a number left, unless this one may have so many open.
 pub fn may_have(count: usize) -> io::Result<()> {
     if u64::try_from(count).is_ok_and(|count| limit().is_ok_and(|limit| count <= limit)) {

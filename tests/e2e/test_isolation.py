@@ -253,10 +253,13 @@ def test_no_writable_memory_is_shared_with_another_user(server):
                 assert not shared_writable(p.pid) & shared_writable(other.pid), (p.title, other.title)
 
 
+PROCESSES_OF_CONTROLLER = ("keeper", "stand-in", "controller")
+
+
 def test_nothing_listens_for_tenants(server):
     sockets = unix_sockets()
     for p in server.processes():
-        if p.role in ("controller", "seed", "zygote", "worker"):
+        if p.role in (*PROCESSES_OF_CONTROLLER, "seed", "zygote", "worker"):
             for inode in sockets_of(p.pid):
                 assert not sockets.get(inode, (0, ""))[0] & 0x10000, (p.title, sockets[inode])
             tcp = open("/proc/net/tcp").read() + open("/proc/net/tcp6").read()
@@ -269,9 +272,10 @@ def test_a_daemon_of_another_module_has_no_way_to_the_controller(server):
         pytest.skip("no such daemon here")
     if server.mpm == "prefork":
         pytest.skip("a daemon and a frontend of prefork look alike")
-    controller = server.processes("controller")[0]
-    below = {p.pid for p in descendants(controller.pid)} | {controller.pid}
-    ways = sockets_of(controller.pid) | pipe_ends_of(controller.pid)
+    own = [p.pid for role in PROCESSES_OF_CONTROLLER for p in server.processes(role)]
+    assert len(own) == len(PROCESSES_OF_CONTROLLER)
+    below = {p.pid for pid in own for p in descendants(pid)} | {*own}
+    ways = set().union(*(sockets_of(pid) | pipe_ends_of(pid) for pid in own))
     # A frontend has ThreadsPerChild (32) threads and more; the daemons have a few.
     daemons = [p for p in server.processes()
                if p.role in ("frontend", "other") and p.pid not in below and int(p.status["Threads"]) < 20]
@@ -674,7 +678,7 @@ def test_no_tls_key_in_any_process_but_parent_and_frontends(httpd, encrypted):
         for p in server.processes("frontend"):
             in_front |= keyscan.find(p.pid, wanted) or set()
         assert len(in_front) >= 4, f"the scan finds keys where they are: {in_front}"
-        for role in ("controller", "seed", "zygote", "worker"):
+        for role in (*PROCESSES_OF_CONTROLLER, "seed", "zygote", "worker"):
             # Old processes end, and new ones start, while the servers change over.
             found = eventually(lambda: [server.get("/who.php", name, tls=True) for name, _ in keys]
                                and server.processes(role), 10, what=role)
