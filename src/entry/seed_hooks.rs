@@ -77,6 +77,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     // What goes over the whole configuration is done here, once: in each zygote it would take time and, where it writes,
     // a page of memory for each virtual host.
     let places = places::needed(pconf);
+    let servers = main.iter().map(|server| (server, config::vhost_hash(server))).collect();
     let mut logged = LoggedNames::default();
     conftree::each_directive(|name, arguments| logged.learn(name, arguments));
     if let Err(e) = image::error_logs_to_null(main, pconf) {
@@ -102,9 +103,8 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
     worker::run(WorkerStart {
         lease: forked.lease,
         pool: pool.name.clone(),
-        server: main,
+        servers,
         max_requests: pool.limits.max_requests,
-        server_hash: config::vhost_hash,
         env: pool.env.clone(),
         logged,
     })

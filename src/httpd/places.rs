@@ -54,6 +54,8 @@ const WITH_FILES: [&[u8]; 3] = [b"file", b"flock", b"fcntl"];
 pub struct Places {
     pub base: PathBuf,
     pub leaves: Vec<&'static str>,
+    /// In the order of `DIRECTIVES`: where each stands in httpd's tree.
+    nodes: [Vec<*mut ffi::ap_directive_t>; DIRECTIVES.len()],
 }
 
 impl Places {
@@ -101,16 +103,18 @@ fn quoted(text: &[u8]) -> Vec<u8> {
 /// What the configuration that was read needs. Without root a pool's user is httpd's own, which can write where httpd can:
 /// no directory.
 pub fn needed(pconf: AprPool<'_>) -> Places {
-    let mut leaves = Vec::new();
-    for (name, need) in DIRECTIVES.iter().copied().filter(|_| privileges::effective_uid() == 0) {
+    let is_root = privileges::effective_uid() == 0;
+    let mut places = Places { base: base(pconf), leaves: Vec::new(), nodes: Default::default() };
+    for ((name, need), nodes) in DIRECTIVES.into_iter().zip(&mut places.nodes) {
         let text = name.to_str().unwrap_or_default();
         conftree::each_named(text, |node| {
-            if needs(node, need) && !leaves.contains(&text) {
-                leaves.push(text);
+            nodes.push(ptr::from_ref(node).cast_mut());
+            if is_root && needs(node, need) && !places.leaves.contains(&text) {
+                places.leaves.push(text);
             }
         });
     }
-    Places { base: base(pconf), leaves }
+    places
 }
 
 fn base(pconf: AprPool<'_>) -> PathBuf {
@@ -138,13 +142,11 @@ pub fn give(
     places: &Places,
     (pool, uid): (&str, u32),
 ) -> Result<(), String> {
-    for (name, need) in DIRECTIVES {
+    for ((name, need), nodes) in DIRECTIVES.into_iter().zip(&places.nodes).filter(|(_, nodes)| !nodes.is_empty()) {
         let text = name.to_str().unwrap_or_default();
         let own = places.path(pool, uid, text);
         let own = own.as_os_str().as_bytes();
-        let mut nodes: Vec<*mut ffi::ap_directive_t> = Vec::new();
-        conftree::each_named(text, |node| nodes.push(ptr::from_ref(node).cast_mut()));
-        let Some((command, module)) = command(name).filter(|_| !nodes.is_empty()) else { continue };
+        let Some((command, module)) = command(name) else { continue };
         let is_given = places.leaves.contains(&text);
         if !is_given && need != Need::Reopened {
             continue;
@@ -180,14 +182,14 @@ pub fn give(
             Need::SharedMemory => call(main, nodes[0], &[own, b"/shared"].concat())?,
             // Each virtual host has the main server's.
             Need::Reopened => {
-                for node in nodes {
+                for &node in nodes {
                     // SAFETY: a node of httpd's tree; its arguments are null or a string.
                     let value = unsafe { bytes((*node).args) };
                     call(main, node, word(value))?;
                 }
             }
             Need::LockFiles => {
-                for node in nodes {
+                for &node in nodes {
                     // SAFETY: a node of httpd's tree; its arguments are null or a string.
                     let value = unsafe { bytes((*node).args) };
                     if let Some((mechanism, rest)) = mechanism(value) {

@@ -45,7 +45,7 @@ pub use output::{header, network};
 #[cfg(feature = "httpd")]
 pub use previous::{forget_previous, tell_previous};
 #[cfg(feature = "httpd")]
-pub use serve::{run, ServerHash, WorkerStart};
+pub use serve::{run, Servers, WorkerStart};
 #[cfg(feature = "httpd")]
 pub use tls::{
     access_checker, default_port, export_variables, is_tls, keep_unique_id, scheme, see_location, tls_variable,

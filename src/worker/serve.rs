@@ -20,8 +20,9 @@ use crate::wire::response::{put_response_end, Abort, AbortReason};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-/// Gives the hash of a virtual host's own definition, the same in every process that has read the configuration.
-pub type ServerHash = fn(ServerRec<'static>) -> u64;
+/// The servers of the configuration that the zygote has read, the main server first. With each the hash of its own
+/// definition, the same in every process that has read this.
+pub type Servers = Vec<(ServerRec<'static>, u64)>;
 
 /// What a forked process needs to be a worker.
 #[derive(Debug)]
@@ -30,11 +31,9 @@ pub struct WorkerStart {
     pub lease: OwnedFd,
     /// Name of the pool, for the title.
     pub pool: String,
-    /// The main server of the configuration that the zygote has read.
-    pub server: ServerRec<'static>,
+    pub servers: Servers,
     /// The worker ends after so many requests; 0 means never.
     pub max_requests: u32,
-    pub server_hash: ServerHash,
     /// `PoolEnv`: variables for the environment of scripts, as if each request had a `SetEnv` for them.
     pub env: Vec<(String, String)>,
     /// What the logs of the configuration ask for by name.
@@ -54,7 +53,8 @@ enum Stop {
 
 /// Serves requests until the lease ends, then ends the process.
 pub fn run(start: WorkerStart) -> ! {
-    let WorkerStart { lease, pool, server, max_requests, server_hash, env, logged } = start;
+    let WorkerStart { lease, pool, servers, max_requests, env, logged } = start;
+    let server = servers[0].0;
     // Else each request that a frontend passes on stops its thread in the middle of the next one.
     thread::interrupt_nobody();
     let life = rebuild::child_init(server);
@@ -66,7 +66,6 @@ pub fn run(start: WorkerStart) -> ! {
     checkers::ready(life, server);
     classes::silence_what_frontends_did();
     rebuild::take_loggers();
-    let servers: Vec<(ServerRec<'static>, u64)> = server.iter().map(|s| (s, server_hash(s))).collect();
     let workshop = Workshop::new(life);
     let titles = [format!("mod_pool: worker {pool} [idle]"), format!("mod_pool: worker {pool} [busy]")];
     let stop = WORKER.with(|cell| {
@@ -177,13 +176,7 @@ impl Worker {
         current.log_lines = 0;
     }
 
-    fn serve(
-        &self,
-        workshop: &Workshop,
-        servers: &[(ServerRec<'static>, u64)],
-        env: &[(String, String)],
-        payload: Payload,
-    ) {
+    fn serve(&self, workshop: &Workshop, servers: &Servers, env: &[(String, String)], payload: Payload) {
         self.busy.set(true);
         let inbox = self.inbox.borrow();
         let bytes = match &payload {
