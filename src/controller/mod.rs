@@ -379,7 +379,9 @@ impl Controller {
     /// Watches a child that is ours. `None` when that cannot be.
     fn watch_child(&mut self, pid: u32, source: Source) -> io::Result<Watched<PidFd>> {
         let what = PidFd::open(pid)?;
-        let token = self.watch(what.as_fd(), source)?;
+        let token = self.number();
+        self.poller.add_once(&what, token)?;
+        self.sources.insert(token, source);
         self.pids.insert(pid);
         Ok(Watched { token, what })
     }

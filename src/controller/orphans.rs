@@ -142,7 +142,9 @@ impl Controller {
                 continue;
             }
             let leader = process::session_of(pid);
-            if leader.is_some_and(|leader| leader != pid && self.pids.contains(&leader)) {
+            // Who traces a process that has ended keeps it from being reaped.
+            let lives = |leader| leader != pid && self.pids.contains(&leader) && !process::is_zombie(leader);
+            if leader.is_some_and(lives) {
                 continue;
             }
             let pool = pool_of(pid, pools.get_or_insert_with(|| self.pools_by_uid()));

@@ -151,6 +151,8 @@ impl Controller {
     pub(super) fn kill_worker(&mut self, lease: LeaseId) {
         if let Some(process) = self.workers.get(&lease).and_then(|w| w.process.as_ref()) {
             process.what.kill();
+            // Who traces it, or a thread of it, has to end first.
+            self.orphans.soon(self.now());
         }
     }
 
@@ -177,7 +179,8 @@ impl Controller {
 
     pub(super) fn reap_worker(&mut self, lease: LeaseId) {
         let Some(status) = self.workers.get(&lease).and_then(|w| w.process.as_ref()).and_then(|p| p.what.reap()) else {
-            return;
+            // Who traces it has to end first.
+            return self.orphans.soon(self.now());
         };
         // Only an idle worker that nobody has told to end has its data socket here.
         if let Some(worker) = self.workers.get(&lease).filter(|w| w.data.is_some()) {

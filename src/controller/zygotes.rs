@@ -161,7 +161,7 @@ impl Controller {
     }
 
     fn violated(&mut self, id: ZygoteId, text: &str) {
-        self.feed(Event::ZygoteFailed { zygote: id, text: text.to_owned() });
+        self.feed(Event::ZygoteViolated { zygote: id, text: text.to_owned() });
     }
 
     fn zygote_is_ready(&mut self, id: ZygoteId) {
@@ -234,7 +234,10 @@ impl Controller {
         };
         let key = zygote.key;
         match &zygote.process {
-            Some(process) => process.what.kill(),
+            Some(process) => {
+                process.what.kill();
+                self.orphans.soon(now);
+            }
             None => {
                 zygote.condemned = true;
                 // A seed that does not answer either is of no use.
@@ -249,7 +252,8 @@ impl Controller {
         // Its last words before its end: a reason, or a worker that it forked.
         self.read_zygote(id);
         let Some(status) = self.zygotes.get(&id).and_then(|z| z.process.as_ref()).and_then(|p| p.what.reap()) else {
-            return;
+            // Who traces it has to end first.
+            return self.orphans.soon(self.now());
         };
         if let Some(zygote) = self.zygotes.remove(&id) {
             let text = describe_status(status);

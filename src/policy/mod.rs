@@ -130,8 +130,10 @@ pub enum Event {
     SeedGone { generation: u64, text: String },
     /// The zygote has started its modules.
     ZygoteReady { zygote: ZygoteId },
-    /// It reported a failure or broke the protocol; its process may live.
+    /// It reported a failure; its process may live.
     ZygoteFailed { zygote: ZygoteId, text: String },
+    /// It broke the protocol.
+    ZygoteViolated { zygote: ZygoteId, text: String },
     /// Its process was reaped, or never came to be.
     ZygoteGone { zygote: ZygoteId, text: String },
     /// The worker was forked and its process checked.

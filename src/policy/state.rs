@@ -157,6 +157,7 @@ impl State {
             Event::SeedGone { generation, text } => self.seed_gone(generation, text),
             Event::ZygoteReady { zygote } => self.zygote_ready(zygote),
             Event::ZygoteFailed { zygote, text } => self.zygote_failed(zygote, &text),
+            Event::ZygoteViolated { zygote, text } => self.zygote_violated(zygote, &text),
             Event::ZygoteGone { zygote, text } => self.zygote_gone(zygote, &text),
             Event::Forked { lease, pid } => self.forked(lease, pid),
             Event::ForkFailed { lease, text } => self.fork_failed(lease, &text),

@@ -100,6 +100,14 @@ impl State {
         }
     }
 
+    /// What it has served before is no excuse.
+    pub(super) fn zygote_violated(&mut self, id: ZygoteId, text: &str) {
+        if let Some(zygote) = self.zygotes.get_mut(&id) {
+            zygote.proven = false;
+        }
+        self.zygote_failed(id, text);
+    }
+
     pub(super) fn zygote_gone(&mut self, id: ZygoteId, text: &str) {
         let Some(zygote) = self.zygotes.remove(&id) else {
             return;

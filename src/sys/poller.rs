@@ -31,6 +31,12 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
+    /// Reports that `fd` has become readable, once for each time that it does. For a pidfd: one whose end its tracer alone may
+    /// see (ptrace(2)) stays readable, and cannot be reaped. When the tracer lets go it is reported again.
+    pub fn add_once(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
+    }
+
     /// Forgets a descriptor; to be called before it is closed.
     pub fn remove(&self, fd: impl AsFd) {
         // It fails only for a descriptor that is not in the set.

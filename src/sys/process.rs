@@ -142,11 +142,20 @@ pub fn parent_of(pid: u32) -> Option<u32> {
     number_in_stat(pid, 1)
 }
 
+/// Whether it has ended and is not reaped, or only its first thread has ended (field 3).
+pub fn is_zombie(pid: u32) -> bool {
+    field_of_stat(pid, 0).is_some_and(|state| state == "Z")
+}
+
 /// A field of /proc/PID/stat, counted from behind the name, which may contain anything.
-fn number_in_stat(pid: u32, at: usize) -> Option<u32> {
+fn field_of_stat(pid: u32, at: usize) -> Option<String> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let end = stat.iter().rposition(|b| *b == b')')?;
-    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(at)?.parse().ok()
+    std::str::from_utf8(&stat[end + 1..]).ok()?.split_whitespace().nth(at).map(str::to_owned)
+}
+
+fn number_in_stat(pid: u32, at: usize) -> Option<u32> {
+    field_of_stat(pid, at)?.parse().ok()
 }
 
 /// Every child of this process, zombies included. It has one thread, so its list is the list.
@@ -210,7 +219,7 @@ mod tests {
         let pidfd = PidFd::open(child.id()).expect("pidfd");
         assert!(is_own_child(child.id()));
         assert_eq!(pidfd.reap(), None);
-        assert!(children_of(std::process::id()).contains(&child.id()));
+        assert!(children_of(std::process::id()).contains(&child.id()) && !is_zombie(child.id()));
         pidfd.kill();
         let status = loop {
             if let Some(status) = pidfd.reap() {
@@ -232,7 +241,7 @@ mod tests {
         while !pidfd.has_ended() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        assert!(is_own_child(child.id()), "it was not reaped");
+        assert!(is_own_child(child.id()) && is_zombie(child.id()), "it was not reaped");
         assert_eq!(pidfd.reap(), Some(libc::SIGRTMIN()));
         assert!(!is_own_child(child.id()));
         let _ = child.wait();

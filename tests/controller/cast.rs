@@ -1,5 +1,6 @@
 //! The seed, zygote and worker of these tests: they speak the protocol, and misbehave on request.
 
+use crate::hostile::{self, Attack, Order};
 use mod_pool::sys::fork::{exit_now, fork_as_sibling, Forked};
 use mod_pool::sys::privileges;
 use mod_pool::sys::socket::{self, Blocking};
@@ -17,11 +18,17 @@ pub enum Behaviour {
     FailsToStart,
     StartsSlowly,
     TellsForgedPids,
+    /// The zygote of alice is in an attacker's hands.
+    Hostile(&'static str),
 }
 
 impl Behaviour {
     pub fn argv(self, uid: u32) -> Vec<Vec<u8>> {
-        ["seed", "fake-seed", &format!("{self:?}"), &uid.to_string()].map(|a| a.as_bytes().to_vec()).to_vec()
+        let name = match self {
+            Self::Hostile(attack) => attack.into(),
+            other => format!("{other:?}"),
+        };
+        ["seed", "fake-seed", &name, &uid.to_string()].map(|a| a.as_bytes().to_vec()).to_vec()
     }
 }
 
@@ -47,13 +54,14 @@ pub fn become_seed(args: &[String]) -> ! {
     send(&channel, &SeedReport::Ready { version: CONTROL_VERSION, build_id: BUILD }.encode());
     loop {
         let (bytes, fds) = receive(&channel);
-        let SeedOrder::StartZygote { request, .. } = SeedOrder::decode(&bytes).expect("an order");
+        let SeedOrder::StartZygote { request, pool } = SeedOrder::decode(&bytes).expect("an order");
         let mut fds = fds.into_iter();
         let (zygote_channel, errors) = (fds.next().expect("channel"), fds.next().expect("errors"));
         match fork_as_sibling().expect("fork") {
             Forked::Child => {
                 drop(channel);
-                become_zygote(&zygote_channel, errors, &behaviour, uid);
+                let attack = hostile::attack(&behaviour).filter(|_| pool == "alice");
+                become_zygote(&zygote_channel, errors, &behaviour, uid, attack);
             }
             Forked::Parent { child } => {
                 send(&channel, &SeedReport::ZygoteStarted { request, pid: child }.encode());
@@ -62,7 +70,7 @@ pub fn become_seed(args: &[String]) -> ! {
     }
 }
 
-fn become_zygote(channel: &OwnedFd, errors: OwnedFd, behaviour: &str, uid: u32) -> ! {
+fn become_zygote(channel: &OwnedFd, errors: OwnedFd, behaviour: &str, uid: u32, attack: Option<Attack>) -> ! {
     privileges::new_session();
     privileges::duplicate_to(errors.as_fd(), 2).expect("dup2");
     drop(errors);
@@ -77,11 +85,16 @@ fn become_zygote(channel: &OwnedFd, errors: OwnedFd, behaviour: &str, uid: u32) 
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
     send(channel, &ZygoteReport::Ready.encode());
+    let mut before = 0;
     loop {
         let (bytes, fds) = receive(channel);
         let ZygoteOrder::Fork { request } = ZygoteOrder::decode(&bytes).expect("an order");
         let mut fds = fds.into_iter();
         let (data, errors) = (fds.next().expect("data"), fds.next().expect("errors"));
+        if attack.is_some_and(|attack| attack(&Order { channel, request, data: &data, before })) {
+            continue;
+        }
+        before += 1;
         if behaviour == "TellsForgedPids" {
             send(channel, &ZygoteReport::Forked { request, pid: 1 }.encode());
             continue;
@@ -117,6 +130,8 @@ fn become_worker(data: &OwnedFd) -> ! {
                 }
                 send(data, b"done");
             }
+            b"have yourself traced" => hostile::have_traced(data, false),
+            b"have a thread traced" => hostile::have_traced(data, true),
             b"daemon" => {
                 let pid = crate::stage::fork(|| {
                     privileges::new_session();

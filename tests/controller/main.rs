@@ -11,6 +11,7 @@ macro_rules! tests {
 mod admission;
 mod cast;
 mod ends;
+mod hostile;
 mod lending;
 mod logs;
 mod stage;
@@ -21,7 +22,7 @@ fn main() {
         cast::become_seed(&args[2..]);
     }
     let filter = args.iter().skip(1).find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
-    let all = [admission::TESTS, lending::TESTS, ends::TESTS, logs::TESTS].concat();
+    let all = [admission::TESTS, lending::TESTS, ends::TESTS, logs::TESTS, hostile::TESTS].concat();
     let mut run = 0;
     for (name, test) in all.iter().filter(|(name, _)| name.contains(&filter)) {
         test();

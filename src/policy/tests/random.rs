@@ -327,7 +327,13 @@ impl World {
                     self.zygotes_ending.remove(&zygote);
                     self.event(Event::ZygoteGone { zygote, text: "exit status 0".into() });
                 } else if let (Some(zygote), true) = (dice.pick(&zygotes), dice.roll(2) == 0) {
-                    self.event(Event::ZygoteFailed { zygote, text: "garbage".into() });
+                    let text = String::from("garbage");
+                    let violated = dice.roll(2) == 0;
+                    self.event(if violated {
+                        Event::ZygoteViolated { zygote, text }
+                    } else {
+                        Event::ZygoteFailed { zygote, text }
+                    });
                 } else if let Some(zygote) = dice.pick(&zygotes) {
                     self.zygotes.remove(&zygote);
                     self.event(Event::ZygoteGone { zygote, text: "signal 9".into() });
@@ -407,7 +413,7 @@ impl World {
             3 => self.event(Event::FrontendLeft { frontend }),
             4 => self.event(Event::FrontendCame { frontend, generation: 1_000_000 }),
             5 => self.event(Event::ZygoteReady { zygote: ZygoteId(1_000_000) }),
-            6 => self.event(Event::ZygoteFailed { zygote: ZygoteId(1_000_000), text }),
+            6 => self.event(Event::ZygoteViolated { zygote: ZygoteId(1_000_000), text }),
             7 if gone => self.event(Event::ForkFailed { lease, text }),
             8 if gone => self.event(Event::WorkerGone { lease, wait_status: 9 }),
             _ => self.event(Event::SeedGone { generation: 1_000_000, text }),

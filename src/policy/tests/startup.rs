@@ -32,6 +32,20 @@ fn a_zygote_that_fails_throttles_its_pool_with_growing_delays() {
 }
 
 #[test]
+fn a_zygote_that_breaks_the_protocol_throttles_its_pool_whatever_it_has_served() {
+    let mut b = one(4);
+    b.want(F1, 1, 1);
+    let zygote = b.zygote_started().expect("its zygote");
+    b.event(Event::ZygoteReady { zygote });
+    b.obey();
+    let (_, lease, lend, ..) = b.grant().expect("a grant");
+    b.give_back(F1, (lease, lend), Returned::Last);
+    b.event(Event::ZygoteViolated { zygote, text: "a descriptor".into() });
+    assert!(b.has(|a| *a == Action::KillZygote { zygote }));
+    assert!(b.has(|a| matches!(a, Action::Throttled { text, .. } if text == "a descriptor")));
+}
+
+#[test]
 fn the_delay_is_bounded_and_a_served_request_resets_it() {
     let mut b = one(4);
     for round in 0..10 {
