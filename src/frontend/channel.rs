@@ -139,24 +139,30 @@ impl Channel {
         Ok(())
     }
 
-    /// Helper thread: sends what waits, as far as the channel takes it; says whether that was all.
+    /// Helper thread: sends what waits, as far as the channel takes it; says whether that was all that can be sent now.
     fn flush(&self, channel: &OwnedFd) -> bool {
+        let mut crowded = 0;
         loop {
             let mut outgoing = self.outgoing();
-            let Some(first) = outgoing.front() else {
-                self.is_behind.store(false, Ordering::Relaxed);
+            let Some(next) = outgoing.get(crowded) else {
+                self.is_behind.store(crowded > 0, Ordering::Relaxed);
                 return true;
             };
-            let fds: Vec<BorrowedFd<'_>> = first.fd.iter().map(AsFd::as_fd).collect();
-            match socket::send(channel.as_fd(), &first.bytes, &fds, Blocking::No) {
+            let fds: Vec<BorrowedFd<'_>> = next.fd.iter().map(AsFd::as_fd).collect();
+            match socket::send(channel.as_fd(), &next.bytes, &fds, Blocking::No) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-                // The channel is at its end, which the next look finds; or too many descriptors are on their way.
+                // Too many descriptors are on their way. What brings none does not wait for that.
+                Err(e) if socket::is_crowded(&e) => {
+                    crowded += 1;
+                    continue;
+                }
+                // The channel is at its end, which the next look finds.
                 Err(_) => return true,
                 Ok(()) => {}
             }
             drop(fds);
             // The message has a copy of the descriptor: to close this one frees nothing.
-            outgoing.pop_front();
+            outgoing.remove(crowded);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::wire::plain_log::PlainLine;
 use once_cell::sync::OnceCell;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -47,6 +47,8 @@ struct Inner {
     drains: HashMap<u64, Drain>,
     /// Of these, by pool, and one that the thread has in hand.
     of_pool: HashMap<u32, usize>,
+    /// Those that are not watched for a moment: their pool has sent more than could be closed so far.
+    paused: Vec<u64>,
 }
 
 /// All of this process.
@@ -99,6 +101,19 @@ impl Drains {
         Ok(())
     }
 
+    /// Helper thread, several times a second.
+    pub(super) fn resume(&self) {
+        let Some(set) = self.set.get() else { return };
+        let mut inner = self.lock();
+        for token in std::mem::take(&mut inner.paused) {
+            let armed = |drain: &Drain| set.arm(drain.lease.socket.as_fd(), token, Interest::Read, true).is_ok();
+            // Without memory it is tried again.
+            if inner.drains.get(&token).is_some_and(|drain| !armed(drain)) {
+                inner.paused.push(token);
+            }
+        }
+    }
+
     fn forget(&self, pool: u32) {
         let mut inner = self.lock();
         if let Some(count) = inner.of_pool.get_mut(&pool) {
@@ -119,11 +134,21 @@ impl Frontend {
         loop {
             let Ok(Some(token)) = set.wait() else { continue };
             let Some(mut drain) = self.drains.lock().drains.remove(&token) else { continue };
-            let how = match self.read(&mut drain, &mut buffer) {
+            let mut came = Vec::new();
+            let pause = self.closer.is_stuck(drain.lease.pool);
+            let how = if pause { None } else { self.read(&mut drain, &mut buffer, &mut came) };
+            closer::discard(drain.lease.pool, came);
+            let how = match how {
                 Some(how) => how,
                 None => {
                     let mut inner = self.drains.lock();
-                    if set.arm(drain.lease.socket.as_fd(), token, Interest::Read, true).is_ok() {
+                    let goes_on = if pause {
+                        inner.paused.push(token);
+                        true
+                    } else {
+                        set.arm(drain.lease.socket.as_fd(), token, Interest::Read, true).is_ok()
+                    };
+                    if goes_on {
                         inner.drains.insert(token, drain);
                         continue;
                     }
@@ -136,8 +161,8 @@ impl Frontend {
         }
     }
 
-    /// Reads what there is; `None` where the answer is not over.
-    fn read(&self, drain: &mut Drain, buffer: &mut [u8]) -> Option<Returned> {
+    /// Reads what there is, with descriptors to be closed; `None` where the answer is not over.
+    fn read(&self, drain: &mut Drain, buffer: &mut [u8], all: &mut Vec<OwnedFd>) -> Option<Returned> {
         for _ in 0..MOST_TURNS {
             let received = match socket::receive_few(drain.lease.socket.as_fd(), buffer, Blocking::No) {
                 Ok(received) => received,
@@ -151,7 +176,7 @@ impl Frontend {
             };
             let Received { len, fds, truncated, fds_lost, .. } = received;
             let came = fds.len();
-            closer::discard(drain.lease.pool, fds);
+            all.extend(fds);
             if len == 0 {
                 let is_end = wait::is_hung_up(drain.lease.socket.as_fd(), false);
                 return Some(if is_end { Returned::Dead } else { Returned::Violation });

@@ -26,8 +26,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOKS: u32 = 100;
 /// So many to be closed are closed at once.
 const MANY: usize = 64;
-/// With so many, none of which could be closed for [`CLOSE_PATIENCE`], the pool gets no requests here; or with so many
-/// more in any case: a frontend needs its descriptors for clients.
+/// With so many, no file of the pool is read before some are closed. Where none of them could be for [`CLOSE_PATIENCE`], or
+/// with so many more in any case, the pool gets no requests here: a frontend needs its descriptors for clients.
 const TOO_MANY: usize = 256;
 const MOST: usize = 1024;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ impl TenantFile {
     /// What is in memory of `len` bytes from `at` on; `None` if a thread of the pool's own has to read it.
     pub fn read_now(&self, at: u64, len: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        if self.reads == Reads::Apart {
+        if self.reads == Reads::Apart || self.pool.is_behind() {
             return None;
         }
         // Whatever is wrong with it, it is the other thread that finds out.
@@ -225,6 +225,13 @@ pub fn close(pool: u32, fd: OwnedFd) {
     }
 }
 
+impl State {
+    /// Descriptors that are not closed yet.
+    fn unclosed(&self) -> usize {
+        self.closing.map_or(0, |(count, _)| count) + self.closes.len()
+    }
+}
+
 impl PoolFiles {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -259,9 +266,14 @@ impl PoolFiles {
             return false;
         }
         let state = self.lock();
-        let (closing, since) = state.closing.map_or((0, None), |(count, since)| (count, Some(since)));
-        let count = closing + state.closes.len();
-        count >= MOST || (count >= TOO_MANY && since.is_some_and(|since| since.elapsed() >= CLOSE_PATIENCE))
+        let count = state.unclosed();
+        let late = || state.closing.is_some_and(|(_, since)| since.elapsed() >= CLOSE_PATIENCE);
+        count >= MOST || (count >= TOO_MANY && late())
+    }
+
+    /// Its files wait until more of them are closed.
+    fn is_behind(&self) -> bool {
+        self.any.load(Ordering::Relaxed) && self.lock().unclosed() >= TOO_MANY
     }
 
     /// One thread more, if there may be. Where there can be none, what is to be done waits for the next try.
@@ -280,7 +292,8 @@ impl PoolFiles {
         let mut state = self.lock();
         let mut looks = 0;
         loop {
-            if let Some(reading) = state.reads.pop_front() {
+            let next = if state.unclosed() < TOO_MANY { state.reads.pop_front() } else { None };
+            if let Some(reading) = next {
                 drop(state);
                 reading.run();
                 // It may have the last share in its file.

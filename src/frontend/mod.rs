@@ -178,6 +178,7 @@ impl Frontend {
             if looked.elapsed() >= Duration::from_millis(250) {
                 self.desk.return_idle();
                 self.expire_drains();
+                self.drains.resume();
                 looked = Instant::now();
             }
         }

@@ -140,13 +140,13 @@ impl FileRange {
         out.put_u64(self.length);
     }
 
-    /// Offset and end fit a signed 64-bit file offset.
+    /// Not empty; offset and end fit a signed 64-bit file offset.
     pub fn decode(payload: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(payload);
         let range = Self { offset: r.u64()?, length: r.u64()? };
         r.finish()?;
         match range.offset.checked_add(range.length).map(i64::try_from) {
-            Some(Ok(_)) => Ok(range),
+            Some(Ok(_)) if range.length > 0 => Ok(range),
             _ => Err(Malformed::Field("file range")),
         }
     }
@@ -410,6 +410,7 @@ mod tests {
             out
         };
         assert!(FileRange::decode(&encode(5, 10)).is_ok());
+        assert!(FileRange::decode(&encode(5, 0)).is_err());
         assert!(FileRange::decode(&encode(u64::MAX, 1)).is_err());
         assert!(FileRange::decode(&encode(i64::MAX as u64, 1)).is_err());
     }

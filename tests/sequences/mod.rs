@@ -211,7 +211,9 @@ fn completes(mut checker: ResponseChecker, model: &Model) {
     }
     let left = model.announced.map_or(0, |announced| announced - model.sum);
     let length = u64::try_from(left).expect("no more than was announced");
-    put_frame(&mut message, FrameKind::File, 0, EXCHANGE, |out| FileRange { offset: 0, length }.encode(out));
+    if length > 0 {
+        put_frame(&mut message, FrameKind::File, 0, EXCHANGE, |out| FileRange { offset: 0, length }.encode(out));
+    }
     put_frame(&mut message, FrameKind::End, FLAG_LAST, EXCHANGE, |out| {
         put_response_end(out, 0);
         PairsWriter::new(out).finish();
