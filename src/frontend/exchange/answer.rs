@@ -128,7 +128,7 @@ impl Run<'_> {
 
     fn file(&mut self, range: FileRange, fd: Option<OwnedFd>) -> Result<(), Stop> {
         let fd = fd.ok_or(Stop::Violation("a file without its descriptor".into()))?;
-        self.progressed |= range.length > 0;
+        self.progressed = true;
         let Some(plain) = file::plain(fd.as_fd()) else {
             self.doomed.push(fd);
             return Err(Stop::Violation("a descriptor that is no plain file of a local file system".into()));
@@ -137,8 +137,7 @@ impl Run<'_> {
         if range.offset.checked_add(range.length).is_none_or(|end| end > plain.size) {
             return Err(Stop::Violation("a file that is shorter than its range".into()));
         }
-        self.out.file(file, range.offset, range.length);
-        Ok(())
+        Ok(self.out.file(file, range.offset, range.length)?)
     }
 
     fn interim(&mut self, head: &ResponseHead<'_>, len: usize) {

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 const SMALL_HEAD: usize = 4 * 1024;
 /// Bytes that fit into a socket that says it is writable (a third of the smallest send buffer).
 const FITS: usize = 16 * 1024;
+/// Pieces of the body that are smaller are put together, until there is so much, or the client is to see it: each that httpd
+/// keeps costs it hundreds of bytes. Its core does not write less by itself either.
+const SMALL: usize = 4 * 1024;
 /// So long a piece of a file may take at least to be read.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,8 @@ impl From<ClientGone> for Undelivered {
 pub struct Delivery<'r> {
     pub client: Client<'r>,
     connection: Option<Connection<'r>>,
+    /// Small pieces that are not queued yet.
+    small: Vec<u8>,
     /// Bytes that are queued, and not passed on yet.
     queued: usize,
     rest: VecDeque<Piece>,
@@ -76,6 +81,7 @@ impl<'r> Delivery<'r> {
         Self {
             client: Client::new(r),
             connection: ticket.and_then(|_| Connection::of(r)),
+            small: Vec::new(),
             queued: 0,
             rest: VecDeque::new(),
             flush: false,
@@ -103,11 +109,37 @@ impl<'r> Delivery<'r> {
     }
 
     /// Takes bytes of the response. They must stay where they are until `pass` or `finish` has returned.
-    pub fn data(&mut self, mut bytes: &[u8]) -> Result<(), ClientGone> {
+    pub fn data(&mut self, bytes: &[u8]) -> Result<(), ClientGone> {
         if bytes.is_empty() {
             return Ok(());
         }
         self.unflushed = true;
+        if self.small.len() + bytes.len() < SMALL {
+            self.small.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.pass_small()?;
+        self.take(bytes)
+    }
+
+    /// What was put together goes before what comes next.
+    fn pass_small(&mut self) -> Result<(), ClientGone> {
+        if self.small.is_empty() {
+            return Ok(());
+        }
+        let mut small = std::mem::take(&mut self.small);
+        self.take(&small)?;
+        self.pass_queued(false)?;
+        small.clear();
+        self.small = small;
+        Ok(())
+    }
+
+    /// As [`data`](Self::data), without putting anything together.
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), ClientGone> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let has_room = |c: Connection<'_>| self.queued > 0 || (c.has_written() && !self.client.holds());
         if !self.rest.is_empty() || !self.connection.is_none_or(has_room) {
             self.rest.push_back(Piece::Bytes { bytes: bytes.to_vec(), at: 0 });
@@ -134,11 +166,11 @@ impl<'r> Delivery<'r> {
     }
 
     /// Takes a piece of a file. httpd never gets the descriptor: it would wait for the file, with sendfile(2) too.
-    pub fn file(&mut self, file: Arc<TenantFile>, at: u64, left: u64) {
-        if left > 0 {
-            self.unflushed = true;
-            self.rest.push_back(Piece::File { file, at, left });
-        }
+    pub fn file(&mut self, file: Arc<TenantFile>, at: u64, left: u64) -> Result<(), ClientGone> {
+        self.unflushed = true;
+        self.pass_small()?;
+        self.rest.push_back(Piece::File { file, at, left });
+        Ok(())
     }
 
     fn pass_queued(&mut self, flush: bool) -> Result<(), ClientGone> {
@@ -149,6 +181,8 @@ impl<'r> Delivery<'r> {
     /// Passes on what was taken, as far as the client takes it; with `flush` it is on its way then.
     pub fn pass(&mut self, flush: bool) -> Result<(), Undelivered> {
         let flush = flush && std::mem::take(&mut self.unflushed);
+        let small = if flush { std::mem::take(&mut self.small) } else { Vec::new() };
+        self.take(&small)?;
         let at_once = || !self.client.passes_in_pieces() && self.takes_at_once(self.queued);
         if self.rest.is_empty() && (!flush || at_once()) {
             return Ok(self.pass_queued(flush)?);
@@ -160,6 +194,8 @@ impl<'r> Delivery<'r> {
 
     /// As `pass`, for the end of the response.
     pub fn finish(&mut self) -> Result<(), Undelivered> {
+        let small = std::mem::take(&mut self.small);
+        self.take(&small)?;
         // With its last bytes, so that httpd can tell the length; if there are any, the client has taken all before.
         let at_once = !self.client.passes_in_pieces() || (self.queued > 0 && !self.client.holds());
         if self.rest.is_empty() && at_once {
@@ -283,6 +319,7 @@ impl<'r> Delivery<'r> {
 
     /// The client sees the response break off. See [`Client::break_off`].
     pub fn break_off(&mut self) {
+        self.small.clear();
         self.rest.clear();
         self.reading = None;
         (self.flush, self.finish) = (false, false);
