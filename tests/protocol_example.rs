@@ -93,7 +93,7 @@ fn the_response_of_the_example_is_what_the_encoder_makes() {
 
 #[test]
 fn each_limit_in_the_document_has_the_value_of_its_constant() {
-    let constants: [(&str, u64); 43] = [
+    let constants: [(&str, u64); 44] = [
         ("FLAG_MORE", frame::FLAG_MORE.into()),
         ("FLAG_FLUSH", frame::FLAG_FLUSH.into()),
         ("FLAG_LAST", frame::FLAG_LAST.into()),
@@ -108,6 +108,7 @@ fn each_limit_in_the_document_has_the_value_of_its_constant() {
         ("REQUEST_TLS_CHECKED", mod_pool::wire::request::REQUEST_TLS_CHECKED.into()),
         ("REQUEST_DERIVED", mod_pool::wire::request::REQUEST_DERIVED.into()),
         ("REQUEST_EARLY_META", mod_pool::wire::request::REQUEST_EARLY_META.into()),
+        ("REQUEST_ONE_ADDRESS", mod_pool::wire::request::REQUEST_ONE_ADDRESS.into()),
         ("DATA_VERSION", frame::DATA_VERSION.into()),
         ("FRAME_HEAD_LEN", frame::FRAME_HEAD_LEN as u64),
         ("MAX_MESSAGE", frame::MAX_MESSAGE as u64),

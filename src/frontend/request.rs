@@ -11,8 +11,8 @@ use crate::wire::frame::{
     put_frame, put_long_frame, Exchange, FrameKind, PairsWriter, TooLong, FRAME_HEAD_LEN, MAX_DATA, MAX_REQUEST_HEAD,
 };
 use crate::wire::request::{
-    Address, RequestHead, HTTP2, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META, REQUEST_TLS,
-    REQUEST_TLS_CHECKED, UPGRADE,
+    Address, RequestHead, HTTP2, PART, PREVIOUS_ARGS, PREVIOUS_URL, REQUEST_DERIVED, REQUEST_EARLY_META,
+    REQUEST_ONE_ADDRESS, REQUEST_TLS, REQUEST_TLS_CHECKED, UPGRADE,
 };
 use crate::wire::response::Meta;
 use std::borrow::Cow;
@@ -119,8 +119,9 @@ pub fn put(
 
 fn head<'a>(r: RequestRec<'a>, server: ServerName, body: BodyFlags, request_line: &'a [u8]) -> RequestHead<'a> {
     let peer = r.addresses();
+    let one_address = if peer.one { REQUEST_ONE_ADDRESS } else { 0 };
     RequestHead {
-        flags: body.flags,
+        flags: body.flags | one_address,
         server_index: server.index,
         server_hash: server.hash,
         request_time: r.request_time(),

@@ -98,6 +98,8 @@ pub struct Description<'a> {
     pub local: End<'a>,
     pub client: End<'a>,
     pub useragent: End<'a>,
+    /// The user agent's address is the client's, whatever its text.
+    pub one_address: bool,
     /// Empty when nobody has asked for it.
     pub remote_host: &'a [u8],
     pub log_id: &'a [u8],
@@ -237,10 +239,11 @@ impl Connection {
             (*r.as_ptr()).per_dir_config = (*server.as_ptr()).lookup_defaults;
         }
         if d.useragent.text != d.client.text {
-            let address = sockaddr::make(pool, d.useragent.ip, d.useragent.port);
             // SAFETY: the request is live; both values live in its pool.
             unsafe {
-                (*r.as_ptr()).useragent_addr = address;
+                if !d.one_address {
+                    (*r.as_ptr()).useragent_addr = sockaddr::make(pool, d.useragent.ip, d.useragent.port);
+                }
                 (*r.as_ptr()).useragent_ip = pool.copy(d.useragent.text);
                 if !d.remote_host.is_empty() {
                     (*r.as_ptr()).useragent_host = pool.copy(d.remote_host);

@@ -252,6 +252,7 @@ impl<'r> RequestRec<'r> {
                 local: (bytes(c.local_ip), port_of(c.local_addr)),
                 client: (bytes(c.client_ip), port_of(c.client_addr)),
                 useragent: (bytes(rec.useragent_ip), port_of(rec.useragent_addr)),
+                one: rec.useragent_addr == c.client_addr,
                 remote_host: bytes(c.remote_host),
             }
         }
@@ -294,6 +295,8 @@ pub struct Addresses<'r> {
     pub local: (&'r [u8], u16),
     pub client: (&'r [u8], u16),
     pub useragent: (&'r [u8], u16),
+    /// One record is the address of client and user agent. Modules (mod_rpaf) write into it, and not into its text.
+    pub one: bool,
     /// Empty unless httpd has looked it up.
     pub remote_host: &'r [u8],
 }

@@ -20,6 +20,8 @@ pub const REQUEST_TLS_CHECKED: u8 = 16;
 pub const REQUEST_DERIVED: u8 = 32;
 /// The frontend takes META twice: with the beginning of a response whose end may never come, too.
 pub const REQUEST_EARLY_META: u8 = 64;
+/// The address of the user agent is the connection's own, whatever its text says: there is one record of both.
+pub const REQUEST_ONE_ADDRESS: u8 = 128;
 
 /// In the environment, after a redirect: URL and query string before it. Not names of variables.
 pub const PREVIOUS_URL: &[u8] = b"pool-previous-url";

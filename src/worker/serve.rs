@@ -14,7 +14,8 @@ use crate::sys::{fork, thread, title, wait};
 use crate::wire::codec::{Put, Reader};
 use crate::wire::frame::{Exchange, FrameKind, Pairs, FLAG_LAST, FLAG_MORE, MAX_REQUEST_HEAD};
 use crate::wire::request::{
-    Address, Request, HTTP2, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH, UPGRADE,
+    Address, Request, HTTP2, PART, REQUEST_CHUNKED, REQUEST_EARLY_META, REQUEST_EXPECT, REQUEST_LENGTH,
+    REQUEST_ONE_ADDRESS, UPGRADE,
 };
 use crate::wire::response::{put_response_end, Abort, AbortReason};
 use std::net::IpAddr;
@@ -342,6 +343,7 @@ fn decode(bytes: &[u8]) -> Option<(Request<'_>, Description<'_>)> {
         local: end(head.local)?,
         client: end(head.client)?,
         useragent: end(head.useragent)?,
+        one_address: head.flags & REQUEST_ONE_ADDRESS != 0,
         remote_host: head.remote_host,
         log_id: head.log_id,
         connection_log_id: head.connection_log_id,
