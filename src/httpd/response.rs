@@ -22,6 +22,14 @@ pub fn is_header_only(r: RequestRec<'_>) -> bool {
     unsafe { (*r.as_ptr()).header_only != 0 || status_is_header_only((*r.as_ptr()).status) }
 }
 
+/// The handler writes head and body of HTTP/1 itself (mod_uwsgi). httpd has the same mark for a client that wants no head,
+/// as with HTTP/0.9: that is the frontend's.
+pub fn writes_own_head(r: RequestRec<'_>) -> bool {
+    const HTTP_1_0: i32 = 1000;
+    // SAFETY: the request is live.
+    unsafe { (*r.as_ptr()).assbackwards != 0 && (*r.as_ptr()).proto_num >= HTTP_1_0 }
+}
+
 /// AP_STATUS_IS_HEADER_ONLY (httpd.h).
 fn status_is_header_only(status: i32) -> bool {
     matches!(status, 204 | 304)

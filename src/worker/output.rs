@@ -81,6 +81,11 @@ impl Worker {
                 }
             }
         }
+        if response::writes_own_head(r) {
+            response::body_follows(r);
+            filter.remove();
+            return filter.pass(brigade);
+        }
         self.send_head(r)?;
         let result = if response::is_header_only(r) {
             end_only(filter, brigade)
