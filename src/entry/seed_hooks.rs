@@ -65,13 +65,11 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         Ok(channel) => channel,
         Err(e) => fail(&format!("the seed has no channel: {e}")),
     };
-    match memory::writable_shared_mapping() {
-        Ok(None) => {}
-        Ok(Some(mapping)) => fail(&format!(
-            "a module made shared memory while the configuration was read, which all pools could write ({mapping}); \
-             give that module the role frontend with PoolModuleRole"
-        )),
-        Err(e) => fail(&format!("/proc/self/smaps cannot be read: {e}")),
+    if let Err(what) = memory::make_private() {
+        fail(&format!(
+            "a module made shared memory while the configuration was read, which all pools could write, and it cannot be \
+             made private ({what}); do not load that module"
+        ));
     }
     let [pconf, plog, ptemp] = pools;
     // What goes over the whole configuration is done here, once: in each zygote it would take time and, where it writes,
@@ -93,7 +91,7 @@ fn be_seed(main: ServerRec<'static>, pools: [AprPool<'static>; 3]) -> ! {
         }
     }
     if let Err(what) = image::start_modules(main, pconf, plog, ptemp) {
-        zygote::give_up(&start.channel, what);
+        zygote::give_up(&start.channel, &what);
     }
     classes::silence_checks_of_frontends(tree);
     if let Err(what) = php::check_configuration(config::php_ini_dir(main)) {

@@ -7,7 +7,7 @@ use super::{hooks, log, ServerRec};
 use crate::apr::pool::bytes;
 use crate::apr::AprPool;
 use crate::ffi;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_int, c_void};
 use std::fs;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -71,6 +71,36 @@ const AP_MPMQ_CAN_WAITIO: u32 = 19;
 /// What these open in `open_logs` is the server's: error logs and their programs, listening sockets.
 const LOGS_OF_THE_SERVER: [&str; 3] = ["core.c", "mod_pool.c", "mod_log_config.c"];
 
+/// Between httpd's passes everything is unloaded; here it stays, and this one refuses to start twice.
+const STARTS_ONCE: &str = "mod_shib.cpp";
+
+type Start = unsafe extern "C" fn(
+    *mut ffi::apr_pool_t,
+    *mut ffi::apr_pool_t,
+    *mut ffi::apr_pool_t,
+    *mut ffi::server_rec,
+) -> c_int;
+
+/// Calls every function of a hook of the start-up, as httpd does. An error names the module that refuses.
+fn start_each(hook: hooks::Hook, main: ServerRec<'_>, [pconf, plog, ptemp]: [AprPool<'_>; 3]) -> Result<(), String> {
+    for (module, function) in hook.in_order() {
+        // SAFETY: what is registered in these two arrays has this type (http_config.h); the pools and the server are those
+        // of this configuration (the types say so).
+        let rc = unsafe {
+            let function = std::mem::transmute::<*const c_void, Start>(function);
+            function(pconf.as_ptr(), plog.as_ptr(), ptemp.as_ptr(), main.as_ptr())
+        };
+        if rc != ffi::HOOK_OK && rc != ffi::HOOK_DECLINED {
+            let hook = hook.name;
+            return Err(format!(
+                "{module} does not start as the pool's user ({hook}): lines of this pool before this one may say why; \
+                 if it works for the whole server, write PoolModuleRole {module} frontend"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Runs the modules' start-up as httpd does in its two passes. Some start in `open_logs` (mod_perl makes its interpreter
 /// there). Errors name what failed; the process must end then.
 pub fn start_modules(
@@ -78,31 +108,24 @@ pub fn start_modules(
     pconf: AprPool<'_>,
     plog: AprPool<'_>,
     ptemp: AprPool<'_>,
-) -> Result<(), &'static str> {
+) -> Result<(), String> {
     hooks::open_logs.retain(|m| !LOGS_OF_THE_SERVER.contains(&m));
     for state in [ffi::AP_SQ_MS_CREATE_PRE_CONFIG, ffi::AP_SQ_MS_CREATE_CONFIG] {
         // SAFETY: httpd's own variable; one thread.
         unsafe { ffi::ap_main_state = state as i32 };
-        // SAFETY: the pools and the server are those of this configuration (the types say so).
-        let rc = unsafe { ffi::ap_run_open_logs(pconf.as_ptr(), plog.as_ptr(), ptemp.as_ptr(), main.as_ptr()) };
-        if rc != ffi::HOOK_OK {
-            return Err("a module's start-up failed (open_logs)");
-        }
-        // SAFETY: the pools and the server are those of this configuration (the types say so).
-        let rc = unsafe { ffi::ap_run_post_config(pconf.as_ptr(), plog.as_ptr(), ptemp.as_ptr(), main.as_ptr()) };
-        if rc != ffi::HOOK_OK {
-            return Err("a module's start-up failed (post_config)");
+        for hook in [hooks::open_logs, hooks::post_config] {
+            start_each(hook, main, [pconf, plog, ptemp])?;
         }
         // Between httpd's passes everything is unloaded; here the core would take its own optional functions of TLS
         // for those of an older mod_ssl (ap_setup_ssl_optional_fns), and call itself for ever.
-        hooks::post_config.retain(|m| m != "core.c");
+        hooks::post_config.retain(|m| m != "core.c" && m != STARTS_ONCE);
     }
     complete_banner(pconf);
     // SAFETY: takes nothing.
     unsafe { ffi::ap_run_optional_fn_retrieve() };
     // SAFETY: the pool lives as long as the process has this configuration.
     if unsafe { ffi::ap_create_scoreboard(pconf.as_ptr(), ffi::ap_scoreboard_e_SB_NOT_SHARED) } != ffi::HOOK_OK {
-        return Err("no memory for the scoreboard");
+        return Err("no memory for the scoreboard".to_owned());
     }
     // SAFETY: httpd's own variable; one thread.
     unsafe { ffi::ap_main_state = ffi::AP_SQ_MS_RUN_MPM as i32 };
