@@ -93,6 +93,10 @@ unsafe extern "C" fn check_config(
         if image::is_threaded() {
             classes::silence_php();
         }
+        // mod_perl asks for a place before the first one there is. What it maps, the frontend would serve as `User`.
+        for hook in [hooks::translate_name, hooks::log_transaction] {
+            hook.lead("mod_pool.c");
+        }
         HOOK_OK
     })
 }
@@ -407,12 +411,18 @@ unsafe extern "C" fn handler(raw: *mut ffi::request_rec) -> c_int {
     })
 }
 
-/// The response has been sent; no logger has run.
+/// The response has been sent; no logger has run. Those of modules that work in pools have run in the worker, if it has
+/// answered: then the others are called here, and httpd goes on to none.
 unsafe extern "C" fn before_loggers(raw: *mut ffi::request_rec) -> c_int {
     guard(HOOK_DECLINED, || {
         // SAFETY: httpd calls the hook with a live request on this thread.
-        frontend::complete_for_loggers(unsafe { RequestRec::from_raw(raw) });
-        HOOK_DECLINED
+        let r = unsafe { RequestRec::from_raw(raw) };
+        if !frontend::complete_for_loggers(r) {
+            return HOOK_DECLINED;
+        }
+        classes::run_loggers_of_frontends(r);
+        frontend::wait_for_next_request(r);
+        HOOK_DONE
     })
 }
 

@@ -96,11 +96,13 @@ struct Service<'r> {
 }
 
 /// What only a sent response may show. `r` is the client's request: redirects may have led from it to a pool.
-pub fn complete_for_loggers(r: RequestRec<'_>) {
+/// Answers whether a worker has had the request, and with it the loggers of modules that work in pools.
+pub fn complete_for_loggers(r: RequestRec<'_>) -> bool {
     let r = r.last();
     if r.notes().get(c"pool-name").is_some() {
         client::set_logged_type(r);
     }
+    r.notes().get(c"pool-pid").is_some()
 }
 
 /// Serves a request by a worker of the pool with this index.

@@ -3,8 +3,9 @@
 //! Runs in: seed (takes frontend modules out), parent (takes PHP out of threaded frontends).  Trusts: nothing.
 //! Owns: the written list of classes.  Never: runs while threads exist.
 
-use super::{dispositions, hooks, RequestRec};
+use super::{config, dispositions, hooks, RequestRec};
 use crate::settings::{ModuleRole, PoolTree};
+use once_cell::sync::OnceCell;
 
 /// Modules whose work belongs to the client's connection or to the whole server. A module that is not listed works in
 /// the pools' processes; `PoolModuleRole` overrides.
@@ -25,6 +26,11 @@ const FRONTEND: &[&str] = &[
     // logs, scoreboard, service manager
     "mod_log_config.c",
     "mod_log_forensic.c",
+    "mod_log_slow.c",
+    "mod_log_sql.c",
+    "mod_log_sql_dbi.c",
+    "mod_log_sql_mysql.c",
+    "mod_log_sql_ssl.c",
     "mod_logio.c",
     "mod_systemd.c",
     "mod_dnssd.c",
@@ -43,6 +49,8 @@ const FRONTEND: &[&str] = &[
     "mod_cgid.c",
     "mod_wsgi.c",
     "mod_jk.c",
+    "mod_mono.c",
+    "mod_passenger.c",
     "mod_upload_progress.c",
     "mod_cache.c",
 ];
@@ -121,6 +129,20 @@ const KEPT_IN_SEED: &[(&str, &str)] = &[
     ("mod_logio.c", "pre_connection"),
 ];
 
+/// Of modules that work in pools, those whose loggers run in the frontend, too: what phase 1 has begun there ends there.
+const LOG_IN_BOTH: &[&str] = &["mod_security2.c"];
+
+/// In a frontend, for a request that a worker has had: the loggers that have not run there.
+pub fn run_loggers_of_frontends(r: RequestRec<'_>) {
+    static LOGGERS: OnceCell<Vec<hooks::OfRequest>> = OnceCell::new();
+    let tree = config::pool_tree(r.server());
+    let here = |module: &str| {
+        module != "mod_pool.c" && (LOG_IN_BOTH.contains(&module) || role(module, tree) != ModuleRole::Worker)
+    };
+    // SAFETY: the hook passes a request (http_protocol.h).
+    hooks::run_all(LOGGERS.get_or_init(|| unsafe { hooks::log_transaction.of_request(here) }), r);
+}
+
 /// In a worker, before its first request: takes out what must not happen twice to a request.
 pub fn silence_what_frontends_did() {
     for (module, hook) in DONE_BY_FRONTEND {
@@ -136,6 +158,8 @@ const SERVED_BY: &[(&str, &[&str])] = &[
     ("wsgi-script", &["mod_wsgi.c"]),
     ("wsgi-handler", &["mod_wsgi.c"]),
     ("jakarta-servlet", &["mod_jk.c"]),
+    ("mono", &["mod_mono.c"]),
+    ("application/x-asp-net", &["mod_mono.c"]),
     ("server-status", &["mod_status.c"]),
     ("balancer-manager", &["mod_proxy_balancer.c"]),
     ("heartbeat", &["mod_heartmonitor.c"]),

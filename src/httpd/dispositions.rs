@@ -62,11 +62,21 @@ const TABLE: &[(&str, &str, Disposition)] = &[
     ("mod_jk.c", "map_to_storage", Frontend),
     ("mod_upload_progress.c", "fixups", Lost),
     ("mod_upload_progress.c", "handler", Lost),
+    ("mod_passenger.c", "map_to_storage", Lost),
+    ("mod_passenger.c", "fixups", Lost),
+    ("mod_passenger.c", "handler", Lost),
     ("mod_cache.c", "handler", Documented),
     ("mod_cache.c", "insert_error_filter", Documented),
     // It reads the variables of its own health checks, which are made in httpd's own processes.
     ("mod_proxy_hcheck.c", "expr_lookup", Frontend),
 ];
+
+/// Modules beside which no pool works, and why.
+const NEVER: &[(&str, &str)] = &[(
+    "mpm_itk.c",
+    "under it a frontend becomes another user before it serves, and cannot reach pools; do not load it: <ServerPool> and \
+     AssignServerPool take the place of AssignUserID",
+)];
 
 /// The hooks that need a decision. Those before translate_name, and log_transaction, httpd runs in the frontend.
 const HOOKS: &[hooks::Hook] = &[
@@ -105,6 +115,8 @@ pub fn check(tree: &PoolTree) -> Findings {
         return findings;
     }
     let modules = hooks::loaded_modules();
+    let never = NEVER.iter().filter(|(module, _)| modules.iter().any(|m| m == module));
+    findings.errors.extend(never.map(|(module, why)| format!("{module}: {why}")));
     let lost = |module: &String| classes::role(module, tree) == ModuleRole::Frontend;
     let providers = providers();
     for module in modules.iter().filter(|m| lost(m)) {

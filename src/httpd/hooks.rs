@@ -4,6 +4,7 @@
 //! is one for all hooks (apr_hooks.h, `ns##_LINK_##name##_t`).  Owns: nothing.
 //! Never: changes an array before the last sort of hooks (`check_config` is after it).
 
+use super::RequestRec;
 use crate::apr::pool::bytes;
 use crate::ffi;
 use std::ffi::{c_char, c_int, c_void, CString};
@@ -18,6 +19,9 @@ struct Entry {
     successors: *const c_void,
     order: c_int,
 }
+
+/// A function of a hook that passes a request and nothing else.
+pub type OfRequest = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
 
 type Getter = unsafe extern "C" fn() -> *mut ffi::apr_array_header_t;
 
@@ -114,9 +118,15 @@ impl Hook {
         self.entries().iter().map(|e| (module_name(e), e.function)).collect()
     }
 
-    /// All functions, in the order they run.
-    pub fn functions(self) -> Vec<*const c_void> {
-        self.entries().iter().map(|e| e.function).collect()
+    /// The functions of the modules that are wanted, in the order they run.
+    ///
+    /// # Safety
+    ///
+    /// The hook passes a request and nothing else.
+    pub unsafe fn of_request(self, wanted: impl Fn(&str) -> bool) -> Vec<OfRequest> {
+        let entries = self.entries().into_iter().filter(|e| wanted(&module_name(e)));
+        // SAFETY: what is registered in such an array takes a request and returns an int (the contract above).
+        entries.map(|e| unsafe { std::mem::transmute::<*const c_void, OfRequest>(e.function) }).collect()
     }
 
     /// The function that this module registered, if it is there: the first when it registered several.
@@ -138,17 +148,44 @@ impl Hook {
     ///
     /// Only while httpd is single-threaded, after its last sort, and not from within this same hook.
     pub fn retain(self, keep: impl Fn(&str) -> bool) -> usize {
-        let Some(array) = self.array() else { return 0 };
-        let kept: Vec<Entry> = self.entries().into_iter().filter(|e| keep(&module_name(e))).collect();
-        // SAFETY: httpd's array, live, and nobody else uses it now (the contract above).
+        let before = self.entries();
+        let kept: Vec<Entry> = before.iter().copied().filter(|e| keep(&module_name(e))).collect();
+        self.put(&kept);
+        before.len() - kept.len()
+    }
+
+    /// Has this module's first function run before those of all others, whatever place these have asked for.
+    ///
+    /// Only while httpd is single-threaded, after its last sort, and not from within this same hook.
+    pub fn lead(self, module: &str) {
+        let mut entries = self.entries();
+        if let Some(at) = entries.iter().position(|e| module_name(e) == module) {
+            entries[..=at].rotate_right(1);
+            self.put(&entries);
+        }
+    }
+
+    /// Puts these entries, no more than there are, in the place of what is there.
+    fn put(self, entries: &[Entry]) {
+        let Some(array) = self.array() else { return };
+        // SAFETY: httpd's array, live, and nobody else uses it now (the contract of the callers).
         let head = unsafe { &mut *array };
-        let before = usize::try_from(head.nelts).unwrap_or(0);
-        for (i, entry) in kept.iter().enumerate() {
+        for (i, entry) in entries.iter().enumerate() {
             // SAFETY: i is below the number of entries the array holds.
             unsafe { head.elts.cast::<Entry>().add(i).write(*entry) };
         }
-        head.nelts = c_int::try_from(kept.len()).unwrap_or(head.nelts);
-        before - kept.len()
+        head.nelts = c_int::try_from(entries.len()).unwrap_or(head.nelts);
+    }
+}
+
+/// Calls all of them, as httpd does: until one refuses.
+pub fn run_all(functions: &[OfRequest], r: RequestRec<'_>) {
+    for function in functions {
+        // SAFETY: a live request on this thread, in place of httpd's call.
+        let answer = unsafe { function(r.as_ptr()) };
+        if answer != ffi::HOOK_OK && answer != ffi::HOOK_DECLINED {
+            break;
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use crate::apr::{sockaddr, AprPool, Table};
 use crate::ffi;
 use once_cell::sync::OnceCell;
 use std::cell::Cell;
-use std::ffi::{c_int, c_void};
 use std::net::IpAddr;
 use std::ptr::{self, NonNull};
 
@@ -33,30 +32,24 @@ pub fn request_ends() {
     CURRENT.set(None);
 }
 
-type Logger = unsafe extern "C" fn(*mut ffi::request_rec) -> c_int;
-
 /// The functions of httpd's log_transaction hook.
-static LOGGERS: OnceCell<Vec<Logger>> = OnceCell::new();
+static LOGGERS: OnceCell<Vec<hooks::OfRequest>> = OnceCell::new();
 
 /// In a worker, before its first request: takes the loggers of modules out of their hook. httpd would run them while it
 /// destroys the request, behind the end of the response, and what they log would belong to no request.
 pub fn take_loggers() {
     LOGGERS.get_or_init(|| {
-        let functions = hooks::log_transaction.functions();
+        // SAFETY: the hook passes a request (http_protocol.h).
+        let functions = unsafe { hooks::log_transaction.of_request(|_| true) };
         hooks::log_transaction.retain(|_| false);
-        // SAFETY: the functions of this hook take a request and return an int (http_protocol.h).
-        functions.into_iter().map(|f| unsafe { std::mem::transmute::<*const c_void, Logger>(f) }).collect()
+        functions
     });
 }
 
-/// Runs the loggers, as httpd does: until one refuses.
+/// Runs the loggers of a request whose response is complete.
 pub fn run_loggers(r: RequestRec<'_>) {
-    for logger in LOGGERS.get().into_iter().flatten() {
-        // SAFETY: a live request whose response is complete, on this thread.
-        let answer = unsafe { logger(r.as_ptr()) };
-        if answer != ffi::HOOK_OK && answer != ffi::HOOK_DECLINED {
-            break;
-        }
+    if let Some(loggers) = LOGGERS.get() {
+        hooks::run_all(loggers, r);
     }
 }
 

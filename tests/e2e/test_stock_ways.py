@@ -123,9 +123,11 @@ def test_what_a_logger_logs_is_the_requests_own_line(server):
     """Modules that work in a pool log at the end of a request, too: mod_log_debug, ModSecurity's phase 5."""
     line = r"\[log_debug:info\] .*\[client 127\.0\.0\.1:\d+\] \[pool alice pid \d+\] served /text\.txt"
     before = server.count_log(line)
+    anybodys = server.count_log(r"served /text\.txt")
     for n in range(3):
         assert server.get("/text.txt").status == 200
     assert server.count_log(line) == before + 3
+    assert server.count_log(r"served /text\.txt") == anybodys + 3
 
 
 # --- TLS --------------------------------------------------------------------------------------------
