@@ -1,5 +1,6 @@
 """What is installed: httpd, its modules, the module under test; and whose servers these are."""
 
+import functools
 import os
 import re
 import shutil
@@ -68,7 +69,7 @@ def compile_module(name, into):
 
 
 def has_module(name):
-    return name in STATIC or _module_file(name) is not None
+    return name in STATIC or _module_file(name) is not None or name in debian_modules()
 
 
 def _module_file(name):
@@ -81,9 +82,26 @@ def _module_file(name):
     return path if path.exists() else None
 
 
+DEBIAN = Path("/etc/apache2/mods-available")
+
+
+@functools.cache
+def debian_modules():
+    """What Debian's a2enmod knows of what is installed: the text of each .load file by its name."""
+    def text_of(load):
+        # One includes others of a2enmod's directory.
+        return re.sub(r"Include mods-enabled/(\S+)", lambda m: text_of(DEBIAN / m[1]), load.read_text())
+
+    found = {load.stem: text_of(load) for load in DEBIAN.glob("*.load")}
+    files = {name: re.findall(r"^\s*LoadModule\s+\S+\s+(\S+)", text, re.M) for name, text in found.items()}
+    return {name: found[name] for name, paths in files.items() if paths and all(Path(path).exists() for path in paths)}
+
+
 def load_line(name, path=None):
     if name in STATIC:
         return ""
+    if path is None and name in debian_modules():
+        return debian_modules()[name] + "\n"
     path = path or _module_file(name)
     if path is None:
         raise HarnessError(f"module {name} is not installed in {MODULE_DIR}")
