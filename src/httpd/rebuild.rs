@@ -1,7 +1,7 @@
 //! A connection and a request made by hand, from what the frontend told.
 //!
 //! The connection has no socket of its own, no scoreboard handle and no state of an MPM; httpd's own code tolerates
-//! that (core, scoreboard.c). `pre_connection` does not run: it would start TLS and add the core's network filters.
+//! that (core, scoreboard.c). Of `pre_connection` runs what `PREPARES` names: the rest would add the core's network filters.
 //!
 //! Runs in: worker.  Trusts: the frontend's description.  Owns: the worker's bucket allocator and its dummy socket.
 //! Never: reads from the network.
@@ -11,6 +11,7 @@ use crate::apr::{sockaddr, AprPool, Table};
 use crate::ffi;
 use once_cell::sync::OnceCell;
 use std::cell::Cell;
+use std::ffi::{c_int, c_void};
 use std::net::IpAddr;
 use std::ptr::{self, NonNull};
 
@@ -31,6 +32,12 @@ pub fn with_current<T>(body: impl FnOnce(RequestRec<'_>) -> T) -> Option<T> {
 pub fn request_ends() {
     CURRENT.set(None);
 }
+
+/// Modules that ask in a request for what they have made in `pre_connection`. For mod_auth_gssapi it is where it keeps a
+/// context for the connection; where it finds none it refuses.
+const PREPARES: [&str; 1] = ["mod_auth_gssapi.c"];
+
+type PreConnection = unsafe extern "C" fn(*mut ffi::conn_rec, *mut c_void) -> c_int;
 
 /// The functions of httpd's log_transaction hook.
 static LOGGERS: OnceCell<Vec<hooks::OfRequest>> = OnceCell::new();
@@ -110,6 +117,8 @@ pub struct Workshop {
     /// Never connected; modules ask for the connection's socket and set options on it. Of the Unix kind: a worker has
     /// no socket of the network that its scripts did not open.
     socket: *mut ffi::apr_socket_t,
+    /// The functions of [`PREPARES`].
+    prepare: Vec<PreConnection>,
 }
 
 /// A connection for one request; ends with [`Connection::destroy`].
@@ -128,7 +137,10 @@ impl Workshop {
         unsafe {
             ffi::apr_socket_create(&raw mut socket, libc::AF_UNIX, libc::SOCK_STREAM, 0, pool.as_ptr());
         }
-        Self { pool: pool.as_ptr(), buckets, socket }
+        let functions = PREPARES.iter().filter_map(|module| hooks::pre_connection.function_of(module));
+        // SAFETY: what is registered in this array takes a connection and its socket, and returns an int (http_connection.h).
+        let prepare = functions.map(|f| unsafe { std::mem::transmute::<*const c_void, PreConnection>(f) }).collect();
+        Self { pool: pool.as_ptr(), buckets, socket, prepare }
     }
 
     /// A new connection, as if `d.client` had connected to `d.local`.
@@ -170,6 +182,10 @@ impl Workshop {
             c.current_thread = ffi::ap_thread_current();
             // The address decides which server reads the request line, as on a real connection.
             ffi::ap_update_vhost_given_ip(raw);
+        }
+        for function in &self.prepare {
+            // SAFETY: a live connection and the socket that modules find with it, as in httpd's call.
+            unsafe { function(raw, self.socket.cast()) };
         }
         Connection { raw }
     }

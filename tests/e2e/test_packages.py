@@ -56,6 +56,24 @@ def test_an_address_that_a_module_of_the_frontend_writes_decides(httpd, protocol
         assert ask(server, site, path, protocol, headers).status == expected, (path, headers)
 
 
+@needs("auth_gssapi")
+def test_a_check_that_keeps_its_state_with_the_connection_is_made(httpd, protocol):
+    site = Site("alice", ALICE, conf="""
+        <Location /closed.txt>
+            AuthType GSSAPI
+            GssapiCredStore keytab:/nonexistent
+            GssapiConnectionBound On
+            Require valid-user
+        </Location>
+    """)
+    server = httpd(sites=[site], modules=["auth_gssapi"])
+    site.write("closed.txt", "closed")
+    server.start()
+    found = ask(server, site, "/closed.txt", protocol, [("Authorization", "Negotiate YII=")])
+    assert found.status == 401 and found.get("WWW-Authenticate") == "Negotiate"
+    server.wait_for_log(r"auth_gssapi:error.*failed to get server creds.*/nonexistent")
+
+
 # -- heads --
 
 
