@@ -8,7 +8,7 @@ use super::seeds::Seed;
 use super::workers::WorkerProcess;
 use super::zygotes::ZygoteProcess;
 use super::{log, Controller};
-use crate::policy::Millis;
+use crate::policy::{Millis, PoolKey};
 use crate::sys::launch;
 use crate::sys::process::{self, PidFd};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,6 +36,8 @@ pub(super) struct Sweep {
     suspects: HashMap<u32, Millis>,
     /// Killed, and not reaped yet.
     killed: HashSet<u32>,
+    /// The same of zygotes and workers, and those that have ended and cannot be reaped.
+    condemned: HashMap<u32, PoolKey>,
     /// Where the last look stopped; 0 after a whole round.
     last: u32,
     /// Killed and not told yet, by pool: how many, and one of them.
@@ -74,6 +76,17 @@ impl Sweep {
         self.due = self.due.min(now + SOON);
     }
 
+    /// This zygote or worker has to be gone soon.
+    pub(super) fn condemn(&mut self, pid: u32, key: PoolKey, now: Millis) {
+        self.condemned.insert(pid, key);
+        self.soon(now);
+    }
+
+    /// It is reaped.
+    pub(super) fn absolve(&mut self, pid: u32) {
+        self.condemned.remove(&pid);
+    }
+
     fn note(&mut self, pid: u32, pool: String) {
         let untold = self.untold.entry(pool).or_insert((0, pid));
         untold.0 += 1;
@@ -101,6 +114,7 @@ impl Controller {
         let now = self.now();
         if now >= self.orphans.due {
             self.orphans.due = now + INTERVAL;
+            self.end_tracers(now);
             self.look_for_orphans(now);
             if now >= self.orphans.adopted_due && self.end_left_behind().new {
                 // Each that ends may have had children, which come to the keeper in turn.
@@ -149,6 +163,19 @@ impl Controller {
             }
             let pool = pool_of(pid, pools.get_or_insert_with(|| self.pools_by_uid()));
             self.end_child(pid, pool);
+        }
+    }
+
+    /// Of what was killed and is there still.
+    fn end_tracers(&mut self, now: Millis) {
+        let condemned: Vec<(u32, PoolKey)> = self.orphans.condemned.iter().map(|(pid, key)| (*pid, *key)).collect();
+        for (pid, key) in condemned {
+            for tracer in kill_tracers(pid) {
+                // Once it is our child it is known, and not told of again.
+                self.orphans.killed.insert(tracer);
+                self.orphans.note(tracer, format!("pool {}", self.pool_name(key)));
+                self.orphans.soon(now);
+            }
         }
     }
 
@@ -203,6 +230,7 @@ impl Controller {
             }
             let uid = process::uids_of(pid).ok().map(|uids| uids[0]);
             process.kill();
+            kill_tracers(pid);
             struck.insert(pid, uid);
             // One that does not end keeps its children.
             self.strike_below(&process, struck);
@@ -227,6 +255,7 @@ impl Controller {
         // A child cannot be replaced under its number before we have reaped it.
         if let Ok(process) = PidFd::open(pid) {
             process.kill();
+            kill_tracers(pid);
             self.orphans.killed.insert(pid);
             self.orphans.note(pid, pool);
             self.orphans.soon(self.now());
@@ -254,6 +283,31 @@ impl Controller {
     }
 }
 
+/// Who traces a process keeps its end from others, and may keep it from ending at all (`PTRACE_O_TRACEEXIT`). So who traces one
+/// that was killed is killed, too. Somebody's debugger is left alone. Returns their pids.
+fn kill_tracers(pid: u32) -> Vec<u32> {
+    let uid = process::uids_of(pid).map(|uids| uids[0]);
+    let of_its_user = |tracer| {
+        uid.as_ref().is_ok_and(|uid| runs_as(tracer, *uid)) && process::gains_no_privileges(tracer) == Some(true)
+    };
+    let mut killed = Vec::new();
+    for tracer in process::tracers_of(pid) {
+        let Ok(process) = PidFd::open(tracer) else {
+            continue;
+        };
+        // The pidfd stands for it if it traces still.
+        if of_its_user(tracer) && process::tracers_of(pid).contains(&tracer) {
+            process.kill();
+            killed.push(tracer);
+        }
+    }
+    killed
+}
+
+fn runs_as(pid: u32, uid: u32) -> bool {
+    process::uids_of(pid).is_ok_and(|uids| uids[0] == uid)
+}
+
 fn pool_of(pid: u32, pools: &HashMap<u32, Option<String>>) -> String {
     name_of(process::uids_of(pid).ok().map(|uids| uids[0]), pools)
 }
@@ -275,6 +329,7 @@ pub(super) fn end_children(spared: impl Fn(u32) -> bool) {
             if !process::reap_pid(pid) {
                 if let Ok(process) = PidFd::open(pid) {
                     process.kill();
+                    kill_tracers(pid);
                 }
             }
         }

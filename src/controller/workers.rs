@@ -151,8 +151,14 @@ impl Controller {
     pub(super) fn kill_worker(&mut self, lease: LeaseId) {
         if let Some(process) = self.workers.get(&lease).and_then(|w| w.process.as_ref()) {
             process.what.kill();
-            // Who traces it, or a thread of it, has to end first.
-            self.orphans.soon(self.now());
+            self.condemn_worker(lease);
+        }
+    }
+
+    fn condemn_worker(&mut self, lease: LeaseId) {
+        let now = self.now();
+        if let Some((key, pid)) = self.workers.get(&lease).and_then(|w| Some((w.key, w.process.as_ref()?.what.pid()))) {
+            self.orphans.condemn(pid, key, now);
         }
     }
 
@@ -169,6 +175,7 @@ impl Controller {
         }
         if let Some(process) = worker.process {
             self.pids.remove(&process.what.pid());
+            self.orphans.absolve(process.what.pid());
             self.close(Some(process));
         }
         if let Some(errors) = worker.errors {
@@ -180,7 +187,7 @@ impl Controller {
     pub(super) fn reap_worker(&mut self, lease: LeaseId) {
         let Some(status) = self.workers.get(&lease).and_then(|w| w.process.as_ref()).and_then(|p| p.what.reap()) else {
             // Who traces it has to end first.
-            return self.orphans.soon(self.now());
+            return self.condemn_worker(lease);
         };
         // Only an idle worker that nobody has told to end has its data socket here.
         if let Some(worker) = self.workers.get(&lease).filter(|w| w.data.is_some()) {

@@ -130,6 +130,7 @@ impl Controller {
         self.end_channel(zygote.key, zygote.channel);
         if let Some(process) = zygote.process {
             self.pids.remove(&process.what.pid());
+            self.orphans.absolve(process.what.pid());
             self.close(Some(process));
         }
         if let Some(errors) = zygote.errors {
@@ -236,7 +237,7 @@ impl Controller {
         match &zygote.process {
             Some(process) => {
                 process.what.kill();
-                self.orphans.soon(now);
+                self.orphans.condemn(process.what.pid(), key, now);
             }
             None => {
                 zygote.condemned = true;
@@ -253,7 +254,7 @@ impl Controller {
         self.read_zygote(id);
         let Some(status) = self.zygotes.get(&id).and_then(|z| z.process.as_ref()).and_then(|p| p.what.reap()) else {
             // Who traces it has to end first.
-            return self.orphans.soon(self.now());
+            return self.kill_process(id);
         };
         if let Some(zygote) = self.zygotes.remove(&id) {
             let text = describe_status(status);

@@ -3,9 +3,11 @@
 //! Runs in: controller.  Trusts: the kernel.  Owns: the pidfds it opens.
 //! Never: signals by pid number, which may belong to somebody else by then.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 /// A process that stays this one, whatever becomes of its number (pidfd_open(2)).
 #[derive(Debug)]
@@ -165,13 +167,38 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// The directories of a process's threads.
+fn threads_of(parent: u32) -> impl Iterator<Item = PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{parent}/task"));
+    threads.into_iter().flatten().flatten().map(|thread| thread.path())
+}
+
 /// Every child of another process, zombies included, of all its threads. Empty once it is gone.
 pub fn children_of(parent: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
-        return Vec::new();
-    };
-    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let lists = threads_of(parent).filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// Most threads of a process that are looked at for [`tracers_of`]: of one that was killed no others are left for long.
+const THREADS_LOOKED_AT: usize = 256;
+
+/// Who traces a thread of this process (ptrace(2)).
+pub fn tracers_of(pid: u32) -> BTreeSet<u32> {
+    let statuses = threads_of(pid).take(THREADS_LOOKED_AT).filter_map(|thread| fs::read(thread.join("status")).ok());
+    let tracers = statuses.filter_map(|status| status_field(&status, "TracerPid:")?.parse().ok());
+    tracers.filter(|tracer| *tracer != 0).collect()
+}
+
+/// Whether a process, and with it whatever it starts, can gain no privileges; `None` for one that is gone or a zombie.
+pub fn gains_no_privileges(pid: u32) -> Option<bool> {
+    parse_no_new_privs(&fs::read(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn parse_no_new_privs(status: &[u8]) -> Option<bool> {
+    if status_field(status, "State:")?.starts_with('Z') {
+        return None;
+    }
+    Some(status_field(status, "NoNewPrivs:")? == "1")
 }
 
 /// Whether a uid could be another than our own: only root's children can be given away.

@@ -77,6 +77,7 @@ fn become_zygote(channel: &OwnedFd, errors: OwnedFd, behaviour: &str, uid: u32, 
     if privileges::effective_uid() == 0 {
         privileges::change_user(uid, uid, &[uid]).expect("setuid");
     }
+    privileges::no_new_privileges().expect("no_new_privs");
     if behaviour == "FailsToStart" {
         send(channel, &ZygoteReport::Failed { text: "php.ini is not readable".into() }.encode());
         exit_now(1);
@@ -130,8 +131,9 @@ fn become_worker(data: &OwnedFd) -> ! {
                 }
                 send(data, b"done");
             }
-            b"have yourself traced" => hostile::have_traced(data, false),
-            b"have a thread traced" => hostile::have_traced(data, true),
+            b"have yourself traced" => hostile::have_traced(data, false, false),
+            b"have your end traced" => hostile::have_traced(data, false, true),
+            b"have a thread traced" => hostile::have_traced(data, true, false),
             b"daemon" => {
                 let pid = crate::stage::fork(|| {
                     privileges::new_session();

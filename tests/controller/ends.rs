@@ -101,11 +101,14 @@ fn a_reload_ends_the_old_generation() {
 fn zygotes_that_an_ended_seed_still_forks_are_known() {
     let mut stage = Stage::open(Behaviour::StartsSlowly, 4, 30_000);
     let mut f = stage.frontend();
-    drop(f.lease(1, 1));
+    let lease = f.lease(1, 1);
+    // A worker that answers has a session of its own.
+    assert!(lease.ask("ping").starts_with("pong"));
     let [seed] = children_of(stage.controller).into_iter().filter(|p| stage::session(*p) != *p).collect::<Vec<_>>()[..]
     else {
         panic!("one child is the seed");
     };
+    drop(lease);
     stage::stop(seed);
     f.send(&want(2, 2));
     // The seed has the order soon, and cannot carry it out yet.

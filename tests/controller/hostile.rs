@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = tests![
     a_zygote_in_an_attackers_hands_harms_its_pool_only,
     a_zygote_that_has_served_is_held_to_the_protocol,
     a_worker_that_somebody_traces_is_gone_all_the_same,
+    a_worker_that_is_stopped_at_its_end_is_gone_all_the_same,
     a_worker_of_which_a_thread_is_traced_is_gone_all_the_same,
     who_traces_a_worker_does_not_outlive_the_server,
 ];
@@ -148,7 +149,7 @@ fn tells_what_is_traced(order: &Order<'_>) -> bool {
         may_be_traced();
         sleep();
     });
-    trace(child);
+    trace(child, false);
     order.tell(child);
     std::thread::sleep(Duration::from_millis(50));
     stage::kill(child);
@@ -285,12 +286,15 @@ fn may_be_traced() {
 }
 
 /// A child of the caller's traces this thread, and takes no notice of its end, which the kernel then shows to nobody else.
-fn trace(thread: u32) -> u32 {
+/// With `exit` it stops there until the tracer lets it go on.
+fn trace(thread: u32, exit: bool) -> u32 {
     let (tell, told) = socket::seqpacket_pair().expect("socketpair");
     let tracer = stage::fork(|| {
         let none = std::ptr::null_mut::<libc::c_void>();
+        let options = if exit { libc::PTRACE_O_TRACEEXIT } else { 0 };
+        let options = std::ptr::without_provenance_mut::<libc::c_void>(usize::try_from(options).expect("small"));
         // SAFETY: nothing of our memory is read or written.
-        let traces = || unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread.cast_signed(), none, none) == 0 };
+        let traces = || unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread.cast_signed(), none, options) == 0 };
         // It may not have allowed it yet.
         eventually("it is traced", traces);
         socket::send(tell.as_fd(), b"x", &[], Blocking::Yes).expect("send");
@@ -304,9 +308,9 @@ fn trace(thread: u32) -> u32 {
 }
 
 /// In a worker: has itself traced, or a thread of it. The answer is the tracer's pid.
-pub fn have_traced(data: &OwnedFd, thread: bool) {
+pub fn have_traced(data: &OwnedFd, thread: bool, exit: bool) {
     may_be_traced();
-    let tracer = trace(if thread { sleeping_thread() } else { std::process::id() });
+    let tracer = trace(if thread { sleeping_thread() } else { std::process::id() }, exit);
     socket::send(data.as_fd(), tracer.to_string().as_bytes(), &[], Blocking::Yes).expect("an answer");
 }
 
@@ -356,30 +360,41 @@ fn a_zygote_that_has_served_is_held_to_the_protocol() {
     assert!(text.contains("nobody asked"), "{text}");
 }
 
-fn has_traced(question: &str) {
+/// Dies by itself, or because it is to.
+fn has_traced(question: &str, dies: bool) {
     let stage = Stage::open(Behaviour::Good, 2, 30_000);
     let mut f = stage.frontend();
     let lease = f.lease(1, 1);
     let tracer: u32 = lease.ask(question).parse().expect("its pid");
-    stage::kill(lease.pid);
-    let used = processor_time(stage.controller);
+    let (worker, used) = (lease.pid, processor_time(stage.controller));
+    if dies {
+        stage::kill(worker);
+    } else {
+        f.give_back(lease, Returned::Violation);
+    }
     eventually("the end of who traces it", || !alive(tracer));
-    eventually("it is reaped", || !children_of(stage.controller).contains(&lease.pid));
+    eventually("it is reaped", || !children_of(stage.controller).contains(&worker));
     let used = processor_time(stage.controller) - used;
     assert!(used < Duration::from_millis(50), "the controller was busy for {used:?}");
     assert!(f.lease(2, 1).ask("ping").starts_with("pong"));
 }
 
 fn a_worker_that_somebody_traces_is_gone_all_the_same() {
-    has_traced("have yourself traced");
+    has_traced("have yourself traced", true);
+    has_traced("have yourself traced", false);
+}
+
+fn a_worker_that_is_stopped_at_its_end_is_gone_all_the_same() {
+    has_traced("have your end traced", false);
 }
 
 fn a_worker_of_which_a_thread_is_traced_is_gone_all_the_same() {
-    has_traced("have a thread traced");
+    has_traced("have a thread traced", true);
+    has_traced("have a thread traced", false);
 }
 
 fn who_traces_a_worker_does_not_outlive_the_server() {
-    for question in ["have yourself traced", "have a thread traced"] {
+    for question in ["have yourself traced", "have your end traced", "have a thread traced"] {
         let stage = Stage::open(Behaviour::Good, 2, 30_000);
         let mut f = stage.frontend();
         let lease = f.lease(1, 1);
