@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = tests![
     a_worker_that_is_stopped_at_its_end_is_gone_all_the_same,
     a_worker_of_which_a_thread_is_traced_is_gone_all_the_same,
     who_traces_a_worker_does_not_outlive_the_server,
+    who_traces_a_worker_outlives_no_server_whose_controller_has_died,
 ];
 
 /// An order to fork a worker, and what came with it.
@@ -391,6 +392,22 @@ fn a_worker_that_is_stopped_at_its_end_is_gone_all_the_same() {
 fn a_worker_of_which_a_thread_is_traced_is_gone_all_the_same() {
     has_traced("have a thread traced", true);
     has_traced("have a thread traced", false);
+}
+
+fn who_traces_a_worker_outlives_no_server_whose_controller_has_died() {
+    for question in ["have yourself traced", "have your end traced", "have a thread traced"] {
+        let mut stage = Stage::open(Behaviour::Good, 2, 30_000);
+        let mut f = stage.frontend();
+        let lease = f.lease(1, 1);
+        let (worker, tracer) = (lease.pid, lease.ask(question).parse().expect("its pid"));
+        stage::kill(stage.controller);
+        stage.reap_controller();
+        stage.start_controller();
+        stage.configure(1, Behaviour::Good, 2, 30_000);
+        let f = stage.frontend();
+        drop((f, stage));
+        eventually("their end", || !alive(worker) && !alive(tracer));
+    }
 }
 
 fn who_traces_a_worker_does_not_outlive_the_server() {
