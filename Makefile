@@ -81,6 +81,7 @@ bench:
 	@$(MAKE) --no-print-directory build
 	@bench/run
 	@bench/crowds
+	@bench/uploads
 
 fuzz:
 	@scripts/deps build fuzz

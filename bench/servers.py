@@ -171,13 +171,13 @@ class Server:
                                                    start_new_session=True))
         self.account.started(self.processes[-1].pid)
 
-    def wait_ready(self):
+    def wait_ready(self, path="/hello.php"):
         end = time.monotonic() + 20
         while time.monotonic() < end:
             if any(process.poll() is not None for process in self.processes):
                 break
             try:
-                if self.get("/hello.php")[0] == 200:
+                if self.get(path)[0] == 200:
                     return
             except OSError:
                 pass
