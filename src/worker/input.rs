@@ -219,8 +219,10 @@ impl Worker {
                 Ok(None) => {}
                 Err(_) => return Err(self.client_gone().into()),
             }
+            let only_waits = blocking == Blocking::Yes && self.outbox.borrow().is_empty();
+            let how = if only_waits { Blocking::Yes } else { Blocking::No };
             // Not within the match: its arms borrow the inbox again.
-            let at_once = self.inbox.borrow_mut().fill(self.lease(), Blocking::No);
+            let at_once = self.inbox.borrow_mut().fill(self.lease(), how);
             let filled = match at_once {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if blocking == Blocking::No {

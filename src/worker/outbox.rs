@@ -89,9 +89,14 @@ impl Outbox {
         self.open_data = None;
     }
 
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Sends what waits, as one message.
     pub fn send(&mut self, lease: BorrowedFd<'_>) -> io::Result<()> {
-        if self.pending.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         let fds: Vec<BorrowedFd<'_>> = self.descriptor.iter().map(AsFd::as_fd).collect();
