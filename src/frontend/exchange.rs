@@ -57,6 +57,17 @@ struct Buffers {
     first: Vec<u8>,
 }
 
+impl Buffers {
+    fn new() -> Self {
+        Self {
+            receive: vec![0; MAX_MESSAGE],
+            send: Vec::with_capacity(MAX_MESSAGE),
+            body: Vec::with_capacity(MAX_DATA),
+            first: Vec::new(),
+        }
+    }
+}
+
 thread_local! {
     static BUFFERS: RefCell<Option<Buffers>> = const { RefCell::new(None) };
 }
@@ -236,12 +247,7 @@ impl<'r> Run<'r> {
         if set_timeout(&mut self.lease).is_err() {
             return if self.sent { self.stopped(Stop::Died(None)) } else { Outcome::Unread };
         }
-        let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers {
-            receive: vec![0; MAX_MESSAGE],
-            send: Vec::with_capacity(MAX_MESSAGE),
-            body: Vec::with_capacity(MAX_DATA),
-            first: Vec::new(),
-        });
+        let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(Buffers::new);
         self.put_back(&mut buffers);
         let outcome = self.whole(&mut buffers, replay);
         match outcome {
@@ -352,25 +358,36 @@ impl<'r> Run<'r> {
             if self.pending {
                 self.pending = self.send_some(&buffers.send)?;
             }
+            let stuck = self.pending || (self.upload == Upload::Running && self.dry);
+            // Before it parks, a request hears what has come: a worker's socket is watched for what comes after.
+            if stuck && !self.parks && !self.wait_for_either(&mut buffers.send)? {
+                continue;
+            }
             match self.hear(&mut buffers.receive, Blocking::No) {
-                Err(Stop::Silent) if self.pending || (self.upload == Upload::Running && self.dry) => {
-                    self.check_taken()?;
-                    if self.pending || self.holds_unread() {
-                        // It is the worker's turn.
-                        self.awaits_client_since = Instant::now();
-                    }
-                    let left = self.client_left_time();
-                    if left.is_zero() {
-                        self.give_up_client(&mut buffers.send);
-                        self.pending = true;
-                    } else {
-                        self.wait(left)?;
-                    }
+                Err(Stop::Silent) if stuck && self.parks => {
+                    self.wait_for_either(&mut buffers.send)?;
                 }
                 Err(Stop::Silent) => {}
                 heard => heard?,
             }
         }
+    }
+
+    /// Nothing can be done before the worker takes or says something, or the client sends more. Says whether the worker
+    /// has spoken.
+    fn wait_for_either(&mut self, out: &mut Vec<u8>) -> Result<bool, Stop> {
+        self.check_taken()?;
+        if self.pending || (self.awaits_client_since.elapsed() >= WORKER_LOOK && self.holds_unread()) {
+            // It is the worker's turn.
+            self.awaits_client_since = Instant::now();
+        }
+        let left = self.client_left_time();
+        if left.is_zero() {
+            self.give_up_client(out);
+            self.pending = true;
+            return Ok(false);
+        }
+        self.wait(left)
     }
 
     /// Receives a message and does what it says.
@@ -467,8 +484,8 @@ impl<'r> Run<'r> {
         self.patience.saturating_sub(self.awaits_client_since.elapsed())
     }
 
-    /// Waits until either side can go on, `left` at most.
-    fn wait(&self, left: Duration) -> Result<(), Stop> {
+    /// Waits until either side can go on, `left` at most; says whether the worker has spoken.
+    fn wait(&self, left: Duration) -> Result<bool, Stop> {
         let client = if self.pending { None } else { self.out.client.input() };
         let patience = match client {
             _ if self.parks => return Err(Stop::Parks),
@@ -476,10 +493,8 @@ impl<'r> Run<'r> {
             Some(_) => left.min(CLIENT_LOOK),
             None => STREAM_POLL,
         };
-        match wait::readable_or_writable(self.lease.socket.as_fd(), self.pending, client, patience) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(Stop::Died(Some(e.kind()))),
-        }
+        wait::readable_or_writable(self.lease.socket.as_fd(), self.pending, client, patience)
+            .map_err(|e| Stop::Died(Some(e.kind())))
     }
 
     /// Nothing can be done before the worker, or the client, says something.

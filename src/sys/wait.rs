@@ -32,7 +32,7 @@ pub fn is_hung_up(fd: BorrowedFd<'_>, half: bool) -> bool {
 }
 
 /// Waits until `first` is readable (or writable, if that is wanted too), or `second` is readable, or the time is over.
-/// `Ok(false)` where only the time is over. A signal does not end the wait early with an error.
+/// `Ok(true)` where `first` is readable, or at its end. A signal ends the wait early, and is no error.
 pub fn readable_or_writable(
     first: BorrowedFd<'_>,
     write: bool,
@@ -53,8 +53,9 @@ pub fn readable_or_writable(
         if e.kind() != io::ErrorKind::Interrupted {
             return Err(e);
         }
+        return Ok(false);
     }
-    Ok(n != 0)
+    Ok(set[0].revents & !libc::POLLOUT != 0)
 }
 
 /// Whether something can be written. Does not wait.

@@ -5,7 +5,7 @@
 
 use super::delivery::Undelivered;
 use super::request;
-use super::upload::Upload;
+use super::upload::{Upload, MOST_REPLAYED};
 use super::Run;
 use crate::frontend::errors;
 use crate::httpd::client::ClientGone;
@@ -108,7 +108,9 @@ impl Run<'_> {
                 _ => return Outcome::ClientGone,
             },
             Stop::Parks | Stop::Silent => return Outcome::Parked,
-            Stop::Died(Some(kind)) if !self.heard && self.messages <= 1 && self.reads <= 2 && is_unread(kind) => {
+            Stop::Died(Some(kind))
+                if !self.heard && self.messages <= 1 && self.reads <= MOST_REPLAYED && is_unread(kind) =>
+            {
                 return Outcome::Unread
             }
             Stop::Died(_) => (502, Returned::Dead, "ended before its response was complete".to_owned()),

@@ -9,7 +9,7 @@ use crate::frontend::request::BodyFlags;
 use crate::httpd::client::{BodyLength, BodyRead};
 use crate::httpd::log;
 use crate::sys::socket::{self, Blocking};
-use crate::wire::frame::{put_frame, FrameKind, MAX_DATA, MAX_MESSAGE};
+use crate::wire::frame::{put_frame, FrameKind, FRAME_HEAD_LEN, MAX_DATA, MAX_MESSAGE};
 use crate::wire::request::{REQUEST_CHUNKED, REQUEST_EXPECT, REQUEST_LENGTH};
 use std::io;
 use std::os::fd::AsFd;
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// Room for the request head, body and END frames of one message beside each other.
 const PREFETCH: usize = MAX_DATA;
+/// How many parts of the body can be told to another worker: what went with the request, and the next, which is read while
+/// nobody has received that.
+pub(super) const MOST_REPLAYED: u32 = 2;
 const REQUEST_TIMEOUT: u16 = 408;
 /// How long a client may take for the fields behind its chunked body, where that holds up a thread of many connections.
 const TRAILER_PATIENCE: Duration = Duration::from_secs(1);
@@ -150,20 +153,32 @@ impl Run<'_> {
         }
     }
 
-    /// Takes what the client has sent of its body and appends frames for it.
+    /// Takes what the client has sent of its body and appends frames for it. `body` gets a copy, where another worker may
+    /// need it again.
     fn read_some(&mut self, body: &mut Vec<u8>, out: &mut Vec<u8>) -> bool {
-        body.clear();
+        let start = out.len();
+        let mut end = PartEnd::Open;
+        put_frame(out, FrameKind::Body, 0, self.exchange(), |out| end = self.collect(out));
+        let piece = out.get(start + FRAME_HEAD_LEN..).unwrap_or_default();
         self.reads = self.reads.saturating_add(1);
-        let end = self.collect(body);
-        self.put_part(body, end, out);
-        end != PartEnd::Open || !body.is_empty()
+        body.clear();
+        if self.reads <= MOST_REPLAYED {
+            body.extend_from_slice(piece);
+        }
+        let found = !piece.is_empty();
+        if !found {
+            out.truncate(start);
+        }
+        self.put_end(end, out);
+        end != PartEnd::Open || found
     }
 
-    /// What has arrived of the body, at most [`PREFETCH`] bytes. A body that is there whole is taken with its end.
-    fn collect(&mut self, body: &mut Vec<u8>) -> PartEnd {
+    /// Appends what has arrived of the body, at most [`PREFETCH`] bytes. A body that is there whole is taken with its end.
+    fn collect(&mut self, out: &mut Vec<u8>) -> PartEnd {
         self.dry = false;
-        while body.len() < PREFETCH {
-            match self.out.client.read_body(body, PREFETCH - body.len()) {
+        let most = out.len() + PREFETCH;
+        while out.len() < most {
+            match self.out.client.read_body(out, most - out.len()) {
                 BodyRead::Data => {}
                 BodyRead::WouldBlock => {
                     self.dry = true;
@@ -181,8 +196,15 @@ impl Run<'_> {
         PartEnd::Open
     }
 
+    /// A part of the body that another worker was sent before.
     fn put_part(&mut self, body: &[u8], end: PartEnd, out: &mut Vec<u8>) {
-        self.put_body(body, out);
+        for piece in body.chunks(MAX_DATA) {
+            put_frame(out, FrameKind::Body, 0, self.exchange(), |o| o.extend_from_slice(piece));
+        }
+        self.put_end(end, out);
+    }
+
+    fn put_end(&mut self, end: PartEnd, out: &mut Vec<u8>) {
         self.part_end = end;
         match end {
             PartEnd::Open => return,
@@ -200,17 +222,11 @@ impl Run<'_> {
     pub(super) fn give_up_client(&mut self, out: &mut Vec<u8>) {
         self.blame_client(&format!("sent nothing more of its request body for {} seconds", self.patience.as_secs()));
         out.clear();
-        self.put_part(&[], PartEnd::Failed(REQUEST_TIMEOUT), out);
+        self.put_end(PartEnd::Failed(REQUEST_TIMEOUT), out);
     }
 
     fn blame_client(&self, what: &str) {
         let text = format!("POOL117: [pool {} pid {}] the client {what}: 408", self.pool_name, self.lease.pid);
         log::request(log::Level::Warning, self.r, request::naming(self.r, text));
-    }
-
-    fn put_body(&self, body: &[u8], out: &mut Vec<u8>) {
-        for piece in body.chunks(MAX_DATA) {
-            put_frame(out, FrameKind::Body, 0, self.exchange(), |o| o.extend_from_slice(piece));
-        }
     }
 }
