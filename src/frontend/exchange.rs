@@ -16,7 +16,7 @@ use crate::httpd::{client, RequestRec};
 use crate::settings::LoggedNames;
 use crate::sys::events::{self, Interest, Receipt};
 use crate::sys::socket::{self, Blocking, Received};
-use crate::sys::wait;
+use crate::sys::{thread, wait};
 use crate::wire::control::Returned;
 use crate::wire::exchange::{ResponseChecker, Stage};
 use crate::wire::frame::{Exchange, MAX_DATA, MAX_MESSAGE};
@@ -58,7 +58,13 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new() -> Self {
+    /// For the calling thread, which has this request now.
+    fn of(r: RequestRec<'_>) -> Self {
+        if r.is_stream() {
+            // A thread of mod_http2's, which serves streams and nothing else. It hands on what others bring: they would be
+            // stopped for each piece, where several are handed on together with no more trouble.
+            thread::interrupt_nobody();
+        }
         Self {
             receive: vec![0; MAX_MESSAGE],
             send: Vec::with_capacity(MAX_MESSAGE),
@@ -247,7 +253,7 @@ impl<'r> Run<'r> {
         if set_timeout(&mut self.lease).is_err() {
             return if self.sent { self.stopped(Stop::Died(None)) } else { Outcome::Unread };
         }
-        let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(Buffers::new);
+        let mut buffers = BUFFERS.with(|b| b.borrow_mut().take()).unwrap_or_else(|| Buffers::of(self.r));
         self.put_back(&mut buffers);
         let outcome = self.whole(&mut buffers, replay);
         match outcome {
