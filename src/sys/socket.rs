@@ -393,13 +393,9 @@ pub fn receive_few(fd: BorrowedFd<'_>, buf: &mut [u8], blocking: Blocking) -> io
 
 /// Takes the message at the head of the queue out of it.
 fn take_seen(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let mut header: libc::msghdr = {
-        // SAFETY: msghdr is plain data for which all zeroes is a valid, empty value.
-        unsafe { MaybeUninit::zeroed().assume_init() }
-    };
     loop {
-        // SAFETY: `header` is live; it names no buffer, so nothing else is written.
-        if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) } >= 0 {
+        // SAFETY: recv has no room to write to.
+        if unsafe { libc::recv(fd.as_raw_fd(), ptr::null_mut(), 0, libc::MSG_DONTWAIT) } >= 0 {
             return Ok(());
         }
         let e = io::Error::last_os_error();
