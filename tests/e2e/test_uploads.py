@@ -42,6 +42,12 @@ def sleeps(server):
     return total
 
 
+def those_that_interrupt_nobody(server):
+    """Threads of frontends under SCHED_BATCH."""
+    threads = [int(task.name) for p in server.processes("frontend") for task in Path(f"/proc/{p.pid}/task").iterdir()]
+    return {thread for thread in threads if os.sched_getscheduler(thread) == os.SCHED_BATCH}
+
+
 class Stream:
     """A request by HTTP/2 whose body is sent piece by piece, without a length."""
 
@@ -131,6 +137,17 @@ def test_a_large_body_of_a_stream_arrives_whole(streams, tls, length):
         stream.send(body, last=True)
         found = stream.response().json()
     assert found["bytes"] == len(body) and found["sha256"] == hashlib.sha256(body).hexdigest()
+
+
+def test_threads_of_streams_interrupt_nobody_when_they_are_woken(streams):
+    """And no others: what is handed on piece by piece comes together while a processor is busy."""
+    before = those_that_interrupt_nobody(streams)
+    assert streams.request("POST", "/count.php", body=b"x" * 100_000, tls=True).text == "100000"
+    assert those_that_interrupt_nobody(streams) == before
+    with Stream(streams, "/count.php", True) as stream:
+        stream.send(b"x" * 100_000, last=True)
+        assert stream.response().text == "100000"
+    assert those_that_interrupt_nobody(streams)
 
 
 def test_a_stream_whose_client_leaves_in_its_upload_frees_its_worker(streams):
